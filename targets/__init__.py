@@ -1,0 +1,1 @@
+"""Target emitters, one folder a target, each with the same doors: emit, read, run."""

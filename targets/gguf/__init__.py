@@ -1,0 +1,1 @@
+"""GGUF: the file that llama.cpp, Ollama and LM Studio load."""
