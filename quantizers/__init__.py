@@ -1,1 +1,1 @@
-"""Number formats (how a weight may be stored) and solvers (how the stored values are chosen)."""
+"""Number formats (which values a weight may take) and solvers (which of them it gets)."""

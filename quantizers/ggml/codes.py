@@ -1,0 +1,86 @@
+"""Values to codes and back, under given scales and offsets: the two loops that all block formats share.
+
+Shapes: # R rows  I columns  G groups a row  L levels
+
+The group size follows from the shapes (I / G), so that a solver can round a single column of every row: values [R, 1]
+under scales [R, 1].
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qwen3_export.quantizers.compile import kernel
+from qwen3_export.quantizers.ggml.shapes import BlockShape
+
+__all__ = ["codes_to_values", "round_to_codes"]
+
+Codes = NDArray[np.int8]
+Values = NDArray[np.float32]
+
+
+def round_to_codes(shape: BlockShape, values_RI: Values, *, scale_RG: Values, offset_RG: Values) -> Codes:
+    """The code whose value is nearest to each weight; where the scale is zero, the code nearest to zero."""
+    codes_RI = np.empty(values_RI.shape, np.int8)
+    if shape.levels is None:
+        _round_uniform(codes_RI, values_RI, scale_RG, offset_RG, shape.code_low, shape.code_high)
+    else:
+        _round_to_levels(codes_RI, values_RI, scale_RG, _midpoints(shape.levels))
+    return codes_RI
+
+
+def codes_to_values(shape: BlockShape, codes_RI: Codes, *, scale_RG: Values, offset_RG: Values) -> Values:
+    """``scale * level(code) - offset``, each product rounded to float32 as runtimes do."""
+    values_RI = np.empty(codes_RI.shape, np.float32)
+    levels = range(-128, 128) if shape.levels is None else shape.levels
+    first = -128 if shape.levels is None else 0
+    _look_up(values_RI, codes_RI, scale_RG, offset_RG, np.array(levels, np.float32), first)
+    return values_RI
+
+
+def _midpoints(levels: tuple[int, ...]) -> Values:
+    steps = np.array(levels, np.float32)
+    return (steps[1:] + steps[:-1]) / 2
+
+
+@kernel
+def _round_uniform(
+    codes_RI: Codes, values_RI: Values, scale_RG: Values, offset_RG: Values, low: int, high: int
+) -> None:
+    group_size = values_RI.shape[1] // scale_RG.shape[1]
+    lowest, highest = np.float32(low), np.float32(high)
+    for r in range(values_RI.shape[0]):
+        for g in range(scale_RG.shape[1]):
+            scale, offset = scale_RG[r, g], offset_RG[r, g]
+            inverse = np.float32(1) / scale if scale != 0 else np.float32(0)
+            for i in range(g * group_size, (g + 1) * group_size):
+                code = np.rint((values_RI[r, i] + offset) * inverse)
+                codes_RI[r, i] = np.int8(min(max(code, lowest), highest))
+
+
+@kernel
+def _round_to_levels(codes_RI: Codes, values_RI: Values, scale_RG: Values, midpoints_L: Values) -> None:
+    group_size = values_RI.shape[1] // scale_RG.shape[1]
+    for r in range(values_RI.shape[0]):
+        for g in range(scale_RG.shape[1]):
+            scale = scale_RG[r, g]
+            inverse = np.float32(1) / scale if scale != 0 else np.float32(0)
+            for i in range(g * group_size, (g + 1) * group_size):
+                codes_RI[r, i] = 0
+            # Counting the midpoints below a value, one midpoint after the other, vectorizes; a search does not.
+            for level in range(midpoints_L.shape[0]):
+                for i in range(g * group_size, (g + 1) * group_size):
+                    codes_RI[r, i] += values_RI[r, i] * inverse > midpoints_L[level]
+
+
+@kernel
+def _look_up(
+    values_RI: Values, codes_RI: Codes, scale_RG: Values, offset_RG: Values, levels_L: Values, first: int
+) -> None:
+    group_size = codes_RI.shape[1] // scale_RG.shape[1]
+    for r in range(codes_RI.shape[0]):
+        for g in range(scale_RG.shape[1]):
+            scale, offset = scale_RG[r, g], offset_RG[r, g]
+            for i in range(g * group_size, (g + 1) * group_size):
+                values_RI[r, i] = scale * levels_L[codes_RI[r, i] - first] - offset
