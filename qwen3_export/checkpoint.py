@@ -165,9 +165,7 @@ def _same_bytes(a: StoredTensor, b: StoredTensor) -> bool:
     return True
 
 
-def _expected_only(
-    tensors: Mapping[str, StoredTensor], config: Qwen3Config, folder: Path
-) -> dict[str, Weight]:
+def _expected_only(tensors: Mapping[str, StoredTensor], config: Qwen3Config, folder: Path) -> dict[str, Weight]:
     """The weights of the config's model, all of them and no others."""
     weights: dict[str, Weight] = {}
     for role, shape in expected_weights(config).items():
@@ -194,12 +192,12 @@ def _stored_weight(tensor: StoredTensor, role: Role) -> StoredWeight:
             f"{tensor.path.name}: {tensor.name} is stored as {tensor.dtype}; BF16, F16 and F32 are read, so export "
             "from the original checkpoint"
         )
-    weight = StoredWeight(
-        role=role, shape=tensor.shape, format=tensor.dtype, path=tensor.path, offset=tensor.offset
-    )
+    weight = StoredWeight(role=role, shape=tensor.shape, format=tensor.dtype, path=tensor.path, offset=tensor.offset)
     if weight.row_bytes * tensor.shape[0] != tensor.num_bytes:
-        raise CheckpointError(f"{tensor.path.name}: {tensor.name} has {tensor.num_bytes:,} bytes, which do not "
-                              f"fit its shape {list(tensor.shape)}; download it again")  # fmt: skip
+        raise CheckpointError(
+            f"{tensor.path.name}: {tensor.name} has {tensor.num_bytes:,} bytes, which do not "
+            f"fit its shape {list(tensor.shape)}; download it again"
+        )
     return weight
 
 

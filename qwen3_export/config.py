@@ -71,8 +71,15 @@ class Qwen3Config:
     torch_dtype: str = "bfloat16"
 
     def __post_init__(self) -> None:
-        positive = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads",
-                    "num_key_value_heads", "head_dim", "max_position_embeddings")  # fmt: skip
+        positive = (
+            "vocab_size",
+            "hidden_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "num_key_value_heads",
+            "head_dim",
+            "max_position_embeddings",
+        )
         for field in positive:
             if getattr(self, field) <= 0:
                 raise UnsupportedModelError(f"config.json: {field} is {getattr(self, field)}; it must be positive")
@@ -202,7 +209,7 @@ def _rope_parameters(document: Mapping[str, Any]) -> Mapping[str, Any]:
     """One mapping with ``rope_theta`` and, if any, the scaling keys, from either spelling."""
     scaling = document.get("rope_parameters") or document.get("rope_scaling") or {}
     if not isinstance(scaling, Mapping):
-        raise UnsupportedModelError("config.json: rope_scaling is not an object; write null or {\"rope_type\": …}")
+        raise UnsupportedModelError('config.json: rope_scaling is not an object; write null or {"rope_type": …}')
     if scaling.get("partial_rotary_factor", 1.0) != 1.0:
         raise UnsupportedModelError("config.json: partial_rotary_factor is not 1; Qwen3 rotates whole heads")
     theta = scaling.get("rope_theta", document.get("rope_theta"))
@@ -216,11 +223,19 @@ def _yarn_scaling(rope: Mapping[str, Any], document: Mapping[str, Any]) -> YarnS
     if rope_type == "default":
         return None
     if rope_type != "yarn":
-        raise UnsupportedModelError(
-            f"config.json: rope_scaling type {rope_type!r} is not supported; yarn, or none, is"
-        )
-    known = {"rope_type", "type", "rope_theta", "factor", "original_max_position_embeddings", "beta_fast",
-             "beta_slow", "attention_factor", "truncate", "partial_rotary_factor"}  # fmt: skip
+        raise UnsupportedModelError(f"config.json: rope_scaling type {rope_type!r} is not supported; yarn, or none, is")
+    known = {
+        "rope_type",
+        "type",
+        "rope_theta",
+        "factor",
+        "original_max_position_embeddings",
+        "beta_fast",
+        "beta_slow",
+        "attention_factor",
+        "truncate",
+        "partial_rotary_factor",
+    }
     for key in rope:
         if key not in known and rope[key] is not None:
             raise UnsupportedModelError(f"config.json: rope_scaling has {key!r}, whose effect is not supported")

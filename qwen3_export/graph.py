@@ -210,9 +210,7 @@ def _expected_mlp(config: Qwen3Config, layer: int) -> dict[Role, tuple[int, ...]
     return shapes
 
 
-def _expected_gated(
-    layer: int, expert: int | None, hidden: int, intermediate: int
-) -> dict[Role, tuple[int, ...]]:
+def _expected_gated(layer: int, expert: int | None, hidden: int, intermediate: int) -> dict[Role, tuple[int, ...]]:
     return {
         Role(Kind.GATE_PROJ, layer, expert): (intermediate, hidden),
         Role(Kind.UP_PROJ, layer, expert): (intermediate, hidden),

@@ -113,8 +113,9 @@ def _parse_entry(path: Path, name: str, entry: Mapping[str, Any], base: int) -> 
     try:
         begin, end = entry["data_offsets"]
         shape = tuple(int(size) for size in entry["shape"])
-        return StoredTensor(path=path, name=name, dtype=entry["dtype"], shape=shape,
-                            offset=base + begin, num_bytes=end - begin)  # fmt: skip
+        return StoredTensor(
+            path=path, name=name, dtype=entry["dtype"], shape=shape, offset=base + begin, num_bytes=end - begin
+        )
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: the header's entry for {name} is damaged; download it again") from error
 

@@ -192,9 +192,7 @@ def _chat_template(folder: Path, settings: Mapping[str, Any]) -> str | None:
     return template if isinstance(template, str) else None
 
 
-def _generation_defaults(
-    folder: Path, settings: Mapping[str, Any], fast: FastTokenizer
-) -> GenerationDefaults:
+def _generation_defaults(folder: Path, settings: Mapping[str, Any], fast: FastTokenizer) -> GenerationDefaults:
     path = folder / "generation_config.json"
     stated = read_json(path) if path.exists() else {}
     model = read_json(folder / "config.json")

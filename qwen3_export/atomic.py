@@ -1,0 +1,122 @@
+"""Output files that appear under their final name only when they are whole.
+
+A file is written beside its final place under ``NAME.partial``, made durable and then renamed, so an app or a
+CI job never sees half of one.  Whatever ends the writing early (an error, Ctrl-C) removes the partial file; one
+that a power cut left behind is overwritten by the next run.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from qwen3_export.errors import OutputError
+
+__all__ = ["check_output", "partial_file", "partial_files", "write_text"]
+
+
+def check_output(path: Path, *, force: bool, inputs: Iterable[Path] = ()) -> None:
+    """Refuse an output path that cannot or should not be written, before any work is done.
+
+    ``inputs`` are files that must not be overwritten, ``force`` or not.  Raises OutputError.
+    """
+    if path.is_dir():
+        raise OutputError(f"{path}: a folder; --out takes the name of the file to write")
+    if not path.parent.is_dir():
+        raise OutputError(f"{path}: there is no folder {path.parent}; create it first")
+    if path.exists() and any(path.samefile(source) for source in inputs):
+        raise OutputError(f"{path}: belongs to the checkpoint that is being read; choose another --out")
+    if path.exists() and not force:
+        raise OutputError(f"{path}: exists already; --force overwrites it")
+    if not os.access(path.parent, os.W_OK):
+        raise OutputError(f"{path.parent}: not writable; check its permissions, or choose another --out")
+
+
+@contextmanager
+def partial_file(path: Path, *, num_bytes: int = 0) -> Iterator[int]:
+    """A file descriptor to fill with ``num_bytes``; renamed to ``path`` when the block ends well.
+
+    Space is reserved before anything is written where the file system can.  Raises OutputError when the disk
+    is or becomes full, or another run is writing the same file.
+    """
+    with partial_files([(path, num_bytes)]) as descriptors:
+        yield descriptors[0]
+
+
+@contextmanager
+def partial_files(files: list[tuple[Path, int]]) -> Iterator[list[int]]:
+    """Several files that appear together, or not at all; see ``partial_file``."""
+    with ExitStack() as stack:
+        descriptors = [stack.enter_context(_opened_partial(path, num_bytes)) for path, num_bytes in files]
+        try:
+            yield descriptors
+            for descriptor in descriptors:
+                os.fsync(descriptor)
+        except OSError as error:
+            raise _as_output_error(files[0][0], error) from error
+        for path, _ in files:
+            _partial(path).replace(path)
+
+
+def write_text(path: Path, text: str) -> None:
+    """A small text file, atomically."""
+    encoded = text.encode("utf-8")
+    with partial_file(path) as descriptor:
+        os.write(descriptor, encoded)
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(path.name + ".partial")
+
+
+@contextmanager
+def _opened_partial(path: Path, num_bytes: int) -> Iterator[int]:
+    """An open, locked and reserved partial file, which is removed unless it has been renamed meanwhile."""
+    partial = _partial(path)
+    try:
+        descriptor = os.open(partial, os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise _as_output_error(path, error) from error
+    try:
+        _lock(descriptor, path)
+    except OutputError:
+        os.close(descriptor)
+        raise
+    try:
+        _reserve(descriptor, path, num_bytes)
+        yield descriptor
+    finally:
+        partial.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+def _lock(descriptor: int, path: Path) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        raise OutputError(f"{path}: another run is writing it; wait for that, or choose another --out") from error
+
+
+def _reserve(descriptor: int, path: Path, num_bytes: int) -> None:
+    try:
+        os.ftruncate(descriptor, 0)
+        free = shutil.disk_usage(path.parent).free
+        if num_bytes > free:
+            raise OSError(errno.ENOSPC, f"{num_bytes:,} bytes are needed and {free:,} are free")
+        if num_bytes and hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(descriptor, 0, num_bytes)
+        elif num_bytes:
+            os.ftruncate(descriptor, num_bytes)
+    except OSError as error:
+        raise _as_output_error(path, error) from error
+
+
+def _as_output_error(path: Path, error: OSError) -> OutputError:
+    if error.errno == errno.ENOSPC:
+        return OutputError(f"{path}: the disk is full ({error.strerror}); free some space, or choose another --out")
+    return OutputError(f"{path}: cannot be written ({error.strerror})")
