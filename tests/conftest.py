@@ -1,0 +1,43 @@
+"""Fixtures that every test may use: tiny checkpoints (written once a session, on demand) and the demo."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import pytest
+from models import DEMO, VARIANTS, write_model
+
+from qwen3_export.checkpoint import open_checkpoint
+from qwen3_export.graph import Graph
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The folder of a variant of ``models.VARIANTS``, by name; not to be written to."""
+    root = tmp_path_factory.mktemp("models")
+    return cache(lambda name: write_model(root / name, name))
+
+
+@pytest.fixture(scope="session")
+def model_graph(model_folder: Callable[[str], Path]) -> Callable[[str], Graph]:
+    """The graph of a variant, by name."""
+    return cache(lambda name: open_checkpoint(model_folder(name)))
+
+
+@pytest.fixture(scope="session", params=sorted(VARIANTS))
+def any_model(request: pytest.FixtureRequest, model_folder: Callable[[str], Path]) -> Path:
+    """The folder of each variant in turn."""
+    return model_folder(request.param)
+
+
+@pytest.fixture(scope="session")
+def demo_folder() -> Path:
+    """The small trained model that ships with the package."""
+    return DEMO
+
+
+@pytest.fixture(scope="session")
+def demo_graph() -> Graph:
+    return open_checkpoint(DEMO)
