@@ -1,0 +1,128 @@
+"""What a user may ask for beside a recipe: another format for some tensors.
+
+Tensors are named by GGUF's base names: ``attn_v`` is that tensor of every layer, ``blk.3.attn_v`` of one; the
+latter wins over the former.  llama.cpp takes regular expressions here and searches for them anywhere in a
+name, so that its ``output=q8_0`` also hits ``attn_output``; exact names cannot surprise.
+An override holds or is refused, with a reason: it is never weakened to what fits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+from qwen3_export.errors import QuantizationError
+from qwen3_export.graph import Kind
+from qwen3_export.quantizers.ggml import GGML_FORMATS
+from qwen3_export.targets.gguf.names import GgufTensor
+
+__all__ = ["Overrides", "check_overrides", "is_always_f32", "override_for", "parse_overrides"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Overrides:
+    """Formats by tensor name, and for the two ends of the model.
+
+    ``output_type`` is for the output projection, which in a tied model is the embedding.
+    """
+
+    tensor_types: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    output_type: str | None = None
+    embedding_type: str | None = None
+
+
+def parse_overrides(
+    assignments: Iterable[str], *, output_type: str | None = None, embedding_type: str | None = None
+) -> Overrides:
+    """Read ``attn_v=q6_k`` and its like, as the command line gives them.
+
+    Raises QuantizationError for what is no assignment, an unknown format, and two formats of one name.
+    """
+    types: dict[str, str] = {}
+    for text in assignments:
+        name, equals, format_name = text.partition("=")
+        if not (name and equals and format_name):
+            raise QuantizationError(f"--tensor-type {text}: write it as attn_v=q6_k or blk.3.attn_v=q6_k")
+        name = name.strip().lower().removesuffix(".weight")
+        found = _format_name(format_name.strip(), option=f"--tensor-type {text}")
+        if types.setdefault(name, found) != found:
+            raise QuantizationError(f"--tensor-type: {name} is given {types[name]} and {found}; give one")
+    return Overrides(
+        tensor_types=MappingProxyType(types),
+        output_type=output_type and _format_name(output_type, option="--output-type"),
+        embedding_type=embedding_type and _format_name(embedding_type, option="--embedding-type"),
+    )
+
+
+def is_always_f32(tensor: GgufTensor) -> bool:
+    """Vectors, norms and the router: small, and no runtime expects them in another format."""
+    return len(tensor.shape) == 1 or tensor.kind is Kind.ROUTER
+
+
+def override_for(tensor: GgufTensor, overrides: Overrides, *, is_tied: bool) -> str | None:
+    """The format that the user asked for, or None.
+
+    Raises QuantizationError where the tensor cannot have it, or where two requests contradict each other.
+    """
+    requests = _requests(tensor, overrides, is_tied=is_tied)
+    if not requests:
+        return None
+    (option, wanted), *others = requests.items()
+    for other, format_name in others:
+        if format_name != wanted:
+            raise QuantizationError(
+                f"{tensor.name}: {option} asks for {wanted} and {other} for {format_name}; give one of them"
+            )
+    if is_always_f32(tensor) and wanted != "F32":
+        raise QuantizationError(f"{tensor.name}: it is always stored as F32; leave {option} out")
+    block = GGML_FORMATS[wanted].block_size
+    if tensor.columns % block:
+        raise QuantizationError(
+            f"{tensor.name}: rows of {tensor.columns} are not a multiple of {wanted}'s blocks of {block}, so "
+            f"{option} cannot be met; use {_fitting(tensor.columns)}"
+        )
+    return wanted
+
+
+def check_overrides(overrides: Overrides, tensors: Sequence[GgufTensor]) -> None:
+    """Refuse an override that names no tensor of the model: it would silently do nothing."""
+    known = {tensor.base for tensor in tensors} | {_stem(tensor) for tensor in tensors}
+    for name in overrides.tensor_types:
+        if name not in known:
+            names = sorted({tensor.base for tensor in tensors if not is_always_f32(tensor)})
+            raise QuantizationError(
+                f"--tensor-type: the model has no tensor {name}; use one of {', '.join(names)}, or a single "
+                "layer's, such as blk.3.attn_v"
+            )
+
+
+def _requests(tensor: GgufTensor, overrides: Overrides, *, is_tied: bool) -> dict[str, str]:
+    """All that was asked for this tensor, by the option that asked."""
+    is_embedding = tensor.kind is Kind.EMBED_TOKENS
+    is_output = tensor.kind is Kind.LM_HEAD or (is_tied and is_embedding)
+    requests: dict[str, str] = {}
+    for name in (_stem(tensor), tensor.base):
+        if name in overrides.tensor_types:
+            requests[f"--tensor-type {name}"] = overrides.tensor_types[name]
+            break
+    if is_embedding and overrides.embedding_type:
+        requests["--embedding-type"] = overrides.embedding_type
+    if is_output and overrides.output_type:
+        requests["--output-type"] = overrides.output_type
+    return requests
+
+
+def _stem(tensor: GgufTensor) -> str:
+    return tensor.name.removesuffix(".weight")
+
+
+def _format_name(text: str, *, option: str) -> str:
+    name = text.upper()
+    if name not in GGML_FORMATS:
+        raise QuantizationError(f"{option}: no format {text!r}; use one of {', '.join(GGML_FORMATS)}")
+    return name
+
+
+def _fitting(columns: int) -> str:
+    return ", ".join(name for name, form in GGML_FORMATS.items() if columns % form.block_size == 0)
