@@ -214,7 +214,9 @@ def _rope_parameters(document: Mapping[str, Any]) -> Mapping[str, Any]:
         raise UnsupportedModelError("config.json: partial_rotary_factor is not 1; Qwen3 rotates whole heads")
     theta = scaling.get("rope_theta", document.get("rope_theta"))
     if theta is None:
-        raise KeyError("rope_theta")
+        raise UnsupportedModelError(
+            "config.json: rope_theta is missing; take the config.json of the original checkpoint"
+        )
     return {**scaling, "rope_theta": theta}
 
 

@@ -1,0 +1,149 @@
+"""``qwen3-export gguf``: a checkpoint to a proven GGUF file."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from qwen3_export.cli.console import human_count, human_size, progress, say
+from qwen3_export.cli.options import (
+    DryRunOption,
+    ForceOption,
+    ModelOption,
+    NoCheckOption,
+    OfflineOption,
+    OutOption,
+    RevisionOption,
+    ThreadsOption,
+    parse_size,
+)
+
+if TYPE_CHECKING:
+    from qwen3_export.targets.gguf.export import GgufExport
+
+EPILOG = """Examples:
+
+  qwen3-export gguf --model demo --quant q4_k_m
+
+  qwen3-export gguf --model Qwen3-1.7B --quant q4_k_m --imatrix imatrix.gguf
+
+  qwen3-export gguf --model ./my-finetune --quant q5_k_m --tensor-type attn_v=q8_0 --out app/model.gguf
+"""
+
+ImatrixOption = Annotated[
+    Path | None,
+    typer.Option("--imatrix", help="An importance matrix of llama.cpp (.gguf or .dat).", show_default=False),
+]
+
+
+def gguf(
+    model: ModelOption,
+    quant: Annotated[
+        str, typer.Option("--quant", "-q", help="The recipe; 'qwen3-export quants' lists them.")
+    ] = "q4_k_m",
+    imatrix: ImatrixOption = None,
+    tensor_type: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--tensor-type",
+            help="ROLE=FORMAT, such as attn_v=q6_k or blk.3.ffn_down=q5_k; repeatable.",
+            show_default=False,
+        ),
+    ] = None,
+    output_type: Annotated[
+        str | None, typer.Option("--output-type", help="Format of the output head.", show_default=False)
+    ] = None,
+    embedding_type: Annotated[
+        str | None, typer.Option("--embedding-type", help="Format of the token embedding.", show_default=False)
+    ] = None,
+    split_max_size: Annotated[
+        str | None,
+        typer.Option("--split-max-size", help="Split into files of at most this, such as 2G.", show_default=False),
+    ] = None,
+    modelfile: Annotated[
+        bool, typer.Option("--modelfile", help="Write a Modelfile for Ollama beside the file.")
+    ] = False,
+    out: OutOption = None,
+    force: ForceOption = False,
+    dry_run: DryRunOption = False,
+    no_check: NoCheckOption = False,
+    threads: ThreadsOption = None,
+    revision: RevisionOption = None,
+    offline: OfflineOption = False,
+) -> None:
+    """Write a GGUF file for llama.cpp, Ollama and LM Studio, and check it against the checkpoint."""
+    from qwen3_export.model import load
+    from qwen3_export.targets.gguf.export import default_path, prepare
+    from qwen3_export.targets.gguf.imatrix import read_imatrix
+    from qwen3_export.targets.gguf.recipes import find_recipe, parse_overrides
+
+    recipe = find_recipe(quant)
+    overrides = parse_overrides(tensor_type or [], output_type=output_type, embedding_type=embedding_type)
+    opened = load(model, revision=revision, offline=offline)
+    for note in opened.graph.notes:
+        say(f"note: {note}")
+    export = prepare(
+        opened,
+        recipe,
+        out=out or default_path(opened, recipe),
+        overrides=overrides,
+        imatrix=None if imatrix is None else read_imatrix(imatrix),
+        split_max_size=None if split_max_size is None else parse_size(split_max_size),
+    )
+    say(_forecast(export))
+    if dry_run:
+        print(_tensor_table(export))
+        return
+    seconds = _write(export, force=force, threads=threads, modelfile=modelfile)
+    _print_result(export, seconds)
+    if not no_check:
+        from qwen3_export.cli.check import check_after_export
+
+        check_after_export(export, threads=threads)
+
+
+def _write(export: GgufExport, *, force: bool, threads: int | None, modelfile: bool) -> float:
+    """Write all files of the export; returns the seconds that it took."""
+    from qwen3_export.atomic import check_output, write_text
+    from qwen3_export.targets.gguf.emit import emit
+    from qwen3_export.targets.gguf.modelfile import build_modelfile
+
+    for file in export.files:
+        check_output(file.path, force=force, inputs=export.model.files())
+    first = export.files[0].path
+    beside = first.with_name("Modelfile")
+    if modelfile:
+        check_output(beside, force=force)
+    started = time.perf_counter()
+    with progress("quantizing", export.model.graph.num_parameters) as advance:
+        emit(export.files, threads=threads, progress=advance)
+    if modelfile:
+        write_text(beside, build_modelfile(export.model, first))
+    return time.perf_counter() - started
+
+
+def _forecast(export: GgufExport) -> str:
+    parts = "" if len(export.files) == 1 else f" in {len(export.files)} files"
+    return (
+        f"{export.model.name}: {human_count(export.model.graph.num_parameters)} parameters to {export.recipe.name}, "
+        f"{export.bits_per_weight:.2f} bits a weight, {human_size(export.num_bytes)}{parts}"
+    )
+
+
+def _tensor_table(export: GgufExport) -> str:
+    rows = [f"{export.formats[tensor.name]:8} {list(tensor.shape)!s:22} {tensor.name}" for tensor in export.tensors]
+    files = [f"{human_size(file.num_bytes):>10}  {file.path}" for file in export.files]
+    return "\n".join([*rows, "", *files])
+
+
+def _print_result(export: GgufExport, seconds: float) -> None:
+    for file in export.files:
+        print(f"wrote {file.path} ({human_size(file.num_bytes)})")
+    print(f"{export.bits_per_weight:.2f} bits a weight, {seconds:.1f} s")
+    print(f'run it: llama-cli -m {export.files[0].path} -p "Hello"')
+
+
+gguf.__doc__ = f"{gguf.__doc__}\n\n{EPILOG}"

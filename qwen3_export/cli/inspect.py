@@ -1,0 +1,115 @@
+"""``qwen3-export inspect``: what is in a checkpoint or in a GGUF file, without running it."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from qwen3_export.cli.console import human_count, human_size
+from qwen3_export.cli.options import OfflineOption, RevisionOption
+
+if TYPE_CHECKING:
+    from qwen3_export.model import Model
+
+EPILOG = """Examples:
+
+  qwen3-export inspect demo
+
+  qwen3-export inspect demo-q4_k_m.gguf --tensors
+"""
+
+
+def inspect(
+    subject: Annotated[str, typer.Argument(help="A model, as for --model, or a GGUF file.", metavar="MODEL|ARTIFACT")],
+    tensors: Annotated[bool, typer.Option("--tensors", help="List every tensor.")] = False,
+    template: Annotated[bool, typer.Option("--template", help="Print the chat template.")] = False,
+    revision: RevisionOption = None,
+    offline: OfflineOption = False,
+) -> None:
+    """Show config, sizes, types, metadata, end tokens and how the file was made."""
+    if subject.endswith(".gguf"):
+        _inspect_gguf(Path(subject), tensors=tensors, template=template)
+        return
+    from qwen3_export.model import load
+
+    _inspect_model(load(subject, revision=revision, offline=offline), tensors=tensors, template=template)
+
+
+def _inspect_model(model: Model, *, tensors: bool, template: bool) -> None:
+    graph, tokenizer = model.graph, model.tokenizer
+    _rows(
+        {
+            "model": model.name,
+            "folder": model.folder,
+            "parameters": f"{human_count(graph.num_parameters)} ({graph.num_parameters:,})",
+            "weights": _counted(weight.format for weight in graph),
+            **{field.name: getattr(graph.config, field.name) for field in dataclasses.fields(graph.config)},
+            "tokens known": f"{tokenizer.num_tokens} of {graph.config.vocab_size}",
+            "end tokens": ", ".join(f"{i} {tokenizer.decode([i])}" for i in tokenizer.generation.eos_token_ids),
+            "chat template": "none"
+            if tokenizer.chat_template is None
+            else f"{len(tokenizer.chat_template)} characters",
+            "sampling": _sampling(tokenizer.generation),
+        }
+    )
+    for note in graph.notes:
+        print(f"note: {note}")
+    if tensors:
+        for weight in graph:
+            print(f"{weight.format:6} {list(weight.shape)!s:20} {weight.name}")
+    if template and tokenizer.chat_template is not None:
+        print(tokenizer.chat_template)
+
+
+def _inspect_gguf(path: Path, *, tensors: bool, template: bool) -> None:
+    from qwen3_export.targets.gguf.read import open_gguf
+
+    artifact = open_gguf(path)
+    size = sum(tensor.num_bytes for tensor in artifact.tensors.values())
+    count = sum(math.prod(tensor.shape) for tensor in artifact.tensors.values())
+    _rows(
+        {
+            "file": path,
+            "parameters": f"{human_count(count)} ({count:,})",
+            "tensor data": f"{human_size(size)}, {artifact.bits_per_weight:.2f} bits a weight",
+            "types": _counted(tensor.format for tensor in artifact.tensors.values()),
+        }
+    )
+    _rows({key: _shortened(value) for key, value in artifact.metadata.items() if key != "tokenizer.chat_template"})
+    chat_template = artifact.metadata.get("tokenizer.chat_template")
+    print(f"chat template: {'none' if chat_template is None else f'{len(chat_template)} characters'}")
+    if tensors:
+        for tensor in artifact.tensors.values():
+            print(f"{tensor.format:6} {list(tensor.shape)!s:22} {tensor.name}")
+    if template and chat_template is not None:
+        print(chat_template)
+
+
+def _sampling(generation: Any) -> str:
+    stated = {name: getattr(generation, name) for name in ("temperature", "top_k", "top_p", "min_p")}
+    return ", ".join(f"{name} {value}" for name, value in stated.items() if value is not None) or "none stated"
+
+
+def _counted(items: Any) -> str:
+    return ", ".join(f"{count} {name}" for name, count in Counter(items).most_common())
+
+
+def _shortened(value: object) -> str:
+    if isinstance(value, list):
+        return f"{len(value)} items: {', '.join(str(item) for item in value[:4])}, …"
+    text = str(value)
+    return text if len(text) <= 100 else text[:97] + "…"
+
+
+def _rows(rows: dict[str, object]) -> None:
+    width = max(map(len, rows))
+    for key, value in rows.items():
+        print(f"{key:{width}}  {value}")
+
+
+inspect.__doc__ = f"{inspect.__doc__}\n\n{EPILOG}"

@@ -1,0 +1,92 @@
+"""The ``qwen3-export`` command: what it offers, and how anything that goes wrong is told.
+
+Results go to standard output, everything else to standard error.  Exit codes: 0 done and in bounds, 1 refused
+(bad input, missing extra, interrupted), 2 usage, 3 exported or read, and out of bounds.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from types import FrameType
+from typing import Annotated
+
+import typer
+
+from qwen3_export import __version__
+from qwen3_export.cli import check, gguf, inspect, quants
+from qwen3_export.errors import ExportError
+
+__all__ = ["app", "main"]
+
+EPILOG = "Start with: qwen3-export gguf --model demo --quant q4_k_m"
+DEBUG_VARIABLE = "QWEN3_EXPORT_DEBUG"
+
+app = typer.Typer(
+    name="qwen3-export",
+    help="Turn a Qwen3 checkpoint into the file an on-device app loads, and prove that the file computes what it should.",
+    epilog=EPILOG,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+app.command(name="gguf")(gguf.gguf)
+app.command(name="check")(check.check)
+app.command(name="inspect")(inspect.inspect)
+app.command(name="quants")(quants.quants)
+
+
+class Interrupted(BaseException):
+    """Ctrl-C or a polite kill; not an Exception, so that nothing on the way swallows it."""
+
+
+def main() -> None:
+    """Run the command line and exit with its code."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _interrupt)
+    try:
+        app()
+    except ExportError as error:
+        if os.environ.get(DEBUG_VARIABLE):
+            raise
+        _fail(str(error))
+    except Interrupted:
+        _fail("interrupted; no unfinished file was left behind")
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+
+
+@app.callback()
+def common(
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Print the version and exit.", callback=lambda on: _version(on), is_eager=True),
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    if debug:
+        os.environ[DEBUG_VARIABLE] = "1"
+
+
+def _version(on: bool) -> None:
+    if on:
+        print(f"qwen3-export {__version__}")
+        raise typer.Exit
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    # A second Ctrl-C while the first is being cleaned up must not cut the cleaning short.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    raise Interrupted
+
+
+def _fail(sentence: str) -> None:
+    print(f"qwen3-export: {sentence}", file=sys.stderr)
+    sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
