@@ -25,7 +25,7 @@ DEBUG_VARIABLE = "QWEN3_EXPORT_DEBUG"
 
 app = typer.Typer(
     name="qwen3-export",
-    help="Turn a Qwen3 checkpoint into the file an on-device app loads, and prove that the file computes what it should.",
+    help="Turn a Qwen3 checkpoint into the file an on-device app loads, and prove that it computes what it should.",
     epilog=EPILOG,
     no_args_is_help=True,
     add_completion=False,
@@ -59,22 +59,22 @@ def main() -> None:
         sys.exit(1)
 
 
+def _version(on: bool) -> None:
+    if on:
+        print(f"qwen3-export {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
 def common(
-    version: Annotated[
+    version: Annotated[  # noqa: ARG001 (its callback does the work)
         bool,
-        typer.Option("--version", help="Print the version and exit.", callback=lambda on: _version(on), is_eager=True),
+        typer.Option("--version", help="Print the version and exit.", callback=_version, is_eager=True),
     ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
     if debug:
         os.environ[DEBUG_VARIABLE] = "1"
-
-
-def _version(on: bool) -> None:
-    if on:
-        print(f"qwen3-export {__version__}")
-        raise typer.Exit
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> None:

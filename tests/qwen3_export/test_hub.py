@@ -81,10 +81,9 @@ def test_no_network_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
         raise ConnectionError("no route")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", unreachable)
+    monkeypatch.setattr("qwen3_export.hub._cached", lambda *_: None)
     with pytest.raises(ModelNotFoundError, match="cannot be reached") as refusal:
-        from qwen3_export.hub import _download
-
-        _download("Qwen/Qwen3-0.6B", None)
+        resolve_model("Qwen/Qwen3-0.6B")
     assert "\n" not in str(refusal.value)
 
 
