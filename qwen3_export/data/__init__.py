@@ -1,0 +1,1 @@
+"""Files that ship with the package: the demo model and the evaluation prompts."""

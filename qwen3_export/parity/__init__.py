@@ -1,0 +1,1 @@
+"""Parity: proving that a written file computes what the checkpoint computes."""

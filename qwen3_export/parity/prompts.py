@@ -1,0 +1,107 @@
+"""The texts on which a file is compared with its checkpoint; they ship with the package.
+
+Dialogues with thinking and without, in a dozen languages and scripts; code, markup, numbers, prose.
+Dialogues are rendered by the checkpoint's own chat template: a model is asked as it was trained.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any, Protocol
+
+from qwen3_export.errors import UnsupportedModelError
+
+__all__ = [
+    "EvaluationText",
+    "Prompt",
+    "TextEncoder",
+    "evaluation_texts",
+    "tokenization_text",
+    "tokenize_prompts",
+]
+
+
+class TextEncoder(Protocol):
+    """What is needed of a checkpoint's tokenizer."""
+
+    def encode(self, text: str) -> list[int]: ...
+
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        enable_thinking: bool | None = None,
+        add_generation_prompt: bool = True,
+    ) -> str: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluationText:
+    """One text: ``messages`` of a dialogue, or plain ``text``.  ``is_quick`` ones end every export."""
+
+    name: str
+    language: str
+    kind: str
+    is_quick: bool
+    messages: tuple[Mapping[str, str], ...] = ()
+    enable_thinking: bool | None = None
+    text: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prompt:
+    """A text as tokens."""
+
+    name: str
+    tokens: tuple[int, ...]
+
+    @property
+    def next_tokens(self) -> tuple[int, ...]:
+        """The token after each position; -1 where the text ends."""
+        return (*self.tokens[1:], -1)
+
+
+def evaluation_texts() -> tuple[EvaluationText, ...]:
+    source = resources.files("qwen3_export.data").joinpath("prompts", "evaluation.json")
+    document = json.loads(source.read_text(encoding="utf-8"))
+    return tuple(
+        EvaluationText(
+            name=entry["name"],
+            language=entry["language"],
+            kind=entry["kind"],
+            is_quick=entry.get("quick", False),
+            messages=tuple(entry.get("messages", ())),
+            enable_thinking=entry.get("enable_thinking"),
+            text=entry.get("text", ""),
+        )
+        for entry in document["prompts"]
+    )
+
+
+def tokenize_prompts(
+    tokenizer: TextEncoder, *, quick: bool, max_tokens: int = 1024, max_quick_tokens: int = 96
+) -> tuple[Prompt, ...]:
+    """The texts as tokens, each cut at ``max_tokens``; ``quick`` gives a few of them, cut shorter."""
+    limit = min(max_tokens, max_quick_tokens) if quick else max_tokens
+    chosen = [text for text in evaluation_texts() if text.is_quick or not quick]
+    encoded = [(text.name, tokenizer.encode(_plain(tokenizer, text))) for text in chosen]
+    return tuple(Prompt(name=name, tokens=tuple(tokens[:limit])) for name, tokens in encoded if tokens)
+
+
+def tokenization_text(tokenizer: TextEncoder) -> str:
+    """All of it at once, chat markup included: a runtime must split it as the checkpoint's tokenizer does."""
+    return "\n".join(_plain(tokenizer, text) for text in evaluation_texts())
+
+
+def _plain(tokenizer: TextEncoder, text: EvaluationText) -> str:
+    if not text.messages:
+        return text.text
+    try:
+        return tokenizer.render(
+            text.messages, enable_thinking=text.enable_thinking, add_generation_prompt=False
+        )
+    except UnsupportedModelError:  # a base model without a chat template
+        return "\n\n".join(message["content"] for message in text.messages)

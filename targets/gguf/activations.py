@@ -1,0 +1,68 @@
+"""What llama.cpp's CPU matmul does to activations: rounds them to the weight's ``vec_dot_type``.
+
+A quantized weight is multiplied with int8 activations, an F16 or BF16 weight with activations of its own type.
+The reference with its activations rounded in the same way is a model of the runtime's arithmetic, so the noise
+floor of *this* model on *these* texts is measured instead of guessed.
+
+Source: ``type_traits_cpu`` and ``ggml_compute_forward_mul_mat`` of ggml-cpu.c; ``quantize_row_q8_0`` and
+``quantize_row_q8_K`` of ggml's quants.c.  Q8_1 is Q8_0 with a block's sum stored beside it, in float16; the
+rounding of that sum is not modelled (it moves a result by less than the int8 rounding by two orders).
+"""
+
+# T tokens  I in_features  G blocks a row
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from qwen3_export.graph import Weight
+from qwen3_export.quantizers.ggml import GGML_FORMATS
+from qwen3_export.reference import KVCache
+
+__all__ = ["HalfPrefillCache", "round_activations", "round_q8_0", "round_q8_k"]
+
+
+class HalfPrefillCache(KVCache):
+    """Keys and values as llama.cpp's default cache holds them, in F16; for one prefill, so nothing is kept."""
+
+    def extend(self, layer: int, k_TKH: Tensor, v_TKH: Tensor) -> tuple[Tensor, Tensor]:
+        return k_TKH.half().float(), v_TKH.half().float()
+
+
+def round_activations(x_TI: Tensor, weight: Weight) -> Tensor:
+    """The input of a linear weight as llama.cpp's CPU backend sees it; ``weight.format`` decides."""
+    return ROUNDING[GGML_FORMATS[weight.format].activation](x_TI)
+
+
+def round_q8_0(x_TI: Tensor) -> Tensor:
+    """Blocks of 32: codes are x·127/largest magnitude, rounded; the scale is stored in float16."""
+    x_TGI = x_TI.unflatten(-1, (-1, 32))
+    scale = x_TGI.abs().amax(-1, keepdim=True) / 127
+    codes = torch.round(x_TGI * _inverse(scale))
+    return (codes * scale.half().float()).flatten(-2)
+
+
+def round_q8_k(x_TI: Tensor) -> Tensor:
+    """Blocks of 256 with a float32 scale; the value of largest magnitude becomes -127 exactly."""
+    x_TGI = x_TI.unflatten(-1, (-1, 256))
+    largest = x_TGI.gather(-1, x_TGI.abs().argmax(-1, keepdim=True))
+    inverse_scale = -127 * _inverse(largest)
+    codes = torch.round(x_TGI * inverse_scale).clamp_(max=127)
+    return (codes * _inverse(inverse_scale)).flatten(-2)
+
+
+def _inverse(x: Tensor) -> Tensor:
+    return torch.where(x == 0, 0.0, 1 / x)
+
+
+ROUNDING: dict[str, Callable[[Tensor], Tensor]] = {
+    "F32": lambda x_TI: x_TI,
+    "F16": lambda x_TI: x_TI.half().float(),
+    "BF16": lambda x_TI: x_TI.bfloat16().float(),
+    "Q8_0": round_q8_0,
+    "Q8_1": round_q8_0,
+    "Q8_K": round_q8_k,
+}

@@ -1,0 +1,251 @@
+"""llama.cpp through llama-cpp-python's low-level API: load a file, tokenize, every position's logits.
+
+The only file that knows that API.  It is ctypes over C structs whose fields come and go between releases, so
+fields are set where they exist, and nothing but plain numbers and arrays leaves this file.
+"""
+
+# T tokens  V vocabulary
+
+from __future__ import annotations
+
+import ctypes
+import importlib.metadata
+import importlib.util
+import logging
+import os
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from qwen3_export.errors import CheckpointError, MissingExtraError
+
+__all__ = ["LlamaModel", "LlamaSession", "is_installed", "open_model", "runtime_version"]
+
+logger = logging.getLogger(__name__)
+
+GGML_TYPE_F32, GGML_TYPE_F16 = 0, 1
+LOG_LEVELS = {1: logging.DEBUG, 2: logging.DEBUG, 3: logging.INFO, 4: logging.DEBUG}
+
+# name of the tensor in llama.cpp's graph, its values (flat, token by token)
+Observer = Callable[[str, np.ndarray], None]
+
+
+def is_installed() -> bool:
+    return importlib.util.find_spec("llama_cpp") is not None
+
+
+def runtime_version() -> str | None:
+    """The version of llama-cpp-python, which pins one llama.cpp; None where it is not installed."""
+    try:
+        return importlib.metadata.version("llama-cpp-python")
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+class LlamaModel:
+    """A GGUF file opened by llama.cpp.  Use ``open_model``, which also closes it."""
+
+    def __init__(self, path: Path, *, threads: int | None = None, vocabulary_only: bool = False) -> None:
+        self._api = api = _library().api
+        self.threads = threads or os.cpu_count() or 1
+        params = api.llama_model_default_params()
+        _set_where_known(params, n_gpu_layers=0, vocab_only=vocabulary_only, use_mmap=True)
+        handle = api.llama_model_load_from_file(str(path).encode(), params)
+        if not handle:
+            raise CheckpointError(f"{path}: llama.cpp cannot load it ({_library().last_error()})")
+        self.handle = handle
+        self._vocabulary = api.llama_model_get_vocab(handle)
+        self.vocab_size: int = api.llama_vocab_n_tokens(self._vocabulary)
+        self.close = weakref.finalize(self, api.llama_model_free, handle)
+
+    @property
+    def eos_token_id(self) -> int:
+        return int(self._api.llama_vocab_eos(self._vocabulary))
+
+    def tokenize(self, text: str) -> list[int]:
+        """Token ids of ``text``, with markup such as ``<|im_start|>`` parsed, and no BOS added."""
+        data = text.encode()
+        room = len(data) + 8
+        ids = (ctypes.c_int32 * room)()
+        count = self._api.llama_tokenize(self._vocabulary, data, len(data), ids, room, False, True)
+        if count < 0:
+            raise CheckpointError(f"llama.cpp needs {-count} tokens for {len(data)} bytes of text")
+        return list(ids[:count])
+
+    @contextmanager
+    def session(
+        self, *, positions: int, is_exact: bool = False, observer: Observer | None = None
+    ) -> Iterator[LlamaSession]:
+        """A context for sequences of up to ``positions`` tokens.
+
+        ``is_exact`` keeps the KV cache in F32 and flash attention off; otherwise llama.cpp's defaults hold
+        (F16, automatic).  ``observer`` is shown the named tensors of the graph as they are computed.
+        """
+        session = LlamaSession(self, positions=positions, is_exact=is_exact, observer=observer)
+        try:
+            yield session
+        finally:
+            session.close()
+
+
+class LlamaSession:
+    """One llama.cpp context; each ``run`` starts from an empty KV cache."""
+
+    def __init__(
+        self, model: LlamaModel, *, positions: int, is_exact: bool, observer: Observer | None
+    ) -> None:
+        self._api = api = _library().api
+        self._model = model
+        self._error: BaseException | None = None
+        params = api.llama_context_default_params()
+        _set_where_known(
+            params, n_ctx=positions, n_batch=positions, n_ubatch=positions,
+            n_threads=model.threads, n_threads_batch=model.threads, no_perf=True,
+        )  # fmt: skip
+        if is_exact:
+            _set_where_known(params, type_k=GGML_TYPE_F32, type_v=GGML_TYPE_F32)
+            # Before this field existed (2025), flash attention was off unless asked for.
+            _set_where_known(params, flash_attn_type=getattr(api, "LLAMA_FLASH_ATTN_TYPE_DISABLED", 0))
+        if observer is not None:
+            self._callback = api.ggml_backend_sched_eval_callback(self._observe(observer))
+            params.cb_eval = self._callback
+        self._handle = api.llama_init_from_model(model.handle, params)
+        if not self._handle:
+            raise CheckpointError(f"llama.cpp cannot make a context ({_library().last_error()})")
+        self._batch = api.llama_batch_init(positions, 0, 1)
+        self.close = weakref.finalize(self, _close_session, api, self._handle, self._batch)
+
+    def logits(self, tokens: Sequence[int]) -> np.ndarray:
+        """Logits of every position in one prefill, [T, V] fp32: a view, overwritten by the next call."""
+        return next(self.run(tokens))
+
+    def run(self, tokens: Sequence[int], *, chunk: int | None = None) -> Iterator[np.ndarray]:
+        """Logits chunk by chunk through the KV cache, each [chunk, V] fp32 and a view until the next one."""
+        self._api.llama_memory_clear(self._api.llama_get_memory(self._handle), True)
+        step = chunk or len(tokens)
+        for start in range(0, len(tokens), step):
+            yield self._decode(tokens[start : start + step], start)
+
+    def _decode(self, tokens: Sequence[int], start: int) -> np.ndarray:
+        batch = self._batch
+        batch.n_tokens = len(tokens)
+        for i, token in enumerate(tokens):
+            batch.token[i], batch.pos[i] = token, start + i
+            batch.n_seq_id[i], batch.seq_id[i][0], batch.logits[i] = 1, 0, 1
+        status = self._api.llama_decode(self._handle, batch)
+        if self._error is not None:
+            raise self._error
+        if status != 0:
+            reason = _library().last_error()
+            raise CheckpointError(f"llama.cpp cannot run the file (status {status}: {reason})")
+        pointer = self._api.llama_get_logits(self._handle)
+        return np.ctypeslib.as_array(pointer, shape=(len(tokens), self._model.vocab_size))
+
+    def _observe(self, observer: Observer) -> Callable[[int, bool, object], bool]:
+        """A callback that hands F32 tensors to the observer; an exception is raised after the run."""
+        read = _library().tensor_reader()
+
+        def callback(tensor: int, is_question: bool, _user_data: object) -> bool:
+            if not is_question and self._error is None:
+                try:
+                    found = read(tensor)
+                    if found is not None:
+                        observer(*found)
+                except BaseException as error:  # must not cross C
+                    self._error = error
+            return True
+
+        return callback
+
+
+@contextmanager
+def open_model(
+    path: Path, *, threads: int | None = None, vocabulary_only: bool = False
+) -> Iterator[LlamaModel]:
+    """Load a GGUF file (for a split one: its first part).
+
+    Raises MissingExtraError without llama-cpp-python, CheckpointError where llama.cpp refuses the file.
+    """
+    model = LlamaModel(path, threads=threads, vocabulary_only=vocabulary_only)
+    try:
+        yield model
+    finally:
+        model.close()
+
+
+class _Library:
+    """llama_cpp with its log redirected; the callback must live as long as the library."""
+
+    def __init__(self) -> None:
+        try:
+            from llama_cpp import llama_cpp
+        except ImportError as error:
+            raise MissingExtraError(
+                package="llama-cpp-python", extra="llama", purpose="running a GGUF file"
+            ) from error
+        self.api: Any = llama_cpp
+        self._errors: deque[str] = deque(maxlen=3)
+        self._log_callback = llama_cpp.llama_log_callback(self._log)
+        llama_cpp.llama_log_set(self._log_callback, ctypes.c_void_p(0))
+        llama_cpp.llama_backend_init()
+
+    def _log(self, level: int, text: bytes, _user_data: object) -> None:
+        line = text.decode(errors="replace").strip()
+        if level == 4 and line:
+            self._errors.append(line)
+        if line:
+            logger.log(LOG_LEVELS.get(level, logging.DEBUG), "llama.cpp: %s", line)
+
+    def last_error(self) -> str:
+        """The latest error lines of llama.cpp's log, which say more than its null pointers."""
+        message = "; ".join(self._errors) or "it gives no reason"
+        self._errors.clear()
+        return message
+
+    def tensor_reader(self) -> Callable[[int], tuple[str, np.ndarray] | None]:
+        """A function from a ggml_tensor* to its name and values, flat; None where they are not F32."""
+        from llama_cpp._ggml import libggml
+
+        def function(name: str, result: Any, *arguments: Any) -> Any:
+            found = getattr(libggml, name)
+            found.restype, found.argtypes = result, list(arguments)
+            return found
+
+        pointer, size = ctypes.c_void_p, ctypes.c_size_t
+        get_name = function("ggml_get_name", ctypes.c_char_p, pointer)
+        num_elements = function("ggml_nelements", ctypes.c_int64, pointer)
+        num_bytes = function("ggml_nbytes", size, pointer)
+        is_contiguous = function("ggml_is_contiguous", ctypes.c_bool, pointer)
+        copy_out = function("ggml_backend_tensor_get", None, pointer, pointer, size, size)
+
+        def read(tensor: int) -> tuple[str, np.ndarray] | None:
+            count = num_elements(tensor)
+            if num_bytes(tensor) != 4 * count or not is_contiguous(tensor):
+                return None
+            values = np.empty(count, dtype=np.float32)
+            copy_out(tensor, values.ctypes.data, 0, 4 * count)
+            return get_name(tensor).decode(), values
+
+        return read
+
+
+@lru_cache(maxsize=1)
+def _library() -> _Library:
+    return _Library()
+
+
+def _close_session(api: Any, handle: Any, batch: Any) -> None:
+    api.llama_batch_free(batch)
+    api.llama_free(handle)
+
+
+def _set_where_known(params: Any, **settings: Any) -> None:
+    for name, value in settings.items():
+        if hasattr(params, name):
+            setattr(params, name, value)

@@ -1,0 +1,220 @@
+"""Reading a GGUF file back: values from the file, wiring and hyperparameters from the checkpoint.
+
+gguf-py's reader says what is in the file and where; rows are then fetched by position, because pages of its
+memory map would count as resident.  Any Qwen3 GGUF can be read, whoever wrote it; what is missing, surplus or of
+another shape is a list of sentences and no exception, since a report wants all of them.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Literal
+
+import numpy as np
+
+from qwen3_export.errors import CheckpointError
+from qwen3_export.graph import ALL_ROWS, Graph, Role, Weight, module_name
+from qwen3_export.quantizers.ggml import GGML_FORMATS
+from qwen3_export.targets.gguf.names import gguf_tensors
+
+__all__ = ["GgufFile", "GgufWeight", "StoredTensor", "open_gguf", "read_graph", "tensor_differences"]
+
+Decoder = Literal["own", "gguf-py"]
+
+SPLIT_NAME = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredTensor:
+    """One tensor of the file: ``shape`` outermost first, ``offset`` in bytes from the start of ``path``."""
+
+    name: str
+    format: str
+    shape: tuple[int, ...]
+    path: Path
+    offset: int
+    num_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GgufFile:
+    """What a GGUF file (or all parts of a split one) holds; ``paths`` in order, metadata as plain values.
+
+    ``types`` are gguf-py's value types: one for a scalar, two for an array (itself, its items).
+    """
+
+    paths: tuple[Path, ...]
+    metadata: Mapping[str, Any]
+    types: Mapping[str, tuple[Any, ...]]
+    tensors: Mapping[str, StoredTensor]
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(path.stat().st_size for path in self.paths)
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Bytes of tensor data, in bits, over the number of weights."""
+        count = sum(int(np.prod(tensor.shape)) for tensor in self.tensors.values())
+        return 8 * sum(tensor.num_bytes for tensor in self.tensors.values()) / max(count, 1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GgufWeight:
+    """A weight of the graph as the file stores it; an expert is its slice of the stacked tensor.
+
+    ``decoder`` chooses our decoding or gguf-py's, which was written by others and serves as the oracle.
+    """
+
+    role: Role
+    shape: tuple[int, ...]
+    format: str
+    path: Path
+    offset: int
+    row_bytes: int
+    decoder: Decoder = "own"
+
+    @property
+    def name(self) -> str:
+        return module_name(self.role)
+
+    def read_bytes(self, rows: slice = ALL_ROWS) -> np.ndarray:
+        """The stored bytes of a block of rows, uint8 [rows, row_bytes]; a vector is one row."""
+        start, stop, _ = rows.indices(self.shape[0]) if len(self.shape) > 1 else (0, 1, 1)
+        count = max(stop - start, 0)
+        data = _pread(self.path, self.offset + start * self.row_bytes, count * self.row_bytes)
+        return np.frombuffer(data, dtype=np.uint8).reshape(count, self.row_bytes)
+
+    def read(self, rows: slice = ALL_ROWS) -> np.ndarray:
+        blocks = self.read_bytes(rows)
+        decode = _decode_by_gguf if self.decoder == "gguf-py" else _decode
+        values = decode(self.format, blocks)
+        return values[0][rows] if len(self.shape) == 1 else values
+
+    def decoded_by(self, decoder: Decoder) -> GgufWeight:
+        return replace(self, decoder=decoder)
+
+
+def open_gguf(path: Path) -> GgufFile:
+    """Read metadata and tensor table; of a split file, any part names all of them.
+
+    Raises CheckpointError if it is no GGUF file, is cut short, or parts are missing.
+    """
+    paths = _parts(path)
+    parts = [_read_part(part) for part in paths]
+    # The first part has the metadata; the others repeat little more than their place.
+    metadata = {key: value for part in reversed(parts) for key, value in part.metadata.items()}
+    types = {key: value for part in reversed(parts) for key, value in part.types.items()}
+    tensors = {name: tensor for part in parts for name, tensor in part.tensors.items()}
+    return GgufFile(
+        paths=tuple(paths),
+        metadata=MappingProxyType(metadata),
+        types=MappingProxyType(types),
+        tensors=MappingProxyType(tensors),
+    )
+
+
+def read_graph(file: GgufFile, checkpoint: Graph, *, decoder: Decoder = "own") -> Graph:
+    """The checkpoint's graph with the file's values.  Raises CheckpointError if ``tensor_differences`` has any."""
+    differences = tensor_differences(file, checkpoint)
+    if differences:
+        raise CheckpointError(f"{file.paths[0]}: {differences[0]}")
+    weights: dict[str, Weight] = {}
+    for tensor in gguf_tensors(checkpoint):
+        stored = file.tensors[tensor.name]
+        member_bytes = stored.num_bytes // len(tensor.members)
+        for i, member in enumerate(tensor.members):
+            rows = member.shape[0] if len(member.shape) > 1 else 1
+            weights[member.name] = GgufWeight(
+                role=member.role, shape=member.shape, format=stored.format, path=stored.path,
+                offset=stored.offset + i * member_bytes, row_bytes=member_bytes // rows, decoder=decoder,
+            )  # fmt: skip
+    return checkpoint.with_weights({name: weights[name] for name in checkpoint.weights})
+
+
+def tensor_differences(file: GgufFile, checkpoint: Graph) -> list[str]:
+    """Tensors that are missing, surplus, of another shape, or of a format that cannot be decoded."""
+    expected = {tensor.name: tensor.shape for tensor in gguf_tensors(checkpoint)}
+    found = []
+    for name, shape in expected.items():
+        stored = file.tensors.get(name)
+        if stored is None:
+            found.append(f"tensor {name} is missing")
+        elif stored.shape != shape:
+            found.append(f"tensor {name} has shape {list(stored.shape)}, the checkpoint {list(shape)}")
+        elif stored.format not in GGML_FORMATS:
+            found.append(f"tensor {name} is stored as {stored.format}, which cannot be decoded here")
+    found += [f"tensor {name} is not part of the model" for name in file.tensors if name not in expected]
+    return found
+
+
+def _parts(path: Path) -> list[Path]:
+    match = SPLIT_NAME.fullmatch(path.name)
+    if match is None:
+        return [path]
+    count = int(match["count"])
+    parts = [path.with_name(f"{match['stem']}-{i:05d}-of-{count:05d}.gguf") for i in range(1, count + 1)]
+    missing = [part.name for part in parts if not part.exists()]
+    if missing:
+        raise CheckpointError(f"{path.parent}: {missing[0]} is missing; a split file needs all its {count} parts")
+    return parts
+
+
+def _read_part(path: Path) -> GgufFile:
+    from gguf import GGUFReader
+
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file")
+    try:
+        reader = GGUFReader(path)
+        fields = {name: field for name, field in reader.fields.items() if not name.startswith("GGUF.")}
+        metadata = {name: field.contents() for name, field in fields.items()}
+        types = {name: tuple(dict.fromkeys(field.types)) for name, field in fields.items()}
+        tensors = {
+            tensor.name: StoredTensor(
+                name=tensor.name,
+                format=tensor.tensor_type.name,
+                shape=tuple(int(size) for size in reversed(tensor.shape)),
+                path=path,
+                offset=int(tensor.data_offset),
+                num_bytes=int(tensor.n_bytes),
+            )
+            for tensor in reader.tensors
+        }
+    except (ValueError, IndexError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path}: not a GGUF file, or cut short ({error})") from error
+    return GgufFile(paths=(path,), metadata=metadata, types=types, tensors=tensors)
+
+
+def _decode(format_name: str, blocks_RY: np.ndarray) -> np.ndarray:
+    return np.asarray(GGML_FORMATS[format_name].decode(blocks_RY), dtype=np.float32)
+
+
+def _decode_by_gguf(format_name: str, blocks_RY: np.ndarray) -> np.ndarray:
+    from gguf import GGMLQuantizationType
+    from gguf.quants import dequantize
+
+    # For F32 and F16, gguf-py expects the type itself where everything else is bytes.
+    typed = {"F32": np.float32, "F16": np.float16}.get(format_name)
+    data = blocks_RY if typed is None else blocks_RY.view(typed)
+    return np.asarray(dequantize(data, GGMLQuantizationType[format_name]), dtype=np.float32)
+
+
+def _pread(path: Path, offset: int, count: int) -> bytearray:
+    """``count`` bytes from ``offset`` on."""
+    buffer = bytearray(count)
+    with path.open("rb", buffering=0) as file:
+        file.seek(offset, os.SEEK_SET)
+        done = 0
+        while done < count:
+            got = file.readinto(memoryview(buffer)[done:])
+            if not got:
+                raise CheckpointError(f"{path}: ends inside its tensors; the file was changed or cut short")
+            done += got
+    return buffer
+
