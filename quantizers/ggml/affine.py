@@ -1,0 +1,360 @@
+"""The search for scale and offset: formats in which a value is ``scale * code - offset``.
+
+What is sought, for each group of 16 or 32 weights x with weights w, minimizes  Σ w (x - scale·code + offset)²  where
+each code is the nearest one. For fixed codes that is a linear least-squares problem of two unknowns; but codes jump as
+the scale moves, so the error has hundreds of local minima, and which one is found matters more than anything
+else (5 to 20 % of the error). So:
+
+1. *Scan.* For a grid of windows, each a little narrower or wider than the range of the group, round to codes, and take
+   the least-squares scale and offset for these codes. One pass over the group gives the five sums
+
+       Σ w c    Σ w c²    Σ w r    Σ w r c    Σ w r²      with the residual  r = x - scale·c + offset
+
+   from which the solution and its error follow in closed form. They are taken over residuals and not over x itself, so
+   that nothing cancels: the error of a 6-bit group is a ten-thousandth of Σ w x².
+2. *Settle.* Round again under the best solution and solve again, twice.
+3. *Share.* Blocks of 256 store scale and offset of a group as small integers times a float16 that all share. The integers
+   are searched next to the ideal ones with the true error of each choice, re-rounded codes included; then the two
+   float16 numbers are solved for in closed form, given all integers and codes; and again. The best round is kept.
+
+llama.cpp's ``make_qkx3_quants`` does a part of (1) along one line of the grid; (2) and (3) are what lowers the error.
+
+Shapes: # N blocks  E elements a block  G groups a block
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qwen3_export.quantizers.compile import inlined, kernel
+from qwen3_export.quantizers.ggml.search import (
+    gather_groups,
+    gather_weights,
+    nearest_half,
+    put_integers,
+    reciprocal,
+    settle_weights,
+    sum_of_squares,
+)
+from qwen3_export.quantizers.lanes import (
+    Lanes,
+    clamp,
+    fma,
+    lane,
+    largest_lane,
+    load,
+    maximum,
+    minimum,
+    rint,
+    splat,
+    store,
+    sum_of_lanes,
+    where,
+)
+
+__all__ = ["AffineGrid", "fit_affine_blocks", "fit_affine_superblocks"]
+
+Values = NDArray[np.float32]
+Integers = NDArray[np.int16]
+
+_HUGE = np.float32(3e38)
+_SETTLING_ROUNDS = 2
+_SHARING_ROUNDS = 2
+
+
+class AffineGrid(NamedTuple):
+    """The windows that are tried.
+
+    The upper end is placed so that the range takes ``highest + first … highest + last`` codes instead of ``highest``,
+    in ``uppers`` steps; the lower end is raised by 0, 1, … ``lowers - 1`` times ``lower_step`` of the range.
+    """
+
+    first: float
+    last: float
+    uppers: int
+    lower_step: float
+    lowers: int
+
+
+class Sums(NamedTuple):
+    """What one pass over eight groups leaves; c is the code, r the residual."""
+
+    c: Lanes
+    cc: Lanes
+    r: Lanes
+    rc: Lanes
+    rr: Lanes
+
+
+class Line(NamedTuple):
+    """A scale and an offset, and the weighted squared error under them."""
+
+    scale: Lanes
+    offset: Lanes
+    error: Lanes
+
+
+@kernel
+def fit_affine_blocks(
+    block_scale_N: Values,
+    block_offset_N: Values,
+    values_NE: Values,
+    importance: Values,
+    grid: AffineGrid,
+    highest: int,
+    spread: float,
+) -> None:
+    """Q4_1 and Q5_1: a block is a group, and its scale and offset are float16 themselves."""
+    blocks, group_size = values_NE.shape
+    source = values_NE.reshape(values_NE.size)
+    x, w = np.empty(8 * group_size, np.float32), np.empty(8 * group_size, np.float32)
+    for n in range(0, blocks, 8):
+        count = min(8, blocks - n)
+        gather_groups(x, source, n * group_size, group_size, count)
+        gather_weights(w, importance, n * group_size, group_size, count)
+        mean_square = sum_of_squares(x, group_size) * splat(np.float32(spread / group_size))
+        total_weight = settle_weights(w, x, group_size, mean_square)
+        line = _search_line(x, w, group_size, total_weight, np.float32(highest), splat(-_HUGE), grid)
+        scale, offset = nearest_half(line.scale), nearest_half(line.offset)
+        for k in range(count):
+            block_scale_N[n + k] = lane(scale, k)
+            block_offset_N[n + k] = lane(offset, k)
+
+
+@kernel
+def fit_affine_superblocks(
+    block_scale_N: Values,
+    block_offset_N: Values,
+    sub_scale_NG: Integers,
+    sub_offset_NG: Integers,
+    values_NE: Values,
+    importance: Values,
+    grid: AffineGrid,
+    highest: int,
+    sub_highest: int,
+    spread: float,
+) -> None:
+    """Q2_K, Q4_K, Q5_K: scale and offset of a group are integers times two float16 numbers of the block."""
+    blocks, elements = values_NE.shape
+    group_size = elements // sub_scale_NG.shape[1]
+    tiles = sub_scale_NG.shape[1] // 8
+    source = values_NE.reshape(values_NE.size)
+    x, w = np.empty((tiles, 8 * group_size), np.float32), np.empty((tiles, 8 * group_size), np.float32)
+    ideal = np.empty((tiles, _IDEALS * 8), np.float32)
+    for n in range(blocks):
+        squares = splat(0.0)
+        for t in range(tiles):
+            start = n * elements + t * 8 * group_size
+            gather_groups(x[t], source, start, group_size, 8)
+            gather_weights(w[t], importance, start, group_size, 8)
+            squares = squares + sum_of_squares(x[t], group_size)
+        mean_square = splat(sum_of_lanes(squares) * np.float32(spread / elements))
+        for t in range(tiles):
+            total_weight = settle_weights(w[t], x[t], group_size, mean_square)
+            line = _search_line(x[t], w[t], group_size, total_weight, np.float32(highest), splat(0.0), grid)
+            sums = _measure(x[t], w[t], group_size, line.scale, line.offset, np.float32(highest))
+            store(ideal[t], 0, line.scale)
+            store(ideal[t], 8, line.offset)
+            store(ideal[t], 16, total_weight)
+            store(ideal[t], 24, sums.c * reciprocal(total_weight))
+        scale, offset = _share(sub_scale_NG[n], sub_offset_NG[n], x, w, ideal, group_size, highest, sub_highest)
+        block_scale_N[n] = scale
+        block_offset_N[n] = offset
+
+
+_IDEALS = 6
+"""Vectors kept for eight groups: ideal scale and offset, total weight, mean code; then the integers being tried."""
+
+
+@inlined
+def _search_line(
+    x: Values, w: Values, group_size: int, total_weight: Lanes, highest: np.float32, floor: Lanes, grid: AffineGrid
+) -> Line:
+    """The best scale and offset for eight groups, before any sharing. The offset is at least ``floor``."""
+    low, high = load(x, 0), load(x, 0)
+    for i in range(1, group_size):
+        low, high = minimum(low, load(x, 8 * i)), maximum(high, load(x, 8 * i))
+    low = minimum(low, splat(0.0) - floor)
+    best = Line(splat(0.0), splat(0.0) - low, splat(_HUGE))
+    for lower in range(grid.lowers):
+        offset = maximum((high - low) * splat(np.float32(-lower * grid.lower_step)) - low, floor)
+        for upper in range(grid.uppers):
+            extra = grid.first + (grid.last - grid.first) * upper / (grid.uppers - 1)
+            scale = (high + offset) * splat(np.float32(1 / (highest + extra)))
+            best = _better(_solve(x, w, group_size, total_weight, highest, floor, scale, offset), best)
+    for _ in range(_SETTLING_ROUNDS):
+        best = _solve(x, w, group_size, total_weight, highest, floor, best.scale, best.offset)
+    return best
+
+
+@inlined
+def _better(candidate: Line, best: Line) -> Line:
+    won = candidate.error < best.error
+    return Line(
+        where(won, candidate.scale, best.scale),
+        where(won, candidate.offset, best.offset),
+        where(won, candidate.error, best.error),
+    )
+
+
+@inlined
+def _measure(x: Values, w: Values, group_size: int, scale: Lanes, offset: Lanes, highest: np.float32) -> Sums:
+    """Round to the nearest codes and take the sums."""
+    zero, top, inverse = splat(0.0), splat(highest), reciprocal(scale)
+    sums = Sums(zero, zero, zero, zero, zero)
+    for i in range(group_size):
+        shifted = load(x, 8 * i) + offset
+        code = clamp(rint(shifted * inverse), zero, top)
+        residual = shifted - scale * code
+        weighted_code, weighted_residual = load(w, 8 * i) * code, load(w, 8 * i) * residual
+        sums = Sums(
+            sums.c + weighted_code,
+            fma(weighted_code, code, sums.cc),
+            sums.r + weighted_residual,
+            fma(weighted_code, residual, sums.rc),
+            fma(weighted_residual, residual, sums.rr),
+        )
+    return sums
+
+
+@inlined
+def _solve(
+    x: Values,
+    w: Values,
+    group_size: int,
+    total_weight: Lanes,
+    highest: np.float32,
+    floor: Lanes,
+    scale: Lanes,
+    offset: Lanes,
+) -> Line:
+    """Round under this scale and offset, then give the least-squares ones for the codes so found.
+
+    The unknowns are the changes a and b of scale and offset; the error is quadratic in them. Where the offset would
+    fall below its floor it stays there, and the scale is solved for alone. Where rounding noise makes the solution
+    worse than its start, the start is kept.
+    """
+    sums = _measure(x, w, group_size, scale, offset, highest)
+    zero, two = splat(0.0), splat(2.0)
+    determinant = sums.cc * total_weight - sums.c * sums.c
+    regular = determinant > splat(1e-6) * sums.cc * total_weight
+    inverse = where(regular, splat(1.0) / determinant, zero)
+    a = (sums.rc * total_weight - sums.c * sums.r) * inverse
+    b = (sums.c * sums.rc - sums.cc * sums.r) * inverse
+    barred = b < floor - offset
+    b = where(barred, floor - offset, b)
+    a = where(barred, (sums.rc + b * sums.c) * reciprocal(sums.cc), a)
+    error = sums.rr + a * (a * sums.cc - two * (sums.rc + b * sums.c)) + b * (b * total_weight + two * sums.r)
+    sound = (scale + a > zero) & (error <= sums.rr)
+    return Line(
+        where(sound, scale + a, scale), where(sound, offset + b, offset), where(sound, maximum(error, zero), sums.rr)
+    )
+
+
+@inlined
+def _share(
+    sub_scale_G: Integers,
+    sub_offset_G: Integers,
+    x: Values,
+    w: Values,
+    ideal: Values,
+    group_size: int,
+    highest: int,
+    sub_highest: int,
+) -> tuple[np.float32, np.float32]:
+    """Choose the integers of all groups of a block (written to the first two arguments) and the two shared numbers."""
+    tiles = x.shape[0]
+    scale, offset = _first_shared(ideal, sub_highest)
+    best_scale, best_offset, best_error = np.float32(0), np.float32(0), np.float32(np.inf)
+    for _ in range(_SHARING_ROUNDS):
+        error = splat(0.0)
+        ss, so, oo, rs, ro = splat(0.0), splat(0.0), splat(0.0), splat(0.0), splat(0.0)
+        for t in range(tiles):
+            sums = _choose_integers(x[t], w[t], ideal[t], group_size, scale, offset, highest, sub_highest)
+            sub_scale, sub_offset, total_weight = load(ideal[t], 32), load(ideal[t], 40), load(ideal[t], 16)
+            error = error + sums.rr
+            ss = fma(sub_scale * sub_scale, sums.cc, ss)
+            so = fma(sub_scale * sub_offset, sums.c, so)
+            oo = fma(sub_offset * sub_offset, total_weight, oo)
+            rs = fma(sub_scale, sums.rc, rs)
+            ro = fma(sub_offset, sums.r, ro)
+        if sum_of_lanes(error) < best_error:
+            best_scale, best_offset, best_error = lane(scale, 0), lane(offset, 0), sum_of_lanes(error)
+            for t in range(tiles):
+                put_integers(sub_scale_G, 8 * t, load(ideal[t], 32))
+                put_integers(sub_offset_G, 8 * t, load(ideal[t], 40))
+        a, b = _solve_shared(sum_of_lanes(ss), sum_of_lanes(so), sum_of_lanes(oo), sum_of_lanes(rs), sum_of_lanes(ro))
+        scale = nearest_half(maximum(scale + splat(a), splat(0.0)))
+        offset = nearest_half(maximum(offset + splat(b), splat(0.0)))
+    return best_scale, best_offset
+
+
+@inlined
+def _first_shared(ideal: Values, sub_highest: int) -> tuple[Lanes, Lanes]:
+    """The largest ideal scale and offset get the largest integer."""
+    scale, offset = splat(0.0), splat(0.0)
+    for t in range(ideal.shape[0]):
+        scale = maximum(scale, load(ideal[t], 0))
+        offset = maximum(offset, load(ideal[t], 8))
+    unit = np.float32(1 / sub_highest)
+    return nearest_half(splat(largest_lane(scale) * unit)), nearest_half(splat(largest_lane(offset) * unit))
+
+
+@inlined
+def _solve_shared(
+    ss: np.float32, so: np.float32, oo: np.float32, rs: np.float32, ro: np.float32
+) -> tuple[np.float32, np.float32]:
+    """The changes a, b of the shared scale and offset that minimize Σ w (r - a·sub_scale·c + b·sub_offset)²."""
+    determinant = ss * oo - so * so
+    if determinant > np.float32(1e-6) * ss * oo:
+        return (rs * oo - so * ro) / determinant, (so * rs - ss * ro) / determinant
+    if ss > 0:
+        return rs / ss, np.float32(0)
+    return np.float32(0), np.float32(0)
+
+
+@inlined
+def _choose_integers(
+    x: Values, w: Values, ideal: Values, group_size: int, scale: Lanes, offset: Lanes, highest: int, sub_highest: int
+) -> Sums:
+    """The best integers for eight groups under shared numbers: written to ``ideal``, with the sums under them.
+
+    Three sub-scales about the ideal one, each with the offset that least squares pairs with it (when the scale changes
+    by a, the offset follows by a times the mean code); then the sub-offsets beside the winner.
+    """
+    top, best_error = splat(np.float32(sub_highest)), splat(_HUGE)
+    best_scale, best_offset = splat(0.0), splat(0.0)
+    per_scale, per_offset = reciprocal(scale), reciprocal(offset)
+    centre = rint(load(ideal, 0) * per_scale)
+    for step in range(-1, 2):
+        sub_scale = clamp(centre + splat(np.float32(step)), splat(0.0), top)
+        paired = load(ideal, 8) + (sub_scale * scale - load(ideal, 0)) * load(ideal, 24)
+        sub_offset = clamp(rint(paired * per_offset), splat(0.0), top)
+        error = _error(x, w, group_size, sub_scale * scale, sub_offset * offset, np.float32(highest))
+        won = error < best_error
+        best_error = where(won, error, best_error)
+        best_scale, best_offset = where(won, sub_scale, best_scale), where(won, sub_offset, best_offset)
+    middle = best_offset
+    for step in range(-1, 2, 2):
+        sub_offset = clamp(middle + splat(np.float32(step)), splat(0.0), top)
+        error = _error(x, w, group_size, best_scale * scale, sub_offset * offset, np.float32(highest))
+        won = error < best_error
+        best_error, best_offset = where(won, error, best_error), where(won, sub_offset, best_offset)
+    store(ideal, 32, best_scale)
+    store(ideal, 40, best_offset)
+    return _measure(x, w, group_size, best_scale * scale, best_offset * offset, np.float32(highest))
+
+
+@inlined
+def _error(x: Values, w: Values, group_size: int, scale: Lanes, offset: Lanes, highest: np.float32) -> Lanes:
+    """The weighted squared error alone."""
+    zero, top, inverse = splat(0.0), splat(highest), reciprocal(scale)
+    total = zero
+    for i in range(group_size):
+        shifted = load(x, 8 * i) + offset
+        residual = shifted - scale * clamp(rint(shifted * inverse), zero, top)
+        total = fma(load(w, 8 * i) * residual, residual, total)
+    return total
