@@ -7,6 +7,10 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 import pytest
+
+from qwen3_export.config import Qwen3Config
+from qwen3_export.errors import UnsupportedModelError
+from qwen3_export.graph import Graph, Kind, Role, Weight, expected_weights, module_name
 from qwen3_export.targets.gguf.names import (
     check_representable,
     gguf_tensors,
@@ -14,10 +18,6 @@ from qwen3_export.targets.gguf.names import (
     parse_tensor_name,
     tensor_name,
 )
-
-from qwen3_export.config import Qwen3Config
-from qwen3_export.errors import UnsupportedModelError
-from qwen3_export.graph import Graph, Kind, Role, Weight, expected_weights, module_name
 
 DENSE = Qwen3Config(
     model_type="qwen3", vocab_size=96, hidden_size=64, intermediate_size=160, num_hidden_layers=11,

@@ -177,7 +177,7 @@ CONFIGS = {
     "moe, 8 experts": moe(num_hidden_layers=9, num_experts=8),
     "moe, 8 experts, tied": moe(num_experts=8, num_key_value_heads=1, tie_word_embeddings=True),
     "moe, 1 expert": moe(num_experts=1, num_experts_per_tok=1, num_hidden_layers=8),
-    "moe, narrow experts": moe(moe_intermediate_size=96, num_hidden_layers=8),
+    "moe, 9 narrow experts": moe(num_experts=9, moe_intermediate_size=96, num_hidden_layers=8),
     "moe, 8 experts, no row of 256": moe(hidden_size=64, moe_intermediate_size=40, num_experts=8, head_dim=10),
 }
 
@@ -223,7 +223,7 @@ def test_output_and_embedding_types_are_those_of_llama_cpp(
     config: Qwen3Config, overrides: Overrides, oracle: Oracle
 ) -> None:
     options = {"output_tensor_type": overrides.output_type, "token_embedding_type": overrides.embedding_type}
-    numbers = {key: GGML_FORMATS[name].type_id for key, name in options.items() if name}
+    numbers: dict[str, Any] = {key: GGML_FORMATS[name].type_id for key, name in options.items() if name}
     for name in ("q4_k_m", "q8_0", "iq4_xs"):
         recipe = RECIPES[name]
         assert ours(config, recipe, overrides=overrides) == oracle.types(config, recipe, **numbers), name
