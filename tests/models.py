@@ -27,7 +27,7 @@ from torch import Tensor
 from qwen3_export.config import parse_config
 from qwen3_export.graph import Kind, Role, expected_weights, module_name
 
-__all__ = ["COLD_EXPERT", "DEMO", "VARIANTS", "Variant", "write_model"]
+__all__ = ["COLD_EXPERT", "DEMO", "KNOWN_TOKENS", "VARIANTS", "Variant", "write_model"]
 
 DEMO = Path(__file__).parents[1] / "qwen3_export" / "data" / "demo"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "generation_config.json")
@@ -37,6 +37,7 @@ DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch
 EMBEDDING_STD = 0.05  # small enough that an eps of 1e-5 instead of 1e-6 moves the logits
 
 COLD_EXPERT = 3  # the one that "moe_cold" never routes to
+ALWAYS = 0.2  # what makes it cold: a channel that never changes, and is small enough to leave the others theirs
 
 DENSE: Mapping[str, Any] = {
     "architectures": ["Qwen3ForCausalLM"],
@@ -167,16 +168,18 @@ def _random_weight(role: Role, shape: tuple[int, ...], seed: int) -> np.ndarray:
 
 
 def _with_cold_expert(values: Mapping[Role, Tensor]) -> dict[Role, Tensor]:
-    """Channel 0 of the residual stream is one for every token and stays so; one router row shuns it."""
+    """Channel 0 of the residual stream is the same for every token, and only one router row sees it."""
     chilled = {role: tensor.clone() for role, tensor in values.items()}
     for role, tensor in chilled.items():
         if role.kind is Kind.EMBED_TOKENS:
-            tensor[:, 0] = 1.0
-        elif role.kind in (Kind.O_PROJ, Kind.DOWN_PROJ):
+            tensor[:, 0] = ALWAYS
+        elif role.kind in (Kind.O_PROJ, Kind.DOWN_PROJ, Kind.INPUT_LAYERNORM):
             tensor[0] = 0.0
+        elif role.kind in (Kind.GATE_PROJ, Kind.UP_PROJ):
+            tensor[:, 0] = 0.0
         elif role.kind is Kind.ROUTER:
-            tensor[COLD_EXPERT] = 0.0
-            tensor[COLD_EXPERT, 0] = -100.0
+            tensor[:, 0] = 0.0
+            tensor[COLD_EXPERT, 0] = -1000.0
     return chilled
 
 
