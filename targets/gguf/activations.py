@@ -28,7 +28,7 @@ __all__ = ["HalfPrefillCache", "round_activations", "round_q8_0", "round_q8_k"]
 class HalfPrefillCache(KVCache):
     """Keys and values as llama.cpp's default cache holds them, in F16; for one prefill, so nothing is kept."""
 
-    def extend(self, layer: int, k_TKH: Tensor, v_TKH: Tensor) -> tuple[Tensor, Tensor]:
+    def extend(self, layer: int, k_TKH: Tensor, v_TKH: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ARG002 (kept)
         return k_TKH.half().float(), v_TKH.half().float()
 
 
@@ -39,7 +39,7 @@ def round_activations(x_TI: Tensor, weight: Weight) -> Tensor:
 
 def round_q8_0(x_TI: Tensor) -> Tensor:
     """Blocks of 32: codes are x·127/largest magnitude, rounded; the scale is stored in float16."""
-    x_TGI = x_TI.unflatten(-1, (-1, 32))
+    x_TGI = x_TI.reshape(*x_TI.shape[:-1], -1, 32)
     scale = x_TGI.abs().amax(-1, keepdim=True) / 127
     codes = torch.round(x_TGI * _inverse(scale))
     return (codes * scale.half().float()).flatten(-2)
@@ -47,7 +47,7 @@ def round_q8_0(x_TI: Tensor) -> Tensor:
 
 def round_q8_k(x_TI: Tensor) -> Tensor:
     """Blocks of 256 with a float32 scale; the value of largest magnitude becomes -127 exactly."""
-    x_TGI = x_TI.unflatten(-1, (-1, 256))
+    x_TGI = x_TI.reshape(*x_TI.shape[:-1], -1, 256)
     largest = x_TGI.gather(-1, x_TGI.abs().argmax(-1, keepdim=True))
     inverse_scale = -127 * _inverse(largest)
     codes = torch.round(x_TGI * inverse_scale).clamp_(max=127)

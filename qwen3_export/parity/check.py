@@ -1,0 +1,223 @@
+"""Running reference and artifact over the same texts, and comparing: the same for every target.
+
+A target hands in functions from tokens to logits; here they meet the reference, layer by layer over all texts,
+and the head over as many positions at a time as a fixed amount of memory holds.
+"""
+
+# T tokens  D hidden  P positions  V vocabulary
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from qwen3_export.graph import Graph, Weight
+from qwen3_export.parity.metrics import NOT_RUN, Comparison, Divergence
+from qwen3_export.reference import KVCache, Place, Site, forward, head_logits
+
+__all__ = [
+    "Arithmetic",
+    "ShippedNumbers",
+    "compare_exact",
+    "compare_shipped",
+    "decode_difference",
+    "first_divergence",
+]
+
+# Logits of one model held at once: 128 MiB, about 220 positions of Qwen3's vocabulary.
+LOGITS_HELD = 1 << 25
+
+# tokens -> logits of every position [T, V] fp32; the array may be overwritten by the next call
+RunLogits = Callable[[Sequence[int]], np.ndarray]
+# tokens, chunk length -> logits chunk by chunk
+RunChunks = Callable[[Sequence[int], int], Iterator[np.ndarray]]
+# tokens -> hidden states by site
+RunSites = Callable[[Sequence[int]], Mapping[Site, np.ndarray]]
+
+# Within one layer, the sites in the order in which a token passes them.
+ORDER = {place: i for i, place in enumerate(Place)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arithmetic:
+    """A model of the runtime's arithmetic, to measure what it costs: rounded activations, a coarser KV cache."""
+
+    round_activations: Callable[[Tensor, Weight], Tensor] | None = None
+    make_cache: Callable[[], KVCache] = KVCache
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShippedNumbers:
+    """Comparisons that need no exact form of the runtime, not judged yet; NOT_RUN where nothing ran.
+
+    ``floor`` is the reference over the stored values against itself under the runtime's modelled arithmetic.
+    """
+
+    quantization: Comparison
+    floor: Comparison = NOT_RUN
+    shipped: Comparison = NOT_RUN
+    end_to_end: Comparison = NOT_RUN
+
+
+@dataclass(frozen=True, slots=True)
+class _Segment:
+    """Positions [start, stop) of one text, and which rows of its group they are."""
+
+    text: int
+    start: int
+    stop: int
+
+
+@dataclass(slots=True)
+class _Side:
+    """One model run by the reference: its graph, final hidden states, arithmetic of the head."""
+
+    graph: Graph
+    hidden: Sequence[Tensor]
+    arithmetic: Arithmetic = field(default_factory=Arithmetic)
+
+    def logits(self, group: Sequence[_Segment]) -> Tensor:
+        hidden_PD = torch.cat([self.hidden[part.text][part.start : part.stop] for part in group])
+        return head_logits(self.graph, hidden_PD, round_activations=self.arithmetic.round_activations)
+
+
+def compare_exact(graph: Graph, texts: Sequence[Sequence[int]], run: RunLogits) -> Comparison:
+    """A runtime in its most exact form against the reference over the same values, not judged yet."""
+    reference = _run_reference(graph, texts)
+    gathered = Divergence()
+    for text, part, candidate_PV, (reference_PV,) in _walk([reference], texts, run):
+        assert candidate_PV is not None
+        gathered.add(reference_PV, candidate_PV, _next_tokens(text, part))
+    return gathered.summary()
+
+
+def compare_shipped(
+    original: Graph,
+    stored: Graph,
+    texts: Sequence[Sequence[int]],
+    *,
+    run: RunLogits | None,
+    arithmetic: Arithmetic | None = None,
+) -> ShippedNumbers:
+    """The artifact as shipped against the reference over its values and against the original; not judged yet.
+
+    ``run`` None computes what needs no runtime; ``arithmetic`` models the runtime's, for the noise floor.
+    """
+    sides = [_run_reference(original, texts), _run_reference(stored, texts)]
+    if arithmetic is not None:
+        sides.append(_run_reference(stored, texts, arithmetic))
+    quantization, floor, shipped, end_to_end = (Divergence() for _ in range(4))
+    for text, part, candidate_PV, logits in _walk(sides, texts, run):
+        following = _next_tokens(text, part)
+        quantization.add(logits[0], logits[1], following)
+        if arithmetic is not None:
+            floor.add(logits[1], logits[2], following)
+        if candidate_PV is not None:
+            shipped.add(logits[1], candidate_PV, following)
+            end_to_end.add(logits[0], candidate_PV, following)
+    return ShippedNumbers(
+        quantization=quantization.summary(),
+        floor=floor.summary(),
+        shipped=shipped.summary(),
+        end_to_end=end_to_end.summary(),
+    )
+
+
+def decode_difference(run: RunChunks, tokens: Sequence[int], *, chunks: Sequence[int] = (1, 7)) -> float:
+    """The largest difference of a logit between one prefill and chunks through the KV cache."""
+    prefill_TV = next(run(tokens, len(tokens))).copy()
+    largest = 0.0
+    for chunk in chunks:
+        start = 0
+        for logits_PV in run(tokens, chunk):
+            difference = np.abs(logits_PV - prefill_TV[start : start + len(logits_PV)]).max()
+            largest = max(largest, float(difference)) if np.isfinite(difference) else float("inf")
+            start += len(logits_PV)
+    return largest
+
+
+def first_divergence(
+    graph: Graph, tokens: Sequence[int], run: RunSites, *, tolerance: float = 1e-4
+) -> tuple[Site, float] | None:
+    """The first site whose relative RMS difference exceeds ``tolerance``, and that difference.
+
+    fp32 sums in another order differ by about 1e-6; what a wrong weight or hyperparameter does is far larger.
+    """
+    expected: dict[Site, Tensor] = {}
+
+    def keep(site: Site, _sequence: int, state: Tensor) -> None:
+        expected[site] = state.clone()
+
+    forward(graph, [torch.tensor(tokens)], observe=keep)
+    found = run(tokens)
+    for site in sorted(expected.keys() & found.keys(), key=_site_order):
+        reference = expected[site].flatten().double()
+        candidate = torch.from_numpy(found[site]).flatten().double()
+        if candidate.shape != reference.shape:
+            return site, float("inf")
+        relative = float((candidate - reference).norm() / reference.norm().clamp_min(1e-30))
+        if not relative <= tolerance:
+            return site, relative
+    return None
+
+
+def _site_order(site: Site) -> tuple[float, int]:
+    return (float("inf") if site.layer is None else site.layer, ORDER[site.place])
+
+
+def _run_reference(
+    graph: Graph, texts: Sequence[Sequence[int]], arithmetic: Arithmetic | None = None
+) -> _Side:
+    used = arithmetic or Arithmetic()
+    caches = None if arithmetic is None else [used.make_cache() for _ in texts]
+    sequences = [torch.tensor(text) for text in texts]
+    hidden = forward(graph, sequences, caches=caches, round_activations=used.round_activations)
+    return _Side(graph, hidden, used)
+
+
+def _walk(
+    sides: Sequence[_Side], texts: Sequence[Sequence[int]], run: RunLogits | None
+) -> Iterator[tuple[Sequence[int], _Segment, Tensor | None, list[Tensor]]]:
+    """For each segment of each text: the runtime's logits, and those of each side.
+
+    The runtime runs each text once; the reference's head is read once for several segments.
+    """
+    running, whole_TV = -1, None
+    for group in _groups([len(text) for text in texts], sides[0].graph.config.vocab_size):
+        logits = [side.logits(group) for side in sides]
+        row = 0
+        for part in group:
+            if run is not None and part.text != running:
+                running, whole_TV = part.text, run(texts[part.text])
+            rows = slice(row, row + part.stop - part.start)
+            row = rows.stop
+            candidate = None if whole_TV is None else torch.from_numpy(whole_TV[part.start : part.stop])
+            yield texts[part.text], part, candidate, [side_PV[rows] for side_PV in logits]
+
+
+def _groups(lengths: Sequence[int], vocabulary: int) -> Iterator[list[_Segment]]:
+    """Segments in order, together at most as many positions as may be held."""
+    room = limit = max(1, LOGITS_HELD // vocabulary)
+    group: list[_Segment] = []
+    for text, length in enumerate(lengths):
+        start = 0
+        while start < length:
+            stop = min(length, start + room)
+            group.append(_Segment(text, start, stop))
+            room -= stop - start
+            start = stop
+            if room == 0:
+                yield group
+                group, room = [], limit
+    if group:
+        yield group
+
+
+def _next_tokens(text: Sequence[int], part: _Segment) -> list[int]:
+    """The token after each position; -1 where the text ends."""
+    following = list(text[part.start + 1 : part.stop + 1])
+    return following + [-1] * (part.stop - part.start - len(following))

@@ -1,0 +1,214 @@
+"""The parity report: what was compared, how far apart it was, and the verdict.
+
+One frozen record, written as JSON for machines; ``summary`` and ``html`` show it to people.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+import resource
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from qwen3_export.parity.metrics import NOT_RUN, Comparison, Status
+
+__all__ = [
+    "NUMBERS",
+    "Decode",
+    "FirstDivergence",
+    "Gates",
+    "Report",
+    "Runtime",
+    "Sampling",
+    "load_report",
+    "number_text",
+    "package_versions",
+    "peak_memory_bytes",
+    "save_report",
+]
+
+# The four numbers, and what each says.
+NUMBERS: Mapping[str, str] = {
+    "conversion": "the runtime at its most exact against the stored values: wiring, packing, metadata",
+    "shipped": "the runtime as shipped against the stored values: what its arithmetic costs",
+    "quantization": "the stored values against the original: what the recipe costs",
+    "end_to_end": "the artifact as shipped against the original: what the user gets",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gates:
+    """Bounds that the user sets on ``end_to_end``; None where anything goes."""
+
+    max_mean_kld: float | None = None
+    max_p99_kld: float | None = None
+    min_top1: float | None = None
+
+    def failures(self, numbers: Comparison) -> list[str]:
+        """One sentence for each bound that was measured and is not kept."""
+        checks = (
+            ("mean KLD", numbers.mean_kld, self.max_mean_kld, 1),
+            ("p99 KLD", numbers.p99_kld, self.max_p99_kld, 1),
+            ("top-1 agreement", numbers.same_top1, self.min_top1, -1),
+        )
+        return [
+            f"{name} {value:.6g} is {'above' if sign > 0 else 'below'} the bound {bound:g}"
+            for name, value, bound, sign in checks
+            if value is not None and bound is not None and not sign * value <= sign * bound
+        ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decode:
+    """Token by token and in chunks through the KV cache, against one prefill: the largest logit difference.
+
+    First in the runtime's exact form, then as shipped, where kernels differ between batch sizes.
+    """
+
+    max_abs_vs_prefill: float | None = None
+    bound: float | None = None
+    shipped_max_abs_vs_prefill: float | None = None
+    shipped_bound: float | None = None
+    status: Status = "not_run"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FirstDivergence:
+    """Where hidden states part first: ``site`` is a place of the reference, ``relative`` an RMS difference."""
+
+    layer: int | None
+    site: str
+    relative: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Runtime:
+    """The runtime that executed the artifact; version None where it is not installed."""
+
+    name: str
+    version: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling:
+    """What a check looked at."""
+
+    mode: str  # "quick" or "full"
+    prompts: tuple[str, ...]
+    exact_form: str  # which layers and vocabulary the exact form held
+    weights: int
+    rows: int
+    rows_in_all: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """Everything a check found.  ``metadata`` and ``values`` list differences from the checkpoint, one sentence
+    each; ``gates`` lists user bounds that are not kept; ``floor`` is the noise floor behind ``shipped``'s bound.
+    """
+
+    artifact: str
+    target: str
+    recipe: str
+    method: str
+    model: str
+    size_bytes: int
+    bits_per_weight: float
+    conversion: Comparison = NOT_RUN
+    shipped: Comparison = NOT_RUN
+    quantization: Comparison = NOT_RUN
+    end_to_end: Comparison = NOT_RUN
+    floor: Comparison = NOT_RUN
+    decode: Decode = field(default_factory=Decode)
+    metadata: tuple[str, ...] = ()
+    values: tuple[str, ...] = ()
+    gates: tuple[str, ...] = ()
+    first_divergence: FirstDivergence | None = None
+    positions: int = 0
+    sampled: Sampling | None = None
+    runtime: Runtime
+    versions: Mapping[str, str]
+    seconds: float
+    peak_memory_bytes: int
+
+    @property
+    def verdict(self) -> Status:
+        """``fail`` if anything is out of bounds, else ``not_run`` if anything is missing, else ``pass``."""
+        statuses = [getattr(self, name).status for name in NUMBERS] + [self.decode.status]
+        if "fail" in statuses or self.metadata or self.values or self.gates:
+            return "fail"
+        return "not_run" if "not_run" in statuses else "pass"
+
+    @property
+    def reasons(self) -> list[str]:
+        """Why the verdict is not ``pass``, one sentence each, the most telling first."""
+        reasons = [*self.metadata, *self.values, *self.gates]
+        for name in NUMBERS:
+            numbers: Comparison = getattr(self, name)
+            if numbers.status == "fail" and not (name == "end_to_end" and self.gates):
+                reasons.append(f"{name}: mean KLD {number_text(numbers.mean_kld)} exceeds {number_text(numbers.bound)}")
+        if self.first_divergence is not None:
+            where = self.first_divergence
+            layer = "" if where.layer is None else f"layer {where.layer} "
+            reasons.append(f"hidden states part at {layer}{where.site} (relative {where.relative:.2g})")
+        if self.decode.status == "fail":
+            reasons.append("decode: chunks through the KV cache differ from one prefill")
+        if self.runtime.version is None:
+            reasons.append(f"{self.runtime.name} is not installed, so nothing was run")
+        return reasons
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON; numbers that are not finite become None."""
+        document = {"verdict": self.verdict, **asdict(self)}
+        order = ("artifact", "target", "recipe", "method", "model", "verdict")
+        return {key: _finite(value) for key, value in ({key: document[key] for key in order} | document).items()}
+
+
+def save_report(report: Report, path: Path) -> None:
+    path.write_text(json.dumps(report.to_dict(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def load_report(path: Path) -> dict[str, Any]:
+    """The JSON document of a saved report."""
+    document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return document
+
+
+def package_versions(names: Sequence[str]) -> dict[str, str]:
+    """Versions of Python and of those packages that are installed."""
+    found = {"python": platform.python_version()}
+    for name in names:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def peak_memory_bytes() -> int:
+    """The largest resident size of this process so far (macOS counts bytes, Linux KiB)."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(peak) if sys.platform == "darwin" else int(peak) * 1024
+
+
+def number_text(value: float | None) -> str:
+    """Three digits; a dash for what was not measured."""
+    if value is None:
+        return "–"
+    return f"{value:.3g}" if math.isfinite(value) else "not finite"
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return value

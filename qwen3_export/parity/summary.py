@@ -1,0 +1,76 @@
+"""A parity report in a terminal: a table where there is one, plain lines in logs and pipes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from qwen3_export.parity.metrics import Comparison
+from qwen3_export.parity.report import NUMBERS, Decode, Report, number_text
+
+if TYPE_CHECKING:
+    from rich.console import Group
+
+__all__ = ["HEADS", "describe_decode", "describe_sampling", "summary_rows", "to_renderable", "to_text"]
+
+HEADS = ("", "mean KLD", "p99 KLD", "max KLD", "same top-1", "ppl ratio", "bound", "status")
+COLOURS = {"pass": "green", "fail": "red", "not_run": "yellow"}
+
+
+def summary_rows(report: Report) -> list[tuple[str, ...]]:
+    """Name, mean KLD, p99 KLD, largest KLD, same top-1, perplexity ratio, bound, status: one row a number."""
+    rows = []
+    for name in NUMBERS:
+        numbers: Comparison = getattr(report, name)
+        share = "–" if numbers.same_top1 is None else f"{numbers.same_top1:.2%}"
+        ratio = "–" if numbers.perplexity_ratio is None else f"{numbers.perplexity_ratio:.5f}"
+        klds = [number_text(value) for value in (numbers.mean_kld, numbers.p99_kld, numbers.max_kld)]
+        rows.append((name, *klds, share, ratio, number_text(numbers.bound), numbers.status))
+    return rows
+
+
+def to_text(report: Report) -> str:
+    """A plain summary for logs and pipes."""
+    table = [HEADS, *summary_rows(report)]
+    widths = [max(len(row[i]) for row in table) for i in range(len(HEADS))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in table]
+    lines.append(f"decode        {describe_decode(report.decode)}")
+    lines += [f"- {reason}" for reason in report.reasons]
+    lines.append(f"verdict: {report.verdict} ({describe_sampling(report)})")
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def to_renderable(report: Report) -> Group:
+    """The same for a rich console."""
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(*HEADS, box=None, pad_edge=False)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for *cells, status in summary_rows(report):
+        table.add_row(*cells, Text(status, style=COLOURS[status]))
+    lines = [f"decode {describe_decode(report.decode)}", *(f"- {reason}" for reason in report.reasons)]
+    verdict = Text.assemble("verdict: ", (report.verdict, COLOURS[report.verdict]), f" ({describe_sampling(report)})")
+    return Group(table, *(Text(line) for line in lines), verdict)
+
+
+def describe_decode(decode: Decode) -> str:
+    if decode.max_abs_vs_prefill is None:
+        return decode.status
+    return (
+        f"{decode.status}: chunks against one prefill differ by {number_text(decode.max_abs_vs_prefill)} in the "
+        f"exact form (bound {number_text(decode.bound)}), {number_text(decode.shipped_max_abs_vs_prefill)} as shipped "
+        f"(bound {number_text(decode.shipped_bound)})"
+    )
+
+
+def describe_sampling(report: Report) -> str:
+    parts = [f"{report.positions} positions"]
+    if report.sampled is not None:
+        sampled = report.sampled
+        parts.insert(0, f"{sampled.mode} check: {len(sampled.prompts)} texts")
+        parts.append(f"exact form: {sampled.exact_form}")
+        parts.append(f"values of {sampled.rows:,} of {sampled.rows_in_all:,} rows")
+    parts.append(f"{report.seconds:.1f} s, peak {report.peak_memory_bytes / 2**30:.2f} GiB")
+    return ", ".join(parts)
