@@ -36,6 +36,7 @@ __all__ = [
     "lane",
     "largest_lane",
     "load",
+    "load_apart",
     "magnitude",
     "maximum",
     "minimum",
@@ -132,6 +133,22 @@ def load(_context: Any, array: Any, index: Any) -> Any:
         return loaded
 
     return _lanes(array, types.intp), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def load_apart(_context: Any, array: Any, index: Any, stride: Any) -> Any:
+    """``array[index]``, ``array[index + stride]``, … of a contiguous float32 array: element 0 of eight groups."""
+
+    def generate(context: Any, builder: Any, sig: Any, values: Any) -> Any:
+        data = context.make_array(sig.args[0])(context, builder, values[0]).data
+        gathered, index = ir.Constant(_VECTOR, ir.Undefined), values[1]
+        for k in range(WIDTH):
+            number = builder.load(builder.gep(data, [index]))
+            gathered = builder.insert_element(gathered, number, ir.Constant(_INDEX, k))
+            index = builder.add(index, values[2])
+        return gathered
+
+    return _lanes(array, types.intp, types.intp), generate
 
 
 @intrinsic  # type: ignore[untyped-decorator]

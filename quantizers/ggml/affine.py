@@ -19,7 +19,7 @@ else (5 to 20 % of the error). So:
 
 llama.cpp's ``make_qkx3_quants`` does a part of (1) along one line of the grid; (2) and (3) are what lowers the error.
 
-Shapes: # N blocks  E elements a block  G groups a block
+Shapes: # N blocks  G groups, of all blocks. Weights, importances and scratch are flat.
 """
 
 from __future__ import annotations
@@ -36,8 +36,6 @@ from qwen3_export.quantizers.ggml.search import (
     nearest_half,
     put_integers,
     reciprocal,
-    settle_weights,
-    sum_of_squares,
 )
 from qwen3_export.quantizers.lanes import (
     Lanes,
@@ -101,82 +99,91 @@ class Line(NamedTuple):
 def fit_affine_blocks(
     block_scale_N: Values,
     block_offset_N: Values,
-    values_NE: Values,
+    values: Values,
     importance: Values,
+    columns: int,
+    group_size: int,
     grid: AffineGrid,
     highest: int,
     spread: float,
 ) -> None:
-    """Q4_1 and Q5_1: a block is a group, and its scale and offset are float16 themselves."""
-    blocks, group_size = values_NE.shape
-    source = values_NE.reshape(values_NE.size)
+    """Q4_1 and Q5_1: a block is a group, and its scale and offset are float16 themselves.
+
+    ``values`` is rows of ``columns`` one after the other, each of at least eight blocks. ``importance`` is one row, or as
+    many, or empty.
+    """
+    top = np.float32(highest)
     x, w = np.empty(8 * group_size, np.float32), np.empty(8 * group_size, np.float32)
-    for n in range(0, blocks, 8):
-        count = min(8, blocks - n)
-        gather_groups(x, source, n * group_size, group_size, count)
-        gather_weights(w, importance, n * group_size, group_size, count)
-        mean_square = sum_of_squares(x, group_size) * splat(np.float32(spread / group_size))
-        total_weight = settle_weights(w, x, group_size, mean_square)
-        line = _search_line(x, w, group_size, total_weight, np.float32(highest), splat(-_HUGE), grid)
-        scale, offset = nearest_half(line.scale), nearest_half(line.offset)
-        for k in range(count):
-            block_scale_N[n + k] = lane(scale, k)
-            block_offset_N[n + k] = lane(offset, k)
+    for row in range(0, values.size, columns):
+        for column in range(0, columns, 8 * group_size):
+            # The last eight blocks of a row may overlap the eight before: they come out the same.
+            start = row + min(column, columns - 8 * group_size)
+            squares = gather_groups(x, 0, values, start, group_size)
+            mean_square = squares * splat(np.float32(spread / group_size))
+            weights_start = start % importance.size if importance.size else 0
+            total_weight = gather_weights(w, x, 0, importance, weights_start, group_size, mean_square)
+            line = _search_line(x, w, 0, group_size, total_weight, top, splat(-_HUGE), grid)
+            store(block_scale_N, start // group_size, nearest_half(line.scale))
+            store(block_offset_N, start // group_size, nearest_half(line.offset))
 
 
 @kernel
 def fit_affine_superblocks(
     block_scale_N: Values,
     block_offset_N: Values,
-    sub_scale_NG: Integers,
-    sub_offset_NG: Integers,
-    values_NE: Values,
+    sub_scale_G: Integers,
+    sub_offset_G: Integers,
+    values: Values,
     importance: Values,
+    group_size: int,
     grid: AffineGrid,
     highest: int,
     sub_highest: int,
     spread: float,
 ) -> None:
-    """Q2_K, Q4_K, Q5_K: scale and offset of a group are integers times two float16 numbers of the block."""
-    blocks, elements = values_NE.shape
-    group_size = elements // sub_scale_NG.shape[1]
-    tiles = sub_scale_NG.shape[1] // 8
-    source = values_NE.reshape(values_NE.size)
-    x, w = np.empty((tiles, 8 * group_size), np.float32), np.empty((tiles, 8 * group_size), np.float32)
-    ideal = np.empty((tiles, _IDEALS * 8), np.float32)
-    for n in range(blocks):
+    """Q2_K, Q4_K, Q5_K: scale and offset of a group are integers times two float16 numbers of the block.
+
+    ``values`` is blocks of 256 one after the other. ``importance`` is the same, or one row of them, or empty.
+    """
+    top = np.float32(highest)
+    x, w, ideal = np.empty(256, np.float32), np.empty(256, np.float32), np.empty(2 * _IDEALS, np.float32)
+    for n in range(values.size // 256):
         squares = splat(0.0)
-        for t in range(tiles):
-            start = n * elements + t * 8 * group_size
-            gather_groups(x[t], source, start, group_size, 8)
-            gather_weights(w[t], importance, start, group_size, 8)
-            squares = squares + sum_of_squares(x[t], group_size)
-        mean_square = splat(sum_of_lanes(squares) * np.float32(spread / elements))
-        for t in range(tiles):
-            total_weight = settle_weights(w[t], x[t], group_size, mean_square)
-            line = _search_line(x[t], w[t], group_size, total_weight, np.float32(highest), splat(0.0), grid)
-            sums = _measure(x[t], w[t], group_size, line.scale, line.offset, np.float32(highest))
-            store(ideal[t], 0, line.scale)
-            store(ideal[t], 8, line.offset)
-            store(ideal[t], 16, total_weight)
-            store(ideal[t], 24, sums.c * reciprocal(total_weight))
-        scale, offset = _share(sub_scale_NG[n], sub_offset_NG[n], x, w, ideal, group_size, highest, sub_highest)
+        for at in range(0, 256, 8 * group_size):
+            squares = squares + gather_groups(x, at, values, 256 * n + at, group_size)
+        mean_square = splat(sum_of_lanes(squares) * np.float32(spread / 256))
+        weights_start = 256 * n % importance.size if importance.size else 0
+        for at in range(0, 256, 8 * group_size):
+            total_weight = gather_weights(w, x, at, importance, weights_start + at, group_size, mean_square)
+            line = _search_line(x, w, at, group_size, total_weight, top, splat(0.0), grid)
+            sums = _measure(x, w, at, group_size, line.scale, line.offset, top)
+            kept = _IDEALS * (at // (8 * group_size))
+            store(ideal, kept + _SCALE, line.scale)
+            store(ideal, kept + _OFFSET, line.offset)
+            store(ideal, kept + _WEIGHT, total_weight)
+            store(ideal, kept + _MEAN_CODE, sums.c * reciprocal(total_weight))
+        first_group = n * (256 // group_size)
+        scale, offset = _share(
+            sub_scale_G, sub_offset_G, first_group, x, w, ideal, group_size, top, np.float32(sub_highest)
+        )
         block_scale_N[n] = scale
         block_offset_N[n] = offset
 
 
-_IDEALS = 6
-"""Vectors kept for eight groups: ideal scale and offset, total weight, mean code; then the integers being tried."""
+# Where eight groups' vectors lie in the array that is kept between the scan and the sharing: the ideal scale and offset,
+# the sum of weights, the mean code; and the integers under trial.
+_SCALE, _OFFSET, _WEIGHT, _MEAN_CODE, _SUB_SCALE, _SUB_OFFSET = range(0, 48, 8)
+_IDEALS = 48
 
 
 @inlined
 def _search_line(
-    x: Values, w: Values, group_size: int, total_weight: Lanes, highest: np.float32, floor: Lanes, grid: AffineGrid
+    x: Values, w: Values, at: int, group_size: int, total_weight: Lanes, highest: np.float32, floor: Lanes, grid: AffineGrid
 ) -> Line:
     """The best scale and offset for eight groups, before any sharing. The offset is at least ``floor``."""
-    low, high = load(x, 0), load(x, 0)
+    low, high = load(x, at), load(x, at)
     for i in range(1, group_size):
-        low, high = minimum(low, load(x, 8 * i)), maximum(high, load(x, 8 * i))
+        low, high = minimum(low, load(x, at + 8 * i)), maximum(high, load(x, at + 8 * i))
     low = minimum(low, splat(0.0) - floor)
     best = Line(splat(0.0), splat(0.0) - low, splat(_HUGE))
     for lower in range(grid.lowers):
@@ -184,9 +191,9 @@ def _search_line(
         for upper in range(grid.uppers):
             extra = grid.first + (grid.last - grid.first) * upper / (grid.uppers - 1)
             scale = (high + offset) * splat(np.float32(1 / (highest + extra)))
-            best = _better(_solve(x, w, group_size, total_weight, highest, floor, scale, offset), best)
+            best = _better(_solve(x, w, at, group_size, total_weight, highest, floor, scale, offset), best)
     for _ in range(_SETTLING_ROUNDS):
-        best = _solve(x, w, group_size, total_weight, highest, floor, best.scale, best.offset)
+        best = _solve(x, w, at, group_size, total_weight, highest, floor, best.scale, best.offset)
     return best
 
 
@@ -201,15 +208,15 @@ def _better(candidate: Line, best: Line) -> Line:
 
 
 @inlined
-def _measure(x: Values, w: Values, group_size: int, scale: Lanes, offset: Lanes, highest: np.float32) -> Sums:
+def _measure(x: Values, w: Values, at: int, group_size: int, scale: Lanes, offset: Lanes, highest: np.float32) -> Sums:
     """Round to the nearest codes and take the sums."""
     zero, top, inverse = splat(0.0), splat(highest), reciprocal(scale)
     sums = Sums(zero, zero, zero, zero, zero)
     for i in range(group_size):
-        shifted = load(x, 8 * i) + offset
+        shifted = load(x, at + 8 * i) + offset
         code = clamp(rint(shifted * inverse), zero, top)
         residual = shifted - scale * code
-        weighted_code, weighted_residual = load(w, 8 * i) * code, load(w, 8 * i) * residual
+        weighted_code, weighted_residual = load(w, at + 8 * i) * code, load(w, at + 8 * i) * residual
         sums = Sums(
             sums.c + weighted_code,
             fma(weighted_code, code, sums.cc),
@@ -224,6 +231,7 @@ def _measure(x: Values, w: Values, group_size: int, scale: Lanes, offset: Lanes,
 def _solve(
     x: Values,
     w: Values,
+    at: int,
     group_size: int,
     total_weight: Lanes,
     highest: np.float32,
@@ -237,7 +245,7 @@ def _solve(
     fall below its floor it stays there, and the scale is solved for alone. Where rounding noise makes the solution
     worse than its start, the start is kept.
     """
-    sums = _measure(x, w, group_size, scale, offset, highest)
+    sums = _measure(x, w, at, group_size, scale, offset, highest)
     zero, two = splat(0.0), splat(2.0)
     determinant = sums.cc * total_weight - sums.c * sums.c
     regular = determinant > splat(1e-6) * sums.cc * total_weight
@@ -258,48 +266,50 @@ def _solve(
 def _share(
     sub_scale_G: Integers,
     sub_offset_G: Integers,
+    first_group: int,
     x: Values,
     w: Values,
     ideal: Values,
     group_size: int,
-    highest: int,
-    sub_highest: int,
+    highest: np.float32,
+    sub_highest: np.float32,
 ) -> tuple[np.float32, np.float32]:
     """Choose the integers of all groups of a block (written to the first two arguments) and the two shared numbers."""
-    tiles = x.shape[0]
-    scale, offset = _first_shared(ideal, sub_highest)
+    tiles = 32 // group_size
+    scale, offset = _first_shared(ideal, tiles, sub_highest)
     best_scale, best_offset, best_error = np.float32(0), np.float32(0), np.float32(np.inf)
     for _ in range(_SHARING_ROUNDS):
-        error = splat(0.0)
-        ss, so, oo, rs, ro = splat(0.0), splat(0.0), splat(0.0), splat(0.0), splat(0.0)
+        error, zero = splat(0.0), splat(0.0)
+        ss, so, oo, rs, ro = zero, zero, zero, zero, zero
         for t in range(tiles):
-            sums = _choose_integers(x[t], w[t], ideal[t], group_size, scale, offset, highest, sub_highest)
-            sub_scale, sub_offset, total_weight = load(ideal[t], 32), load(ideal[t], 40), load(ideal[t], 16)
+            kept = _IDEALS * t
+            sums = _choose_integers(x, w, 8 * group_size * t, group_size, ideal, kept, scale, offset, highest, sub_highest)
+            sub_scale, sub_offset = load(ideal, kept + _SUB_SCALE), load(ideal, kept + _SUB_OFFSET)
             error = error + sums.rr
             ss = fma(sub_scale * sub_scale, sums.cc, ss)
             so = fma(sub_scale * sub_offset, sums.c, so)
-            oo = fma(sub_offset * sub_offset, total_weight, oo)
+            oo = fma(sub_offset * sub_offset, load(ideal, kept + _WEIGHT), oo)
             rs = fma(sub_scale, sums.rc, rs)
             ro = fma(sub_offset, sums.r, ro)
         if sum_of_lanes(error) < best_error:
             best_scale, best_offset, best_error = lane(scale, 0), lane(offset, 0), sum_of_lanes(error)
             for t in range(tiles):
-                put_integers(sub_scale_G, 8 * t, load(ideal[t], 32))
-                put_integers(sub_offset_G, 8 * t, load(ideal[t], 40))
+                put_integers(sub_scale_G, first_group + 8 * t, load(ideal, _IDEALS * t + _SUB_SCALE))
+                put_integers(sub_offset_G, first_group + 8 * t, load(ideal, _IDEALS * t + _SUB_OFFSET))
         a, b = _solve_shared(sum_of_lanes(ss), sum_of_lanes(so), sum_of_lanes(oo), sum_of_lanes(rs), sum_of_lanes(ro))
-        scale = nearest_half(maximum(scale + splat(a), splat(0.0)))
-        offset = nearest_half(maximum(offset + splat(b), splat(0.0)))
+        scale = nearest_half(maximum(scale + splat(a), zero))
+        offset = nearest_half(maximum(offset + splat(b), zero))
     return best_scale, best_offset
 
 
 @inlined
-def _first_shared(ideal: Values, sub_highest: int) -> tuple[Lanes, Lanes]:
+def _first_shared(ideal: Values, tiles: int, sub_highest: np.float32) -> tuple[Lanes, Lanes]:
     """The largest ideal scale and offset get the largest integer."""
-    scale, offset = splat(0.0), splat(0.0)
-    for t in range(ideal.shape[0]):
-        scale = maximum(scale, load(ideal[t], 0))
-        offset = maximum(offset, load(ideal[t], 8))
-    unit = np.float32(1 / sub_highest)
+    scale, offset = load(ideal, _SCALE), load(ideal, _OFFSET)
+    for t in range(1, tiles):
+        scale = maximum(scale, load(ideal, _IDEALS * t + _SCALE))
+        offset = maximum(offset, load(ideal, _IDEALS * t + _OFFSET))
+    unit = np.float32(1) / sub_highest
     return nearest_half(splat(largest_lane(scale) * unit)), nearest_half(splat(largest_lane(offset) * unit))
 
 
@@ -318,43 +328,51 @@ def _solve_shared(
 
 @inlined
 def _choose_integers(
-    x: Values, w: Values, ideal: Values, group_size: int, scale: Lanes, offset: Lanes, highest: int, sub_highest: int
+    x: Values,
+    w: Values,
+    at: int,
+    group_size: int,
+    ideal: Values,
+    kept: int,
+    scale: Lanes,
+    offset: Lanes,
+    highest: np.float32,
+    sub_highest: np.float32,
 ) -> Sums:
     """The best integers for eight groups under shared numbers: written to ``ideal``, with the sums under them.
 
     Three sub-scales about the ideal one, each with the offset that least squares pairs with it (when the scale changes
     by a, the offset follows by a times the mean code); then the sub-offsets beside the winner.
     """
-    top, best_error = splat(np.float32(sub_highest)), splat(_HUGE)
-    best_scale, best_offset = splat(0.0), splat(0.0)
-    per_scale, per_offset = reciprocal(scale), reciprocal(offset)
-    centre = rint(load(ideal, 0) * per_scale)
-    for step in range(-1, 2):
-        sub_scale = clamp(centre + splat(np.float32(step)), splat(0.0), top)
-        paired = load(ideal, 8) + (sub_scale * scale - load(ideal, 0)) * load(ideal, 24)
-        sub_offset = clamp(rint(paired * per_offset), splat(0.0), top)
-        error = _error(x, w, group_size, sub_scale * scale, sub_offset * offset, np.float32(highest))
+    top, best_error = splat(sub_highest), splat(_HUGE)
+    best_scale, best_offset, middle = splat(0.0), splat(0.0), splat(0.0)
+    ideal_scale = load(ideal, kept + _SCALE)
+    centre, per_offset = rint(ideal_scale * reciprocal(scale)), reciprocal(offset)
+    for trial in range(5):
+        if trial < 3:
+            sub_scale = clamp(centre + splat(np.float32(trial - 1)), splat(0.0), top)
+            paired = load(ideal, kept + _OFFSET) + (sub_scale * scale - ideal_scale) * load(ideal, kept + _MEAN_CODE)
+            sub_offset = clamp(rint(paired * per_offset), splat(0.0), top)
+        else:
+            middle = best_offset if trial == 3 else middle
+            sub_scale = best_scale
+            sub_offset = clamp(middle + splat(np.float32(2 * trial - 7)), splat(0.0), top)
+        error = _error(x, w, at, group_size, sub_scale * scale, sub_offset * offset, highest)
         won = error < best_error
         best_error = where(won, error, best_error)
         best_scale, best_offset = where(won, sub_scale, best_scale), where(won, sub_offset, best_offset)
-    middle = best_offset
-    for step in range(-1, 2, 2):
-        sub_offset = clamp(middle + splat(np.float32(step)), splat(0.0), top)
-        error = _error(x, w, group_size, best_scale * scale, sub_offset * offset, np.float32(highest))
-        won = error < best_error
-        best_error, best_offset = where(won, error, best_error), where(won, sub_offset, best_offset)
-    store(ideal, 32, best_scale)
-    store(ideal, 40, best_offset)
-    return _measure(x, w, group_size, best_scale * scale, best_offset * offset, np.float32(highest))
+    store(ideal, kept + _SUB_SCALE, best_scale)
+    store(ideal, kept + _SUB_OFFSET, best_offset)
+    return _measure(x, w, at, group_size, best_scale * scale, best_offset * offset, highest)
 
 
 @inlined
-def _error(x: Values, w: Values, group_size: int, scale: Lanes, offset: Lanes, highest: np.float32) -> Lanes:
+def _error(x: Values, w: Values, at: int, group_size: int, scale: Lanes, offset: Lanes, highest: np.float32) -> Lanes:
     """The weighted squared error alone."""
     zero, top, inverse = splat(0.0), splat(highest), reciprocal(scale)
     total = zero
     for i in range(group_size):
-        shifted = load(x, 8 * i) + offset
+        shifted = load(x, at + 8 * i) + offset
         residual = shifted - scale * clamp(rint(shifted * inverse), zero, top)
-        total = fma(load(w, 8 * i) * residual, residual, total)
+        total = fma(load(w, at + 8 * i) * residual, residual, total)
     return total

@@ -61,17 +61,22 @@ def _round_uniform(
 
 @kernel
 def _round_to_levels(codes_RI: Codes, values_RI: Values, scale_RG: Values, midpoints_L: Values) -> None:
+    """Count the midpoints below each value, one midpoint after the other: that vectorizes, a search would not."""
     group_size = values_RI.shape[1] // scale_RG.shape[1]
+    position, count = np.empty(group_size, np.float32), np.empty(group_size, np.float32)
     for r in range(values_RI.shape[0]):
         for g in range(scale_RG.shape[1]):
-            scale = scale_RG[r, g]
+            scale, first = scale_RG[r, g], g * group_size
             inverse = np.float32(1) / scale if scale != 0 else np.float32(0)
-            for i in range(g * group_size, (g + 1) * group_size):
-                codes_RI[r, i] = 0
-            # Counting the midpoints below a value, one midpoint after the other, vectorizes; a search does not.
+            for i in range(group_size):
+                position[i] = values_RI[r, first + i] * inverse
+                count[i] = np.float32(0)
             for level in range(midpoints_L.shape[0]):
-                for i in range(g * group_size, (g + 1) * group_size):
-                    codes_RI[r, i] += values_RI[r, i] * inverse > midpoints_L[level]
+                midpoint = midpoints_L[level]
+                for i in range(group_size):
+                    count[i] += np.float32(1) if position[i] > midpoint else np.float32(0)
+            for i in range(group_size):
+                codes_RI[r, first + i] = np.int8(count[i])
 
 
 @kernel

@@ -38,6 +38,7 @@ Weighting = Literal["magnitude", "importance"]
 _LARGEST = 65504.0
 """Scales and offsets are float16; a weight beyond this could not be stored for certain."""
 
+_TILE = 256
 _SPREAD_WITH_IMPORTANCE = 2.0
 _NO_LEAN = -1.0
 
@@ -45,6 +46,24 @@ _NO_LEAN = -1.0
 class _Search(NamedTuple):
     spread: float
     grid: AffineGrid | SymmetricGrid
+
+
+class _Work(NamedTuple):
+    """What a kernel is given: weights row after row, importances alike (or one row, or none), and the row length."""
+
+    values: Values
+    importance: Values
+    columns: int
+    spread: float
+
+
+class _Stored(NamedTuple):
+    """What a kernel leaves, for all blocks in order."""
+
+    scale_N: Values
+    offset_N: Values | None
+    sub_scale_G: NDArray[np.int16] | None
+    sub_offset_G: NDArray[np.int16] | None
 
 
 _SEARCHES: Mapping[str, _Search] = MappingProxyType(
@@ -70,63 +89,101 @@ def fit(
 ) -> BlockParams:
     """Scales and offsets for rows of weights. ``importance`` is [I], or [R, I] where rows differ.
 
-    Raises QuantizationError where a weight is beyond 65504.
+    Raises QuantizationError where a weight is beyond 65504, or the importance has another shape.
     """
-    shape = BLOCK_SHAPES[name]
-    search = _SEARCHES[name]
+    shape, search = BLOCK_SHAPES[name], _SEARCHES[name]
     _refuse_huge(name, values_RI)
-    values_NE = np.ascontiguousarray(values_RI, np.float32).reshape(-1, shape.block_size)
-    weights = _normalized(importance, values_RI.shape)
     spread = search.spread if importance is None else _SPREAD_WITH_IMPORTANCE
-    spread = spread if weighting == "magnitude" else _NO_LEAN
-    rows = values_RI.shape[0]
+    work = _lay_out(
+        values_RI, _normalized(importance, values_RI.shape), spread=spread if weighting == "magnitude" else _NO_LEAN
+    )
     if isinstance(search.grid, AffineGrid):
-        return _fit_affine(shape, values_NE, weights=weights, grid=search.grid, spread=spread, rows=rows)
-    return _fit_symmetric(shape, values_NE, weights=weights, grid=search.grid, spread=spread, rows=rows)
-
-
-def _fit_affine(
-    shape: BlockShape, values_NE: Values, *, weights: Values, grid: AffineGrid, spread: float, rows: int
-) -> BlockParams:
-    blocks = values_NE.shape[0]
-    scale_N, offset_N = np.empty(blocks, np.float32), np.empty(blocks, np.float32)
-    sub_scale = sub_offset = None
-    if shape.has_subs:
-        sub_scale, sub_offset = (np.empty((blocks, shape.groups), np.int16) for _ in range(2))
-        fit_affine_superblocks(
-            scale_N, offset_N, sub_scale, sub_offset, values_NE, weights, grid, shape.code_high, shape.sub_high, spread
-        )
-        sub_scale, sub_offset = sub_scale.reshape(rows, -1), sub_offset.reshape(rows, -1)
+        stored = _fit_affine(shape, work, grid=search.grid)
     else:
-        fit_affine_blocks(scale_N, offset_N, values_NE, weights, grid, shape.code_high, spread)
+        stored = _fit_symmetric(shape, work, grid=search.grid)
+    rows, blocks = values_RI.shape[0], values_RI.size // shape.block_size
+    offset, sub_scale, sub_offset = stored.offset_N, stored.sub_scale_G, stored.sub_offset_G
     return effective_params(
-        block_scale_RS=scale_N.reshape(rows, -1),
-        block_offset_RS=offset_N.reshape(rows, -1),
-        sub_scale_RG=sub_scale,
-        sub_offset_RG=sub_offset,
+        block_scale_RS=stored.scale_N[:blocks].reshape(rows, -1),
+        block_offset_RS=None if offset is None else offset[:blocks].reshape(rows, -1),
+        sub_scale_RG=None if sub_scale is None else sub_scale.reshape(rows, -1),
+        sub_offset_RG=None if sub_offset is None else sub_offset.reshape(rows, -1),
     )
 
 
-def _fit_symmetric(
-    shape: BlockShape, values_NE: Values, *, weights: Values, grid: SymmetricGrid, spread: float, rows: int
-) -> BlockParams:
-    blocks = values_NE.shape[0]
+def _fit_affine(shape: BlockShape, work: _Work, *, grid: AffineGrid) -> _Stored:
+    blocks = work.values.size // shape.block_size
+    scale_N, offset_N = np.empty(blocks, np.float32), np.empty(blocks, np.float32)
+    if not shape.has_subs:
+        fit_affine_blocks(
+            scale_N,
+            offset_N,
+            work.values,
+            work.importance,
+            work.columns,
+            shape.group_size,
+            grid,
+            shape.code_high,
+            work.spread,
+        )
+        return _Stored(scale_N, offset_N, None, None)
+    sub_scale_G, sub_offset_G = (np.empty(blocks * shape.groups, np.int16) for _ in range(2))
+    fit_affine_superblocks(
+        scale_N,
+        offset_N,
+        sub_scale_G,
+        sub_offset_G,
+        work.values,
+        work.importance,
+        shape.group_size,
+        grid,
+        shape.code_high,
+        shape.sub_high,
+        work.spread,
+    )
+    return _Stored(scale_N, offset_N, sub_scale_G, sub_offset_G)
+
+
+def _fit_symmetric(shape: BlockShape, work: _Work, *, grid: SymmetricGrid) -> _Stored:
+    blocks = work.values.size // shape.block_size
     book = np.array(shape.levels or (), np.float32)
     ends = (book[0], book[-1]) if shape.levels else (np.float32(shape.code_low), np.float32(shape.code_high))
     levels = Levels(*ends, book)
     scale_N = np.empty(blocks, np.float32)
-    sub_scale = None
-    if shape.has_subs:
-        sub_scale = np.empty((blocks, shape.groups), np.int16)
-        fit_symmetric_superblocks(
-            scale_N, sub_scale, values_NE, weights, grid, levels, shape.sub_low, shape.sub_high, spread
+    if not shape.has_subs:
+        fit_symmetric_blocks(
+            scale_N, work.values, work.importance, work.columns, shape.group_size, grid, levels, work.spread
         )
-        sub_scale = sub_scale.reshape(rows, -1)
-    else:
-        fit_symmetric_blocks(scale_N, values_NE, weights, grid, levels, spread)
-    return effective_params(
-        block_scale_RS=scale_N.reshape(rows, -1), block_offset_RS=None, sub_scale_RG=sub_scale, sub_offset_RG=None
+        return _Stored(scale_N, None, None, None)
+    sub_scale_G = np.empty(blocks * shape.groups, np.int16)
+    fit_symmetric_superblocks(
+        scale_N,
+        sub_scale_G,
+        work.values,
+        work.importance,
+        shape.group_size,
+        grid,
+        levels,
+        shape.sub_low,
+        shape.sub_high,
+        work.spread,
     )
+    return _Stored(scale_N, None, sub_scale_G, None)
+
+
+def _lay_out(values_RI: Values, importance: Values, *, spread: float) -> _Work:
+    """Flat arrays of rows that are long enough to fill a kernel's lanes: eight groups of 32.
+
+    Shorter rows (a toy model's) are taken as one long row, with zeros behind where all of them together are too short.
+    """
+    values = np.ascontiguousarray(values_RI, np.float32).reshape(-1)
+    if values_RI.shape[1] >= _TILE:
+        return _Work(values, importance, values_RI.shape[1], spread)
+    missing = max(_TILE - values.size, 0)
+    if importance.size:
+        importance = np.pad(np.resize(importance, values.size), (0, missing))
+    values = np.pad(values, (0, missing))
+    return _Work(values, importance, values.size, spread)
 
 
 def _refuse_huge(name: str, values_RI: Values) -> None:

@@ -1,7 +1,7 @@
 """What the searches for scales share: gathering groups into lanes, weighing values, rounding to float16.
 
-A search holds eight groups at a time, one a lane: ``x[8 * i + lane]`` is element i of the lane's group, and ``w`` holds
-its weights in the same order.
+A search holds eight groups at a time, one a lane: ``x[at + 8 * i + lane]`` is element i of the lane's group, and ``w``
+holds its weights in the same order. Blocks of 256 in groups of 16 take two such tiles, one behind the other.
 
 Functions here are compiled into kernels, which pass arguments by position only.
 """
@@ -12,60 +12,58 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qwen3_export.quantizers.compile import inlined
-from qwen3_export.quantizers.lanes import Lanes, clamp, fma, lane, load, rint, splat, square_root, store, where
+from qwen3_export.quantizers.lanes import (
+    Lanes,
+    clamp,
+    fma,
+    lane,
+    load,
+    load_apart,
+    rint,
+    splat,
+    square_root,
+    store,
+    where,
+)
 
-__all__ = ["gather_groups", "gather_weights", "nearest_half", "put_integers", "reciprocal", "settle_weights", "sum_of_squares"]
+__all__ = ["gather_groups", "gather_weights", "nearest_half", "put_integers", "reciprocal"]
 
 Values = NDArray[np.float32]
 
 
 @inlined
-def gather_groups(target: Values, source: Values, start: int, group_size: int, groups: int) -> None:
-    """Transpose up to eight consecutive groups; lanes beyond the last group repeat it."""
-    for k in range(8):
-        # The source may be one row of importances that all rows of weights share.
-        first = (start + min(k, groups - 1) * group_size) % source.size
-        for i in range(group_size):
-            target[8 * i + k] = source[first + i]
-
-
-@inlined
-def gather_weights(w: Values, importance: Values, start: int, group_size: int, groups: int) -> None:
-    """The importances of the same eight groups; ones where there are none."""
-    if importance.size > 0:
-        gather_groups(w, importance, start, group_size, groups)
-    else:
-        w[: 8 * group_size] = np.float32(1)
-
-
-@inlined
-def sum_of_squares(x: Values, group_size: int) -> Lanes:
-    """Σ x² of each lane."""
+def gather_groups(x: Values, at: int, source: Values, start: int, group_size: int) -> Lanes:
+    """Transpose eight consecutive groups to ``x[at:]``, and return Σ x² of each."""
     total = splat(0.0)
     for i in range(group_size):
-        value = load(x, 8 * i)
+        value = load_apart(source, start + i, group_size)
+        store(x, at + 8 * i, value)
         total = fma(value, value, total)
     return total
 
 
 @inlined
-def settle_weights(w: Values, x: Values, group_size: int, spread: Lanes) -> Lanes:
-    """Turn importances into weights, in place, and return their sum in each lane.
+def gather_weights(
+    w: Values, x: Values, at: int, importance: Values, start: int, group_size: int, spread: Lanes
+) -> Lanes:
+    """The weights of the groups in ``x[at:]``, to ``w[at:]``; returns their sum in each lane.
 
-    A weight is importance · sqrt(spread + x²), or the importance itself where the spread is negative. A group without
-    any weight counts all its values alike, so that it still gets a sensible scale.
+    A weight is importance · sqrt(spread + x²), or the importance itself where the spread is negative; without any
+    importance (an empty array) all are equally important. A group without any weight counts its values alike, so that
+    it still gets a sensible scale.
     """
-    total = splat(0.0)
-    weighted = spread >= splat(0.0)
+    total, one = splat(0.0), splat(1.0)
+    leaning = spread >= splat(0.0)
     for i in range(group_size):
-        value = load(x, 8 * i)
-        factor = where(weighted, square_root(fma(value, value, spread)), splat(1.0))
-        weight = load(w, 8 * i) * factor
-        store(w, 8 * i, weight)
+        value = load(x, at + 8 * i)
+        weight = where(leaning, square_root(fma(value, value, spread)), one)
+        if importance.size > 0:
+            weight = weight * load_apart(importance, start + i, group_size)
+        store(w, at + 8 * i, weight)
         total = total + weight
     empty = total <= splat(0.0)
     for i in range(group_size):
-        store(w, 8 * i, where(empty, splat(1.0), load(w, 8 * i)))
+        store(w, at + 8 * i, where(empty, one, load(w, at + 8 * i)))
     return where(empty, splat(np.float32(group_size)), total)
 
 

@@ -11,7 +11,7 @@ scales are scanned first (see ``affine.py``, of which this is the simpler siblin
 3. *Share.* Blocks of 256 store a group's scale as an integer times one float16. The integers next to the ideal ones are
    tried with their true error; then the float16 is solved for in closed form; and again. The best round is kept.
 
-Shapes: # N blocks  E elements a block  G groups a block
+Shapes: # N blocks  G groups, of all blocks. Weights, importances and scratch are flat.
 """
 
 from __future__ import annotations
@@ -28,8 +28,6 @@ from qwen3_export.quantizers.ggml.search import (
     nearest_half,
     put_integers,
     reciprocal,
-    settle_weights,
-    sum_of_squares,
 )
 from qwen3_export.quantizers.lanes import (
     Lanes,
@@ -83,64 +81,81 @@ class Sums(NamedTuple):
 
 @kernel
 def fit_symmetric_blocks(
-    block_scale_N: Values, values_NE: Values, importance: Values, grid: SymmetricGrid, levels: Levels, spread: float
+    block_scale_N: Values,
+    values: Values,
+    importance: Values,
+    columns: int,
+    group_size: int,
+    grid: SymmetricGrid,
+    levels: Levels,
+    spread: float,
 ) -> None:
-    """Q4_0, Q5_0, Q8_0, IQ4_NL: a block is a group, and its scale is a float16 itself."""
-    blocks, group_size = values_NE.shape
-    source = values_NE.reshape(values_NE.size)
+    """Q4_0, Q5_0, Q8_0, IQ4_NL: a block is a group, and its scale is a float16 itself.
+
+    ``values`` is rows of ``columns`` one after the other, each of at least eight blocks. ``importance`` is one row, or as
+    many, or empty.
+    """
     x, w = np.empty(8 * group_size, np.float32), np.empty(8 * group_size, np.float32)
-    for n in range(0, blocks, 8):
-        count = min(8, blocks - n)
-        gather_groups(x, source, n * group_size, group_size, count)
-        gather_weights(w, importance, n * group_size, group_size, count)
-        mean_square = sum_of_squares(x, group_size) * splat(np.float32(spread / group_size))
-        settle_weights(w, x, group_size, mean_square)
-        scale = nearest_half(_search_scale(x, w, group_size, levels, grid))
-        for k in range(count):
-            block_scale_N[n + k] = lane(scale, k)
+    for row in range(0, values.size, columns):
+        for column in range(0, columns, 8 * group_size):
+            # The last eight blocks of a row may overlap the eight before: they come out the same.
+            start = row + min(column, columns - 8 * group_size)
+            squares = gather_groups(x, 0, values, start, group_size)
+            mean_square = squares * splat(np.float32(spread / group_size))
+            weights_start = start % importance.size if importance.size else 0
+            gather_weights(w, x, 0, importance, weights_start, group_size, mean_square)
+            scale = _search_scale(x, w, 0, group_size, levels, grid)
+            store(block_scale_N, start // group_size, nearest_half(scale))
 
 
 @kernel
 def fit_symmetric_superblocks(
     block_scale_N: Values,
-    sub_scale_NG: Integers,
-    values_NE: Values,
+    sub_scale_G: Integers,
+    values: Values,
     importance: Values,
+    group_size: int,
     grid: SymmetricGrid,
     levels: Levels,
     sub_lowest: int,
     sub_highest: int,
     spread: float,
 ) -> None:
-    """Q3_K, Q6_K, IQ4_XS: the scale of a group is an integer times a float16 of the block."""
-    blocks, elements = values_NE.shape
-    group_size = elements // sub_scale_NG.shape[1]
-    tiles = sub_scale_NG.shape[1] // 8
-    source = values_NE.reshape(values_NE.size)
-    x, w = np.empty((tiles, 8 * group_size), np.float32), np.empty((tiles, 8 * group_size), np.float32)
-    ideal, tried = np.empty((tiles, 8), np.float32), np.empty((tiles, 8), np.float32)
-    for n in range(blocks):
+    """Q3_K, Q6_K, IQ4_XS: the scale of a group is an integer times a float16 of the block.
+
+    ``values`` is blocks of 256 one after the other. ``importance`` is the same, or one row of them, or empty.
+    """
+    x, w = np.empty(256, np.float32), np.empty(256, np.float32)
+    ideal, tried = np.empty(16, np.float32), np.empty(16, np.float32)
+    for n in range(values.size // 256):
         squares = splat(0.0)
-        for t in range(tiles):
-            start = n * elements + t * 8 * group_size
-            gather_groups(x[t], source, start, group_size, 8)
-            gather_weights(w[t], importance, start, group_size, 8)
-            squares = squares + sum_of_squares(x[t], group_size)
-        mean_square = splat(sum_of_lanes(squares) * np.float32(spread / elements))
-        for t in range(tiles):
-            settle_weights(w[t], x[t], group_size, mean_square)
-            store(ideal[t], 0, _search_scale(x[t], w[t], group_size, levels, grid))
+        for at in range(0, 256, 8 * group_size):
+            squares = squares + gather_groups(x, at, values, 256 * n + at, group_size)
+        mean_square = splat(sum_of_lanes(squares) * np.float32(spread / 256))
+        weights_start = 256 * n % importance.size if importance.size else 0
+        for at in range(0, 256, 8 * group_size):
+            gather_weights(w, x, at, importance, weights_start + at, group_size, mean_square)
+            store(ideal, at // group_size, _search_scale(x, w, at, group_size, levels, grid))
         block_scale_N[n] = _share(
-            sub_scale_NG[n], x, w, ideal, tried, group_size, levels, np.float32(sub_lowest), np.float32(sub_highest)
+            sub_scale_G,
+            n * (256 // group_size),
+            x,
+            w,
+            ideal,
+            tried,
+            group_size,
+            levels,
+            np.float32(sub_lowest),
+            np.float32(sub_highest),
         )
 
 
 @inlined
-def _search_scale(x: Values, w: Values, group_size: int, levels: Levels, grid: SymmetricGrid) -> Lanes:
+def _search_scale(x: Values, w: Values, at: int, group_size: int, levels: Levels, grid: SymmetricGrid) -> Lanes:
     """The best scale for each of eight groups, before any sharing."""
     low, high = splat(0.0), splat(0.0)
     for i in range(group_size):
-        low, high = minimum(low, load(x, 8 * i)), maximum(high, load(x, 8 * i))
+        low, high = minimum(low, load(x, at + 8 * i)), maximum(high, load(x, at + 8 * i))
     extreme = where(splat(0.0) - low > high, low, high)
     best_scale, best_error = splat(0.0), splat(_HUGE)
     for end in range(2 if grid.both_ends else 1):
@@ -148,24 +163,24 @@ def _search_scale(x: Values, w: Values, group_size: int, levels: Levels, grid: S
         for step in range(-grid.steps, grid.steps + 1):
             target = np.float32(level * (1 + grid.reach * step / grid.steps))
             scale = extreme * splat(np.float32(1) / target)
-            sums = _measure(x, w, group_size, scale, levels)
+            sums = _measure(x, w, at, group_size, scale, levels)
             change = sums.rv * reciprocal(sums.vv)
             error = sums.rr - change * sums.rv
             won = error < best_error
             best_error, best_scale = where(won, error, best_error), where(won, scale + change, best_scale)
     for _ in range(_SETTLING_ROUNDS):
-        sums = _measure(x, w, group_size, best_scale, levels)
+        sums = _measure(x, w, at, group_size, best_scale, levels)
         best_scale = best_scale + sums.rv * reciprocal(sums.vv)
     return best_scale
 
 
 @inlined
-def _measure(x: Values, w: Values, group_size: int, scale: Lanes, levels: Levels) -> Sums:
+def _measure(x: Values, w: Values, at: int, group_size: int, scale: Lanes, levels: Levels) -> Sums:
     """Round to the nearest levels and take the sums."""
     zero, inverse = splat(0.0), reciprocal(scale)
     sums = Sums(zero, zero, zero)
     for i in range(group_size):
-        value, weight = load(x, 8 * i), load(w, 8 * i)
+        value, weight = load(x, at + 8 * i), load(w, at + 8 * i)
         level = _nearest_level(value * inverse, levels)
         residual = value - scale * level
         weighted_level = weight * level
@@ -191,6 +206,7 @@ def _nearest_level(position: Lanes, levels: Levels) -> Lanes:
 @inlined
 def _share(
     sub_scale_G: Integers,
+    first_group: int,
     x: Values,
     w: Values,
     ideal: Values,
@@ -201,22 +217,24 @@ def _share(
     sub_highest: np.float32,
 ) -> np.float32:
     """Choose the integers of all groups of a block (written to the first argument) and the scale they share."""
-    tiles = x.shape[0]
-    scale = nearest_half(splat(_most_extreme(ideal) / sub_lowest))
+    groups = 256 // group_size
+    scale = nearest_half(splat(_most_extreme(ideal, groups) / sub_lowest))
     best_scale, best_error = np.float32(0), np.float32(np.inf)
     for _ in range(_SHARING_ROUNDS):
         error, ss, rs = splat(0.0), splat(0.0), splat(0.0)
-        for t in range(tiles):
-            centre = rint(load(ideal[t], 0) * reciprocal(scale))
-            won_scale, won = _choose_integers(x[t], w[t], group_size, levels, scale, centre, sub_lowest, sub_highest)
-            store(tried[t], 0, won_scale)
-            error = error + won.rr
-            ss = fma(won_scale * won_scale, won.vv, ss)
-            rs = fma(won_scale, won.rv, rs)
+        for g in range(0, groups, 8):
+            centre = rint(load(ideal, g) * reciprocal(scale))
+            sub_scale, sums = _choose_integers(
+                x, w, g * group_size, group_size, levels, scale, centre, sub_lowest, sub_highest
+            )
+            store(tried, g, sub_scale)
+            error = error + sums.rr
+            ss = fma(sub_scale * sub_scale, sums.vv, ss)
+            rs = fma(sub_scale, sums.rv, rs)
         if sum_of_lanes(error) < best_error:
             best_scale, best_error = lane(scale, 0), sum_of_lanes(error)
-            for t in range(tiles):
-                put_integers(sub_scale_G, 8 * t, load(tried[t], 0))
+            for g in range(0, groups, 8):
+                put_integers(sub_scale_G, first_group + g, load(tried, g))
         curvature = sum_of_lanes(ss)
         if curvature > 0:
             scale = nearest_half(scale + splat(sum_of_lanes(rs) / curvature))
@@ -224,13 +242,12 @@ def _share(
 
 
 @inlined
-def _most_extreme(ideal: Values) -> np.float32:
+def _most_extreme(ideal: Values, groups: int) -> np.float32:
     """The ideal scale of largest magnitude, with its sign."""
     extreme = np.float32(0)
-    for t in range(ideal.shape[0]):
-        for k in range(8):
-            if abs(ideal[t, k]) > abs(extreme):
-                extreme = ideal[t, k]
+    for g in range(groups):
+        if abs(ideal[g]) > abs(extreme):
+            extreme = ideal[g]
     return extreme
 
 
@@ -238,6 +255,7 @@ def _most_extreme(ideal: Values) -> np.float32:
 def _choose_integers(
     x: Values,
     w: Values,
+    at: int,
     group_size: int,
     levels: Levels,
     scale: Lanes,
@@ -250,7 +268,7 @@ def _choose_integers(
     best_scale, best = zero, Sums(zero, zero, splat(_HUGE))
     for step in range(-1, 2):
         sub_scale = clamp(centre + splat(np.float32(step)), splat(sub_lowest), splat(sub_highest))
-        sums = _measure(x, w, group_size, sub_scale * scale, levels)
+        sums = _measure(x, w, at, group_size, sub_scale * scale, levels)
         won = sums.rr < best.rr
         best_scale = where(won, sub_scale, best_scale)
         best = Sums(where(won, sums.vv, best.vv), where(won, sums.rv, best.rv), where(won, sums.rr, best.rr))
