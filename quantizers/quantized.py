@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -16,7 +17,19 @@ from qwen3_export.errors import QuantizationError
 from qwen3_export.graph import ALL_ROWS, Graph, Role, Weight
 from qwen3_export.quantizers.ggml import GGML_FORMATS, GgmlFormat
 
-__all__ = ["QuantizedWeight", "quantize"]
+__all__ = ["BlockWeight", "QuantizedWeight", "quantize"]
+
+
+@runtime_checkable
+class BlockWeight(Weight, Protocol):
+    """A weight whose rows are stored as bytes: what a writer of GGML's blocks needs to know of it."""
+
+    @property
+    def row_bytes(self) -> int: ...
+
+    def encode(self, rows: slice = ALL_ROWS) -> np.ndarray:
+        """The stored bytes of a block of rows, uint8 [rows, row_bytes]; a vector is one row."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

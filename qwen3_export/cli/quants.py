@@ -48,11 +48,12 @@ def quants(
     )
     print(f"{'recipe':8} {'bits':>5} {'size':>10} {'memory':>10}  what it is")
     for recipe in RECIPES.values():
-        formats = assign(recipe, config, tensors, has_imatrix=False)
+        formats = assign(recipe, config, tensors, has_imatrix=recipe.needs_imatrix)
+        note = " (needs --imatrix)" if recipe.needs_imatrix else ""
         size = total_bytes(tensors, formats)
         print(
             f"{recipe.name:8} {bits_per_weight(tensors, formats):5.2f} {human_size(size):>10} "
-            f"{human_size(size + cache):>10}  {recipe.description}"
+            f"{human_size(size + cache):>10}  {recipe.description}{note}"
         )
 
 

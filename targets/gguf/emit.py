@@ -17,7 +17,7 @@ from qwen3_export.errors import OutputError, QuantizationError
 from qwen3_export.graph import ALL_ROWS, Graph
 from qwen3_export.parallel import default_threads, run_jobs
 from qwen3_export.quantizers.ggml import GGML_FORMATS
-from qwen3_export.quantizers.quantized import QuantizedWeight
+from qwen3_export.quantizers.quantized import BlockWeight
 from qwen3_export.targets.gguf.container import MetaValue, TensorInfo, aligned, lay_out, serialize_header
 from qwen3_export.targets.gguf.metadata import split_metadata
 from qwen3_export.targets.gguf.names import GgufTensor, gguf_tensors
@@ -45,7 +45,7 @@ class FilePlan:
 class RowBlock:
     """A block of rows of one weight, and where in which file its bytes go."""
 
-    weight: QuantizedWeight
+    weight: BlockWeight
     rows: slice
     file: int
     offset: int
@@ -128,12 +128,12 @@ def _num_bytes(tensor: GgufTensor) -> int:
     return sum(_weight_bytes(_quantized(member)) for member in tensor.members)
 
 
-def _weight_bytes(weight: QuantizedWeight) -> int:
+def _weight_bytes(weight: BlockWeight) -> int:
     return weight.row_bytes * (weight.shape[0] if len(weight.shape) > 1 else 1)
 
 
-def _quantized(weight: object) -> QuantizedWeight:
-    if not isinstance(weight, QuantizedWeight):
+def _quantized(weight: object) -> BlockWeight:
+    if not isinstance(weight, BlockWeight):
         raise QuantizationError(
             f"{getattr(weight, 'name', weight)}: has no number format yet; quantize the graph first"
         )
@@ -151,7 +151,7 @@ def _row_blocks(plans: Sequence[FilePlan]) -> Iterator[RowBlock]:
                 offset += _weight_bytes(weight)
 
 
-def _blocks_of(weight: QuantizedWeight, file: int, offset: int) -> Iterator[RowBlock]:
+def _blocks_of(weight: BlockWeight, file: int, offset: int) -> Iterator[RowBlock]:
     columns = weight.shape[-1]
     if len(weight.shape) == 1:
         yield RowBlock(weight=weight, rows=ALL_ROWS, file=file, offset=offset, num_weights=columns)
