@@ -15,13 +15,15 @@ Arithmetic operators and comparisons take two ``Lanes``; ``splat`` makes one fro
 which ``where`` and ``&`` take. All of it works inside numba-compiled functions only.
 """
 
+# ruff: noqa: ARG001 -- the parameters of an intrinsic are its signature; its code generator gets them in one tuple
+
 from __future__ import annotations
 
 import operator
 from collections.abc import Callable
 from typing import Any
 
-from llvmlite import ir
+from llvmlite import ir  # type: ignore[import-untyped]
 from numba.core import cgutils, types
 from numba.core.typing.templates import ConcreteTemplate, infer_global, signature
 from numba.extending import intrinsic, lower_builtin, models, register_model
@@ -58,14 +60,14 @@ _BITS = ir.VectorType(ir.IntType(1), WIDTH)
 _INDEX = ir.IntType(32)
 
 
-class LanesType(types.Type):  # type: ignore[misc]
+class LanesType(types.Type):
     """Numba's name for eight floats."""
 
     def __init__(self) -> None:
         super().__init__(name="Lanes")
 
 
-class MaskType(types.Type):  # type: ignore[misc]
+class MaskType(types.Type):
     """Numba's name for eight truth values."""
 
     def __init__(self) -> None:
@@ -113,12 +115,8 @@ for _function, _emit in (
     _define_operator(_function, emit=_emit, arguments=(_lanes, _lanes), result=_lanes)
 for _function, _symbol in ((operator.lt, "<"), (operator.gt, ">"), (operator.le, "<="), (operator.ge, ">=")):
     _define_operator(_function, emit=_comparison(_symbol), arguments=(_lanes, _lanes), result=_mask)
-_define_operator(
-    operator.and_, emit=lambda builder, a, b: builder.and_(a, b), arguments=(_mask, _mask), result=_mask
-)
-_define_operator(
-    operator.or_, emit=lambda builder, a, b: builder.or_(a, b), arguments=(_mask, _mask), result=_mask
-)
+_define_operator(operator.and_, emit=lambda builder, a, b: builder.and_(a, b), arguments=(_mask, _mask), result=_mask)
+_define_operator(operator.or_, emit=lambda builder, a, b: builder.or_(a, b), arguments=(_mask, _mask), result=_mask)
 _define_operator(operator.neg, emit=lambda builder, a: builder.fneg(a), arguments=(_lanes,), result=_lanes)
 
 
@@ -277,7 +275,7 @@ def clamp(value: Lanes, low: Lanes, high: Lanes) -> Lanes:
 
 
 @inlined
-def largest_lane(value: Lanes) -> float:
+def largest_lane(value: Lanes) -> Any:
     """The largest number of all lanes."""
     largest = lane(value, 0)
     for k in range(1, WIDTH):

@@ -13,9 +13,9 @@ else (5 to 20 % of the error). So:
    from which the solution and its error follow in closed form. They are taken over residuals and not over x itself, so
    that nothing cancels: the error of a 6-bit group is a ten-thousandth of Σ w x².
 2. *Settle.* Round again under the best solution and solve again, twice.
-3. *Share.* Blocks of 256 store scale and offset of a group as small integers times a float16 that all share. The integers
-   are searched next to the ideal ones with the true error of each choice, re-rounded codes included; then the two
-   float16 numbers are solved for in closed form, given all integers and codes; and again. The best round is kept.
+3. *Share.* Blocks of 256 store scale and offset of a group as small integers times a float16 that all share. The
+   integers are searched next to the ideal ones with the true error of each choice, re-rounded codes included; then the
+   two float16 numbers are solved for in closed form, given all integers and codes; and again. The best round is kept.
 
 llama.cpp's ``make_qkx3_quants`` does a part of (1) along one line of the grid; (2) and (3) are what lowers the error.
 
@@ -109,8 +109,8 @@ def fit_affine_blocks(
 ) -> None:
     """Q4_1 and Q5_1: a block is a group, and its scale and offset are float16 themselves.
 
-    ``values`` is rows of ``columns`` one after the other, each of at least eight blocks. ``importance`` is one row, or as
-    many, or empty.
+    ``values`` is rows of ``columns`` one after the other, each of at least eight blocks. ``importance`` is one row, or
+    as many, or empty.
     """
     top = np.float32(highest)
     x, w = np.empty(8 * group_size, np.float32), np.empty(8 * group_size, np.float32)
@@ -170,15 +170,22 @@ def fit_affine_superblocks(
         block_offset_N[n] = offset
 
 
-# Where eight groups' vectors lie in the array that is kept between the scan and the sharing: the ideal scale and offset,
-# the sum of weights, the mean code; and the integers under trial.
+# Where eight groups' vectors lie in the array that is kept between the scan and the sharing: the ideal scale and
+# offset, the sum of weights, the mean code; and the integers under trial.
 _SCALE, _OFFSET, _WEIGHT, _MEAN_CODE, _SUB_SCALE, _SUB_OFFSET = range(0, 48, 8)
 _IDEALS = 48
 
 
 @inlined
 def _search_line(
-    x: Values, w: Values, at: int, group_size: int, total_weight: Lanes, highest: np.float32, floor: Lanes, grid: AffineGrid
+    x: Values,
+    w: Values,
+    at: int,
+    group_size: int,
+    total_weight: Lanes,
+    highest: np.float32,
+    floor: Lanes,
+    grid: AffineGrid,
 ) -> Line:
     """The best scale and offset for eight groups, before any sharing. The offset is at least ``floor``."""
     low, high = load(x, at), load(x, at)
@@ -283,7 +290,9 @@ def _share(
         ss, so, oo, rs, ro = zero, zero, zero, zero, zero
         for t in range(tiles):
             kept = _IDEALS * t
-            sums = _choose_integers(x, w, 8 * group_size * t, group_size, ideal, kept, scale, offset, highest, sub_highest)
+            sums = _choose_integers(
+                x, w, 8 * group_size * t, group_size, ideal, kept, scale, offset, highest, sub_highest
+            )
             sub_scale, sub_offset = load(ideal, kept + _SUB_SCALE), load(ideal, kept + _SUB_OFFSET)
             error = error + sums.rr
             ss = fma(sub_scale * sub_scale, sums.cc, ss)

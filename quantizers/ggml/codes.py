@@ -41,7 +41,7 @@ def codes_to_values(shape: BlockShape, codes_RI: Codes, *, scale_RG: Values, off
 
 def _midpoints(levels: tuple[int, ...]) -> Values:
     steps = np.array(levels, np.float32)
-    return (steps[1:] + steps[:-1]) / 2
+    return (steps[1:] + steps[:-1]) * np.float32(0.5)
 
 
 @kernel

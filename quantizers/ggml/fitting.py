@@ -3,26 +3,27 @@
 Shapes: # R rows  I columns  N blocks  E elements a block  S blocks a row  G groups a row
 
 What is minimized is Σ w (x - stored)² over a block, with w = importance · sqrt(spread · mean(x²) + x²). The root leans
-towards large weights, as llama.cpp's weights do; ``spread`` says how little. With an importance vector it is 2
-everywhere, which is llama.cpp's number. Without one llama.cpp uses |x|, x², rms + |x| or nothing, by format; ours is
-chosen so that both its weighted error and the plain squared error fall below llama.cpp's (``benchmarks/ggml_kernels.py``
-measures both). A solver that brings the diagonal of a Hessian wants no such lean: ``weighting="importance"``.
+towards large weights, as llama.cpp's weights do; ``spread`` says how little. With an importance vector llama.cpp has 1
+or 2 there, by format. Without one it uses |x|, x², rms + |x| or nothing, by format. Ours are chosen so that both the
+error that llama.cpp minimizes and the one without any lean fall below llama.cpp's (``benchmarks/ggml_kernels.py``
+measures all four). A solver that brings the diagonal of a Hessian wants no such lean: ``weighting="importance"``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from qwen3_export.errors import QuantizationError
 from qwen3_export.quantizers.ggml.affine import AffineGrid, fit_affine_blocks, fit_affine_superblocks
+from qwen3_export.quantizers.ggml.formats import Weighting
 from qwen3_export.quantizers.ggml.packing import effective_params
 from qwen3_export.quantizers.ggml.params import BlockParams
-from qwen3_export.quantizers.ggml.shapes import BLOCK_SHAPES, BlockShape
+from qwen3_export.quantizers.ggml.shapes import BlockShape
 from qwen3_export.quantizers.ggml.symmetric import (
     Levels,
     SymmetricGrid,
@@ -30,21 +31,22 @@ from qwen3_export.quantizers.ggml.symmetric import (
     fit_symmetric_superblocks,
 )
 
-__all__ = ["Weighting", "fit"]
+__all__ = ["fit"]
 
 Values = NDArray[np.float32]
-Weighting = Literal["magnitude", "importance"]
 
 _LARGEST = 65504.0
 """Scales and offsets are float16; a weight beyond this could not be stored for certain."""
 
 _TILE = 256
-_SPREAD_WITH_IMPORTANCE = 2.0
 _NO_LEAN = -1.0
 
 
 class _Search(NamedTuple):
+    """How a format is searched; the first spread is for weights without importances, the second for those with."""
+
     spread: float
+    spread_with_importance: float
     grid: AffineGrid | SymmetricGrid
 
 
@@ -68,32 +70,37 @@ class _Stored(NamedTuple):
 
 _SEARCHES: Mapping[str, _Search] = MappingProxyType(
     {
-        "Q8_0": _Search(_NO_LEAN, SymmetricGrid(reach=0.02, steps=2, both_ends=False)),
-        "Q4_0": _Search(_NO_LEAN, SymmetricGrid(reach=0.15, steps=4, both_ends=True)),
-        "Q5_0": _Search(_NO_LEAN, SymmetricGrid(reach=0.08, steps=4, both_ends=True)),
-        "Q4_1": _Search(_NO_LEAN, AffineGrid(first=-2, last=1, uppers=7, lower_step=0.03, lowers=3)),
-        "Q5_1": _Search(_NO_LEAN, AffineGrid(first=-2, last=1, uppers=7, lower_step=0.02, lowers=3)),
-        "Q2_K": _Search(1.0, AffineGrid(first=-1, last=1, uppers=8, lower_step=0.1, lowers=3)),
-        "Q3_K": _Search(0.5, SymmetricGrid(reach=0.45, steps=6, both_ends=True)),
-        "Q4_K": _Search(2.0, AffineGrid(first=-2, last=1, uppers=9, lower_step=0.03, lowers=3)),
-        "Q5_K": _Search(2.0, AffineGrid(first=-2, last=1, uppers=7, lower_step=0.02, lowers=3)),
-        "Q6_K": _Search(0.5, SymmetricGrid(reach=0.11, steps=6, both_ends=False)),
-        "IQ4_NL": _Search(0.3, SymmetricGrid(reach=0.19, steps=6, both_ends=True)),
-        "IQ4_XS": _Search(0.3, SymmetricGrid(reach=0.19, steps=6, both_ends=True)),
+        "Q8_0": _Search(_NO_LEAN, 1.0, SymmetricGrid(reach=0.02, steps=2, both_ends=False)),
+        "Q4_0": _Search(_NO_LEAN, 1.0, SymmetricGrid(reach=0.15, steps=4, both_ends=True)),
+        "Q5_0": _Search(_NO_LEAN, 1.0, SymmetricGrid(reach=0.08, steps=4, both_ends=True)),
+        "Q4_1": _Search(_NO_LEAN, 1.0, AffineGrid(first=-2, last=1, uppers=7, lower_step=0.03, lowers=3)),
+        "Q5_1": _Search(_NO_LEAN, 1.0, AffineGrid(first=-2, last=1, uppers=7, lower_step=0.02, lowers=3)),
+        "Q2_K": _Search(1.0, 2.0, AffineGrid(first=-1, last=1, uppers=8, lower_step=0.1, lowers=3)),
+        "Q3_K": _Search(0.5, 2.0, SymmetricGrid(reach=0.45, steps=6, both_ends=True)),
+        "Q4_K": _Search(2.0, 2.0, AffineGrid(first=-2, last=1, uppers=9, lower_step=0.03, lowers=3)),
+        "Q5_K": _Search(2.0, 2.0, AffineGrid(first=-2, last=1, uppers=7, lower_step=0.02, lowers=3)),
+        "Q6_K": _Search(0.5, 2.0, SymmetricGrid(reach=0.11, steps=6, both_ends=False)),
+        "IQ4_NL": _Search(0.3, 2.0, SymmetricGrid(reach=0.19, steps=6, both_ends=True)),
+        "IQ4_XS": _Search(0.3, 2.0, SymmetricGrid(reach=0.19, steps=6, both_ends=True)),
     }
 )
 
 
 def fit(
-    name: str, values_RI: Values, importance: Values | None = None, *, weighting: Weighting = "magnitude"
+    name: str,
+    values_RI: Values,
+    importance: Values | None,
+    *,
+    shape: BlockShape,
+    weighting: Weighting,
 ) -> BlockParams:
     """Scales and offsets for rows of weights. ``importance`` is [I], or [R, I] where rows differ.
 
     Raises QuantizationError where a weight is beyond 65504, or the importance has another shape.
     """
-    shape, search = BLOCK_SHAPES[name], _SEARCHES[name]
+    search = _SEARCHES[name]
     _refuse_huge(name, values_RI)
-    spread = search.spread if importance is None else _SPREAD_WITH_IMPORTANCE
+    spread = search.spread if importance is None else search.spread_with_importance
     work = _lay_out(
         values_RI, _normalized(importance, values_RI.shape), spread=spread if weighting == "magnitude" else _NO_LEAN
     )
@@ -147,8 +154,8 @@ def _fit_affine(shape: BlockShape, work: _Work, *, grid: AffineGrid) -> _Stored:
 def _fit_symmetric(shape: BlockShape, work: _Work, *, grid: SymmetricGrid) -> _Stored:
     blocks = work.values.size // shape.block_size
     book = np.array(shape.levels or (), np.float32)
-    ends = (book[0], book[-1]) if shape.levels else (np.float32(shape.code_low), np.float32(shape.code_high))
-    levels = Levels(*ends, book)
+    lowest, highest = (book[0], book[-1]) if shape.levels else (shape.code_low, shape.code_high)
+    levels = Levels(np.float32(lowest), np.float32(highest), book)
     scale_N = np.empty(blocks, np.float32)
     if not shape.has_subs:
         fit_symmetric_blocks(
@@ -190,7 +197,7 @@ def _refuse_huge(name: str, values_RI: Values) -> None:
     largest = max(values_RI.max(initial=0), -values_RI.min(initial=0))
     if not largest <= _LARGEST:
         raise QuantizationError(
-            f"{name}: a weight of magnitude {largest:g} is beyond what its float16 scales reach ({_LARGEST:g}); use BF16"
+            f"{name}: a weight of magnitude {largest:g} is beyond the {_LARGEST:g} that its scales reach; use BF16"
         )
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +21,12 @@ from qwen3_export.quantizers.ggml.shapes import BLOCK_SHAPES, BlockShape
 if TYPE_CHECKING:
     from qwen3_export.quantizers.ggml.params import BlockParams
 
-__all__ = ["GGML_FORMATS", "GgmlFormat"]
+Values = NDArray[np.float32]
+Codes = NDArray[np.int8]
+Bytes = NDArray[np.uint8]
+Weighting = Literal["magnitude", "importance"]
+
+__all__ = ["GGML_FORMATS", "GgmlFormat", "Weighting"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,9 +68,7 @@ class GgmlFormat:
             )
         return columns // self.block_size * self.block_bytes
 
-    def encode(
-        self, values_RI: NDArray[np.float32], importance_I: NDArray[np.float32] | None = None
-    ) -> NDArray[np.uint8]:
+    def encode(self, values_RI: Values, importance_I: Values | None = None) -> Bytes:
         """Rows of weights to rows of bytes, [R, row_bytes].
 
         ``importance_I`` says how much each column matters (mean squared activation, say). It must not be negative.
@@ -79,7 +82,7 @@ class GgmlFormat:
         params = self.fit(values_RI, importance_I)
         return self.pack(self.round(values_RI, params), params)
 
-    def decode(self, blocks_RY: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def decode(self, blocks_RY: Bytes) -> Values:
         """Rows of bytes to the weights that a runtime reads from them, [R, I]: the inverse of ``encode``."""
         if self.name not in BLOCK_SHAPES:
             from qwen3_export.quantizers.ggml import floats
@@ -88,33 +91,37 @@ class GgmlFormat:
         return self.dequantize(*self.unpack(blocks_RY))
 
     def fit(
-        self, values_RI: NDArray[np.float32], importance: NDArray[np.float32] | None = None
+        self, values_RI: Values, importance: Values | None = None, *, weighting: Weighting = "magnitude"
     ) -> BlockParams:
-        """Scales and offsets for rows of weights. ``importance`` is [I], or [R, I] where rows differ."""
+        """Scales and offsets for rows of weights. ``importance`` is [I], or [R, I] where rows differ.
+
+        By default an error counts for its importance, and a little more in a large weight; a solver whose importances
+        are final says ``weighting="importance"``.
+        """
         from qwen3_export.quantizers.ggml import fitting
 
         self.row_bytes(values_RI.shape[1])
-        return fitting.fit(self.name, values_RI, importance)
+        return fitting.fit(self.name, values_RI, importance, shape=self.shape, weighting=weighting)
 
-    def round(self, values_RI: NDArray[np.float32], params: BlockParams) -> NDArray[np.int8]:
+    def round(self, values_RI: Values, params: BlockParams) -> Codes:
         """The nearest code of each weight under given parameters, [R, I], from ``code_low`` to ``code_high``."""
         from qwen3_export.quantizers.ggml import codes
 
         return codes.round_to_codes(self.shape, values_RI, scale_RG=params.scale_RG, offset_RG=params.offset_RG)
 
-    def dequantize(self, codes_RI: NDArray[np.int8], params: BlockParams) -> NDArray[np.float32]:
+    def dequantize(self, codes_RI: Codes, params: BlockParams) -> Values:
         """The weights that these codes stand for, [R, I], bit for bit what a runtime computes."""
         from qwen3_export.quantizers.ggml import codes
 
         return codes.codes_to_values(self.shape, codes_RI, scale_RG=params.scale_RG, offset_RG=params.offset_RG)
 
-    def pack(self, codes_RI: NDArray[np.int8], params: BlockParams) -> NDArray[np.uint8]:
+    def pack(self, codes_RI: Codes, params: BlockParams) -> Bytes:
         """The bytes of rows of codes, [R, row_bytes]."""
         from qwen3_export.quantizers.ggml import packing
 
-        return packing.pack(self.name, codes_RI, params)
+        return packing.pack(self.name, codes_RI, params, shape=self.shape)
 
-    def unpack(self, blocks_RY: NDArray[np.uint8]) -> tuple[NDArray[np.int8], BlockParams]:
+    def unpack(self, blocks_RY: Bytes) -> tuple[Codes, BlockParams]:
         """Codes and parameters of rows of bytes: the inverse of ``pack``."""
         from qwen3_export.quantizers.ggml import packing
 
@@ -122,7 +129,7 @@ class GgmlFormat:
             raise QuantizationError(
                 f"{self.name}: rows of {blocks_RY.shape[1]} bytes are not made of blocks of {self.block_bytes} bytes"
             )
-        return packing.unpack(self.name, blocks_RY)
+        return packing.unpack(self.name, blocks_RY, shape=self.shape)
 
 
 def _table() -> dict[str, GgmlFormat]:

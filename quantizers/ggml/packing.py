@@ -13,14 +13,13 @@ from numpy.typing import NDArray
 
 from qwen3_export.quantizers.ggml.layouts import LAYOUTS, BlockFields, pack_blocks, unpack_blocks
 from qwen3_export.quantizers.ggml.params import BlockParams
-from qwen3_export.quantizers.ggml.shapes import BLOCK_SHAPES, BlockShape
+from qwen3_export.quantizers.ggml.shapes import BlockShape
 
 __all__ = ["effective_params", "pack", "unpack"]
 
 
-def pack(name: str, codes_RI: NDArray[np.int8], params: BlockParams) -> NDArray[np.uint8]:
+def pack(name: str, codes_RI: NDArray[np.int8], params: BlockParams, *, shape: BlockShape) -> NDArray[np.uint8]:
     """The bytes of rows of codes."""
-    shape = BLOCK_SHAPES[name]
     blocks = codes_RI.size // shape.block_size
     # Q4_1 and Q5_1 store the value of code zero, which is minus our offset.
     sign = np.float32(1 if shape.has_subs else -1)
@@ -34,9 +33,8 @@ def pack(name: str, codes_RI: NDArray[np.int8], params: BlockParams) -> NDArray[
     return pack_blocks(LAYOUTS[name], fields).reshape(codes_RI.shape[0], -1)
 
 
-def unpack(name: str, blocks_RY: NDArray[np.uint8]) -> tuple[NDArray[np.int8], BlockParams]:
+def unpack(name: str, blocks_RY: NDArray[np.uint8], *, shape: BlockShape) -> tuple[NDArray[np.int8], BlockParams]:
     """Codes and parameters of rows of bytes."""
-    shape = BLOCK_SHAPES[name]
     rows = blocks_RY.shape[0]
     block_bytes = sum(field.size for field in LAYOUTS[name])
     blocks_NY = np.ascontiguousarray(blocks_RY).reshape(-1, block_bytes)

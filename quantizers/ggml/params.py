@@ -32,6 +32,13 @@ class BlockParams:
     sub_scale_RG: NDArray[np.int16] | None = None
     sub_offset_RG: NDArray[np.int16] | None = None
 
-    def group(self, index: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Scale and offset, each [R, 1], of the group with this index: what rounding one column takes."""
-        return self.scale_RG[:, index : index + 1], self.offset_RG[:, index : index + 1]
+    def group(self, index: int) -> BlockParams:
+        """The parameters of one group of each row, [R, 1]: what rounding a single column takes.
+
+        They round and dequantize; they do not pack.
+        """
+        return BlockParams(
+            scale_RG=self.scale_RG[:, index : index + 1],
+            offset_RG=self.offset_RG[:, index : index + 1],
+            block_scale_RS=self.block_scale_RS,
+        )

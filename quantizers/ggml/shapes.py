@@ -63,18 +63,12 @@ BLOCK_SHAPES: Mapping[str, BlockShape] = MappingProxyType(
         "Q4_1": BlockShape(block_size=32, group_size=32, code_low=0, code_high=15, has_offset=True),
         "Q5_0": BlockShape(block_size=32, group_size=32, code_low=-16, code_high=15, code_bias=16),
         "Q5_1": BlockShape(block_size=32, group_size=32, code_low=0, code_high=31, has_offset=True),
-        "Q2_K": BlockShape(
-            block_size=256, group_size=16, code_low=0, code_high=3, has_offset=True, sub_high=15
-        ),
+        "Q2_K": BlockShape(block_size=256, group_size=16, code_low=0, code_high=3, has_offset=True, sub_high=15),
         "Q3_K": BlockShape(
             block_size=256, group_size=16, code_low=-4, code_high=3, code_bias=4, sub_low=-32, sub_high=31, sub_bias=32
         ),
-        "Q4_K": BlockShape(
-            block_size=256, group_size=32, code_low=0, code_high=15, has_offset=True, sub_high=63
-        ),
-        "Q5_K": BlockShape(
-            block_size=256, group_size=32, code_low=0, code_high=31, has_offset=True, sub_high=63
-        ),
+        "Q4_K": BlockShape(block_size=256, group_size=32, code_low=0, code_high=15, has_offset=True, sub_high=63),
+        "Q5_K": BlockShape(block_size=256, group_size=32, code_low=0, code_high=31, has_offset=True, sub_high=63),
         "Q6_K": BlockShape(
             block_size=256, group_size=16, code_low=-32, code_high=31, code_bias=32, sub_low=-128, sub_high=127
         ),

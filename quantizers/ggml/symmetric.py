@@ -92,8 +92,8 @@ def fit_symmetric_blocks(
 ) -> None:
     """Q4_0, Q5_0, Q8_0, IQ4_NL: a block is a group, and its scale is a float16 itself.
 
-    ``values`` is rows of ``columns`` one after the other, each of at least eight blocks. ``importance`` is one row, or as
-    many, or empty.
+    ``values`` is rows of ``columns`` one after the other, each of at least eight blocks. ``importance`` is one row, or
+    as many, or empty.
     """
     x, w = np.empty(8 * group_size, np.float32), np.empty(8 * group_size, np.float32)
     for row in range(0, values.size, columns):
