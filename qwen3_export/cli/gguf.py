@@ -100,9 +100,7 @@ def gguf(
     seconds = _write(export, force=force, threads=threads, modelfile=modelfile)
     _print_result(export, seconds)
     if not no_check:
-        from qwen3_export.cli.check import check_after_export
-
-        check_after_export(export, threads=threads)
+        _check(export, threads=threads)
 
 
 def _write(export: GgufExport, *, force: bool, threads: int | None, modelfile: bool) -> float:
@@ -123,6 +121,17 @@ def _write(export: GgufExport, *, force: bool, threads: int | None, modelfile: b
     if modelfile:
         write_text(beside, build_modelfile(export.model, first))
     return time.perf_counter() - started
+
+
+def _check(export: GgufExport, *, threads: int | None) -> None:
+    """Check what was written, and save the report beside it."""
+    from qwen3_export.cli.check import run_check, show_and_exit
+    from qwen3_export.parity.report import save_report
+
+    path = export.files[0].path
+    report = run_check(path, export.model, threads=threads)
+    save_report(report, path.with_suffix(".report.json"))
+    show_and_exit(report)
 
 
 def _forecast(export: GgufExport) -> str:

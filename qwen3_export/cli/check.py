@@ -1,0 +1,90 @@
+"""``qwen3-export check``: does a file compute what its checkpoint computes?  Exit code 3 says that it does not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from qwen3_export.cli.console import say
+from qwen3_export.cli.options import (
+    MaxMeanKldOption,
+    MaxP99KldOption,
+    MinTop1Option,
+    ModelOption,
+    OfflineOption,
+    RevisionOption,
+    ThreadsOption,
+)
+from qwen3_export.errors import ExportError
+
+if TYPE_CHECKING:
+    from qwen3_export.model import Model
+    from qwen3_export.parity.report import Gates, Report
+
+EPILOG = """Examples:
+
+  qwen3-export check demo-q4_k_m.gguf --model demo
+
+  qwen3-export check app/model.gguf --model Qwen3-1.7B --full --max-mean-kld 0.02 --json report.json
+"""
+
+OUT_OF_BOUNDS = 3
+
+
+def check(
+    artifact: Annotated[Path, typer.Argument(help="The GGUF file; of a split one, any part.", show_default=False)],
+    model: ModelOption,
+    full: Annotated[bool, typer.Option("--full", help="Every layer, every prompt, every stored value.")] = False,
+    json: Annotated[Path | None, typer.Option("--json", help="Write the report here.", show_default=False)] = None,
+    html: Annotated[Path | None, typer.Option("--html", help="Write a readable report.", show_default=False)] = None,
+    max_mean_kld: MaxMeanKldOption = None,
+    max_p99_kld: MaxP99KldOption = None,
+    min_top1: MinTop1Option = None,
+    threads: ThreadsOption = None,
+    revision: RevisionOption = None,
+    offline: OfflineOption = False,
+) -> None:
+    """Compare an artifact with its checkpoint, and exit with 3 if it is out of bounds."""
+    from qwen3_export.model import load
+    from qwen3_export.parity.report import Gates
+
+    if not artifact.exists():
+        raise ExportError(f"{artifact}: no such file; name the artifact to check")
+    gates = Gates(max_mean_kld=max_mean_kld, max_p99_kld=max_p99_kld, min_top1=min_top1)
+    opened = load(model, revision=revision, offline=offline)
+    report = run_check(artifact, opened, full=full, gates=gates, threads=threads)
+    _save(report, json=json, html=html)
+    show_and_exit(report)
+
+
+def run_check(
+    artifact: Path, model: Model, *, full: bool = False, gates: Gates | None = None, threads: int | None = None
+) -> Report:
+    """Check one artifact, telling what is being done on standard error."""
+    from qwen3_export.targets.gguf.check import check_gguf
+
+    return check_gguf(artifact, model.graph, model.tokenizer, full=full, gates=gates, threads=threads, say=say)
+
+
+def show_and_exit(report: Report) -> None:
+    """Print the report's summary; exit with 3 if the verdict is that the artifact is out of bounds."""
+    from qwen3_export.parity.summary import to_text
+
+    print(to_text(report))
+    if report.verdict == "fail":
+        raise typer.Exit(OUT_OF_BOUNDS)
+
+
+def _save(report: Report, *, json: Path | None, html: Path | None) -> None:
+    from qwen3_export.parity.html import save_html
+    from qwen3_export.parity.report import save_report
+
+    if json is not None:
+        save_report(report, json)
+    if html is not None:
+        save_html(report, html)
+
+
+check.__doc__ = f"{check.__doc__}\n\n{EPILOG}"
