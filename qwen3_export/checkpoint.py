@@ -28,6 +28,9 @@ SINGLE_FILE = "model.safetensors"
 # Buffers that some exporters wrote beside the weights and that nothing computes with.
 IGNORED_SUFFIXES = (".rotary_emb.inv_freq",)
 
+# Tensors that hold all experts of a layer, and the projections that they hold of each.
+FUSED_EXPERTS = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}
+
 EMBEDDING = Role(Kind.EMBED_TOKENS)
 LM_HEAD = Role(Kind.LM_HEAD)
 COMPARED_ROWS = 4096
@@ -122,13 +125,11 @@ def _split_fused_experts(tensors: Mapping[str, StoredTensor], config: Qwen3Confi
     split = {}
     hidden, intermediate = config.hidden_size, config.moe_intermediate_size
     for name, tensor in tensors.items():
-        if name.endswith(".experts.gate_up_proj"):
-            parts, shape = ("gate_proj", "up_proj"), (intermediate, hidden)
-        elif name.endswith(".experts.down_proj"):
-            parts, shape = ("down_proj",), (hidden, intermediate)
-        else:
+        parts = FUSED_EXPERTS.get(name.rpartition(".experts.")[2])
+        if parts is None:
             split[name] = tensor
             continue
+        shape = (hidden, intermediate) if parts == ("down_proj",) else (intermediate, hidden)
         fused = (config.num_experts, len(parts) * shape[0], shape[1])
         if tensor.shape != fused:
             raise CheckpointError(_shape_message(tensor, fused))

@@ -141,4 +141,5 @@ def _pread(path: Path, offset: int, count: int, name: str) -> bytearray:
 
 def _bf16_to_f32(raw: np.ndarray) -> np.ndarray:
     """bf16 is the upper half of fp32: widening is a shift, and exact."""
-    return np.left_shift(raw, 16, dtype=np.uint32, casting="unsafe").view(np.float32)
+    widened: np.ndarray = np.left_shift(raw, 16, dtype=np.uint32, casting="unsafe")
+    return widened.view(np.float32)

@@ -165,7 +165,8 @@ def _is_nfc(normalizer: object) -> bool:
 
 def _merges(merges: Sequence[Any]) -> list[tuple[str, str]]:
     """Older files write a merge as "a b", newer ones as ["a", "b"]."""
-    return [tuple(merge.split(" ", 1)) if isinstance(merge, str) else (merge[0], merge[1]) for merge in merges]
+    pairs = (merge.split(" ", 1) if isinstance(merge, str) else merge for merge in merges)
+    return [(left, right) for left, right in pairs]
 
 
 def _added_tokens(document: Mapping[str, Any], settings: Mapping[str, Any]) -> list[AddedToken]:

@@ -98,6 +98,6 @@ def _provenance(recipe: Recipe, imatrix: Imatrix | None) -> Provenance:
         file_type=recipe.file_type,
         imatrix_file=imatrix.path.name,
         imatrix_datasets=tuple(imatrix.datasets),
-        imatrix_entries=len(imatrix),
+        imatrix_entries=len(imatrix.entries),
         imatrix_chunks=imatrix.chunks,
     )
