@@ -15,18 +15,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from qwen3_export.graph import Graph, Weight
+from qwen3_export.graph import Graph, Kind, Role, Weight
 from qwen3_export.parity.metrics import NOT_RUN, Comparison, Divergence
 from qwen3_export.reference import KVCache, Place, Site, forward, head_logits
+from qwen3_export.reference_weights import read_tensor
 
 __all__ = [
     "Arithmetic",
     "ShippedNumbers",
     "compare_exact",
     "compare_shipped",
+    "decided_parts",
     "decode_difference",
     "first_divergence",
 ]
+
+# Summed in another order, a router's probabilities move by some 1e-7.
+UNDECIDED_MARGIN = 2e-6
 
 # Logits of one model held at once: 128 MiB, about 220 positions of Qwen3's vocabulary.
 LOGITS_HELD = 1 << 25
@@ -125,6 +130,29 @@ def compare_shipped(
         shipped=shipped.summary(),
         end_to_end=end_to_end.summary(),
     )
+
+
+def decided_parts(graph: Graph, texts: Sequence[Sequence[int]]) -> list[list[int]]:
+    """The texts, each cut before the first token at which some router is undecided; empty ones are dropped.
+
+    Where a mixture's last chosen expert leads the next by no more than rounding, two exact computations choose
+    differently and part for good; that is nobody's error.  What comes before such a token does not see it.
+    """
+    lengths = [len(text) for text in texts]
+    active = graph.config.num_experts_per_tok
+    if active == graph.config.num_experts:  # dense models, or nothing to choose
+        return [list(text) for text in texts]
+
+    def look(role: Role, sequence: int, h_TD: Tensor, _shares_T: Tensor | None) -> None:
+        if role.kind is not Kind.ROUTER:
+            return
+        best_TE = torch.softmax(h_TD @ read_tensor(graph[role]).T, dim=-1).topk(active + 1).values
+        undecided = torch.nonzero(best_TE[:, -2] - best_TE[:, -1] < UNDECIDED_MARGIN)
+        if len(undecided):
+            lengths[sequence] = min(lengths[sequence], int(undecided[0, 0]))
+
+    forward(graph, [torch.tensor(text) for text in texts], observe_inputs=look)
+    return [list(text[:length]) for text, length in zip(texts, lengths, strict=True) if length]
 
 
 def decode_difference(run: RunChunks, tokens: Sequence[int], *, chunks: Sequence[int] = (1, 7)) -> float:

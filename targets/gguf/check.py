@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
 from qwen3_export.errors import CheckpointError
 from qwen3_export.graph import Graph
 from qwen3_export.parity.check import (
@@ -21,6 +23,7 @@ from qwen3_export.parity.check import (
     ShippedNumbers,
     compare_exact,
     compare_shipped,
+    decided_parts,
     decode_difference,
     first_divergence,
 )
@@ -81,10 +84,10 @@ class _Job:
     def texts(self) -> list[list[int]]:
         return [list(prompt.tokens) for prompt in self.prompts]
 
-    @property
-    def decode_text(self) -> list[int]:
-        longest = max(self.texts, key=len)
-        return longest[: FULL_DECODE_TOKENS if self.is_full else QUICK_DECODE_TOKENS]
+    def decode_text(self, texts: Sequence[Sequence[int]]) -> list[int]:
+        """What runs token by token: the start of the longest text."""
+        longest = max(texts, key=len)
+        return list(longest[: FULL_DECODE_TOKENS if self.is_full else QUICK_DECODE_TOKENS])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -178,13 +181,14 @@ def _run_exact(job: _Job) -> _Exact:
     for window in windows:
         job.say(f"running {_describe(window)} exactly, through an F32 twin")
         part = window_graph(job.stored, window)
-        texts = [window.token_ids(text) for text in job.texts]
+        texts = decided_parts(part, [window.token_ids(text) for text in job.texts])
+        if not texts:
+            continue
         with _twin(job, window) as model:
             with model.session(positions=max(map(len, texts)), is_exact=True) as session:
                 numbers = compare_exact(part, texts, session.logits).judged(CONVERSION_BOUND)
                 if decode is None:
-                    tokens = window.token_ids(job.decode_text)
-                    decode = decode_difference(lambda t, n: session.run(t, chunk=n), tokens)
+                    decode = decode_difference(_chunks(session), job.decode_text(texts))
             if numbers.status == "fail" and divergence is None:
                 divergence = _find_divergence(model, part, texts[0], window)
         if worst.mean_kld is None or (numbers.mean_kld or 0.0) > worst.mean_kld:
@@ -201,6 +205,10 @@ def _twin(job: _Job, window: Window) -> Iterator[llama.LlamaModel]:
         write_twin(job.file, oracle, path, window=window)
         with llama.open_model(path, threads=job.threads) as model:
             yield model
+
+
+def _chunks(session: llama.LlamaSession) -> Callable[[Sequence[int], int], Iterator[np.ndarray]]:
+    return lambda tokens, chunk: session.run(tokens, chunk=chunk)
 
 
 def _find_divergence(
@@ -228,7 +236,7 @@ def _run_shipped(job: _Job, *, can_run: bool) -> _Shipped:
         numbers = compare_shipped(
             job.original, job.stored, job.texts, run=session.logits, arithmetic=arithmetic
         )
-        decode = decode_difference(lambda t, n: session.run(t, chunk=n), job.decode_text)
+        decode = decode_difference(_chunks(session), job.decode_text(job.texts))
     return _Shipped(numbers=numbers, decode=decode)
 
 

@@ -12,7 +12,6 @@ import ctypes
 import importlib.metadata
 import importlib.util
 import logging
-import os
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -24,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from qwen3_export.errors import CheckpointError, MissingExtraError
+from qwen3_export.parallel import default_threads
 
 __all__ = ["LlamaModel", "LlamaSession", "is_installed", "open_model", "runtime_version"]
 
@@ -53,7 +53,7 @@ class LlamaModel:
 
     def __init__(self, path: Path, *, threads: int | None = None, vocabulary_only: bool = False) -> None:
         self._api = api = _library().api
-        self.threads = threads or os.cpu_count() or 1
+        self.threads = threads or default_threads()
         params = api.llama_model_default_params()
         _set_where_known(params, n_gpu_layers=0, vocab_only=vocabulary_only, use_mmap=True)
         handle = api.llama_model_load_from_file(str(path).encode(), params)
