@@ -76,11 +76,11 @@ _SEARCHES: Mapping[str, _Search] = MappingProxyType(
         "Q4_1": _Search(_NO_LEAN, 1.0, AffineGrid(first=-2, last=1, uppers=7, lower_step=0.03, lowers=3)),
         "Q5_1": _Search(_NO_LEAN, 1.0, AffineGrid(first=-2, last=1, uppers=7, lower_step=0.02, lowers=3)),
         "Q2_K": _Search(1.0, 2.0, AffineGrid(first=-1, last=1, uppers=8, lower_step=0.1, lowers=3)),
-        "Q3_K": _Search(0.5, 2.0, SymmetricGrid(reach=0.45, steps=6, both_ends=True)),
+        "Q3_K": _Search(0.3, 2.5, SymmetricGrid(reach=0.45, steps=6, both_ends=True)),
         "Q4_K": _Search(2.0, 2.0, AffineGrid(first=-2, last=1, uppers=9, lower_step=0.03, lowers=3)),
         "Q5_K": _Search(2.0, 2.0, AffineGrid(first=-2, last=1, uppers=7, lower_step=0.02, lowers=3)),
         "Q6_K": _Search(0.5, 2.0, SymmetricGrid(reach=0.11, steps=6, both_ends=False)),
-        "IQ4_NL": _Search(0.3, 2.0, SymmetricGrid(reach=0.19, steps=6, both_ends=True)),
+        "IQ4_NL": _Search(0.08, 2.0, SymmetricGrid(reach=0.19, steps=6, both_ends=True)),
         "IQ4_XS": _Search(0.3, 2.0, SymmetricGrid(reach=0.19, steps=6, both_ends=True)),
     }
 )

@@ -8,8 +8,9 @@ scales are scanned first (see ``affine.py``, of which this is the simpler siblin
 1. *Scan.* The range of levels is not symmetric (-8 … 7). A positive scale lets the most extreme weight fall on one end,
    a negative one on the other; both are tried, each a little clipped or stretched, and refined by least squares.
 2. *Settle.* Round again under the best scale and solve again.
-3. *Share.* Blocks of 256 store a group's scale as an integer times one float16. The integers next to the ideal ones are
-   tried with their true error; then the float16 is solved for in closed form; and again. The best round is kept.
+3. *Share.* Blocks of 256 store a group's scale as an integer times one float16. For a few choices of the float16, the
+   integers next to the ideal ones are tried with their true error; then the float16 is solved for in closed form from
+   the best of them, and the integers are tried again.
 
 Shapes: # N blocks  G groups, of all blocks. Weights, importances and scratch are flat.
 """
@@ -51,7 +52,8 @@ Integers = NDArray[np.int16]
 
 _HUGE = np.float32(3e38)
 _SETTLING_ROUNDS = 2
-_SHARING_ROUNDS = 2
+_STARTS = 3
+"""Shared scales tried first: the most extreme group gets the lowest integer, or one or two above it."""
 
 
 class SymmetricGrid(NamedTuple):
@@ -218,9 +220,10 @@ def _share(
 ) -> np.float32:
     """Choose the integers of all groups of a block (written to the first argument) and the scale they share."""
     groups = 256 // group_size
-    scale = nearest_half(splat(_most_extreme(ideal, groups) / sub_lowest))
-    best_scale, best_error = np.float32(0), np.float32(np.inf)
-    for _ in range(_SHARING_ROUNDS):
+    extreme = _most_extreme(ideal, groups)
+    best_scale, best_error, refined = np.float32(0), np.float32(np.inf), splat(0.0)
+    for trial in range(_STARTS + 1):
+        scale = nearest_half(splat(extreme / (sub_lowest + np.float32(trial)))) if trial < _STARTS else refined
         error, ss, rs = splat(0.0), splat(0.0), splat(0.0)
         for g in range(0, groups, 8):
             centre = rint(load(ideal, g) * reciprocal(scale))
@@ -235,9 +238,9 @@ def _share(
             best_scale, best_error = lane(scale, 0), sum_of_lanes(error)
             for g in range(0, groups, 8):
                 put_integers(sub_scale_G, first_group + g, load(tried, g))
-        curvature = sum_of_lanes(ss)
-        if curvature > 0:
-            scale = nearest_half(scale + splat(sum_of_lanes(rs) / curvature))
+            curvature = sum_of_lanes(ss)
+            if curvature > 0:
+                refined = nearest_half(scale + splat(sum_of_lanes(rs) / curvature))
     return best_scale
 
 
