@@ -5,8 +5,8 @@ the first run of a machine pays for it. The folder is the user's cache (``~/.cac
 ``~/Library/Caches/qwen3-export/numba`` on macOS), or ``NUMBA_CACHE_DIR`` where that is set. Where it cannot be
 written, kernels are compiled anew in each process and everything else works.
 
-Numba notices when the file of a kernel changes, but not when a file changes whose functions were inlined into it.
-The folder is therefore named by a digest of all sources here.
+Numba notices when the file of a kernel changes, but not when a file changes whose functions were inlined into it. The
+folder is therefore named by a digest of all that may be: the sources beside the kernel's, and ``lanes.py``.
 
 Options: ``nogil``, because callers run kernels from a thread pool; no ``fastmath`` and no contraction, because the
 same weights must give the same bytes however they are cut into blocks; numpy's error model (a division by zero is
@@ -33,7 +33,7 @@ Function = TypeVar("Function", bound=Callable[..., object])
 
 def kernel(function: Function) -> Function:
     """Compile on first call, keep the result on disk, run without the GIL."""
-    folder = _writable_cache_folder()
+    folder = _writable_cache_folder(Path(function.__code__.co_filename).parent)
     if folder is None:
         return numba.njit(nogil=True, error_model="numpy")(function)  # type: ignore[no-any-return]
     # Numba reads this setting when a function is decorated: other users of numba in the process keep theirs.
@@ -49,8 +49,8 @@ def inlined(function: Function) -> Function:
     return numba.njit(nogil=True, error_model="numpy", inline="never")(function)  # type: ignore[no-any-return]
 
 
-def cache_folder() -> Path:
-    """The folder compiled kernels are kept in; it need not exist."""
+def cache_folder(sources: Path) -> Path:
+    """The folder that kernels defined in the folder ``sources`` are kept in; it need not exist."""
     chosen = os.environ.get("NUMBA_CACHE_DIR")
     if chosen:
         return Path(chosen)
@@ -58,13 +58,13 @@ def cache_folder() -> Path:
         caches = Path.home() / "Library" / "Caches"
     else:
         caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return caches / "qwen3-export" / "numba" / _digest_of_sources()
+    return caches / "qwen3-export" / "numba" / _digest(sources)
 
 
 @functools.cache
-def _writable_cache_folder() -> Path | None:
+def _writable_cache_folder(sources: Path) -> Path | None:
     try:
-        folder = cache_folder()
+        folder = cache_folder(sources)
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             return folder
@@ -72,8 +72,9 @@ def _writable_cache_folder() -> Path | None:
         return None
 
 
-def _digest_of_sources() -> str:
+def _digest(sources: Path) -> str:
     digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.rglob("*.py")):
+    here = Path(__file__).parent
+    for path in (here / "compile.py", here / "lanes.py", *sorted(sources.glob("*.py"))):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:12]
