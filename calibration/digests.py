@@ -1,0 +1,64 @@
+"""Digests of what a calibration came from: the checkpoint and the tokens.
+
+A checkpoint's digest is over its config, the name, shape and number format of each weight, and the values of a
+few of its rows.  Reading all of it would take as long as an export; fine-tunes change every row of the matrices
+they touch, so a few rows tell two of them apart.  It does not depend on where the files lie or how they are cut
+into shards, so it may be recorded in results.
+
+What must never be wrong is the resuming of a run: there the files' sizes and times of change are added, so that
+a checkpoint that was edited in place is another one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qwen3_export.graph import Graph, Weight
+from qwen3_export.safetensors_file import StoredWeight
+
+__all__ = ["checkpoint_digest", "file_stamps", "text_digest", "token_digest"]
+
+SAMPLED_ROWS = 4
+
+
+def checkpoint_digest(graph: Graph) -> str:
+    """Hexadecimal SHA-256 of config, names, shapes, formats and sampled rows."""
+    digest = hashlib.sha256(json.dumps(asdict(graph.config), sort_keys=True).encode())
+    for weight in graph:
+        digest.update(f"{weight.name} {weight.format} {list(weight.shape)}".encode())
+        for row in _sampled_rows(weight):
+            digest.update(np.ascontiguousarray(weight.read(slice(row, row + 1)), "<f4").tobytes())
+    return digest.hexdigest()
+
+
+def file_stamps(graph: Graph) -> list[str]:
+    """Name, size and time of change of each file that the weights lie in, as text."""
+    paths = {weight.path for weight in graph if isinstance(weight, StoredWeight)}
+    stats = [(path.name, path.stat()) for path in sorted(paths)]
+    return [f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in stats]
+
+
+def token_digest(windows: Sequence[NDArray[np.int64]]) -> str:
+    """Hexadecimal SHA-256 of the tokens, window by window."""
+    digest = hashlib.sha256()
+    for window_T in windows:
+        digest.update(len(window_T).to_bytes(8, "little"))
+        digest.update(np.ascontiguousarray(window_T, "<i8").tobytes())
+    return digest.hexdigest()
+
+
+def text_digest(parts: Sequence[str]) -> str:
+    """Hexadecimal SHA-256 of some texts, in order."""
+    return hashlib.sha256(json.dumps(list(parts)).encode()).hexdigest()
+
+
+def _sampled_rows(weight: Weight) -> list[int]:
+    """First, last and some between; a vector is one row that is read whole."""
+    rows = weight.shape[0]
+    return sorted({round(i * (rows - 1) / (SAMPLED_ROWS - 1)) for i in range(SAMPLED_ROWS)})

@@ -1,0 +1,128 @@
+"""What a calibration run will take in time, memory and disk, said before it starts.
+
+Time comes from a rehearsal: one window through the first layer, and the reading of that layer's attention
+weights.  Memory and disk follow from shapes.
+
+Shapes: T tokens of one window.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from qwen3_export.calibration.hidden_file import num_hidden_bytes
+from qwen3_export.calibration.layer_statistics import LayerCollector
+from qwen3_export.config import Qwen3Config
+from qwen3_export.errors import OutputError
+from qwen3_export.graph import ATTENTION, Graph, Weight
+from qwen3_export.reference import run_layer
+from qwen3_export.reference_layer import MAX_SCORES
+from qwen3_export.reference_weights import embed, read_attention
+
+__all__ = ["Forecast", "block_tokens", "check_disk", "forecast"]
+
+FP32_BYTES = 4
+MIN_BLOCK_BYTES, MAX_BLOCK_BYTES = 128 << 20, 512 << 20
+
+# Copies of a block's hidden states at the worst moment: before and after each half, normed, and what experts add.
+DENSE_COPIES, SPARSE_COPIES = 3, 5
+
+# Python, torch and the tokenizer, before anything is read.
+BASE_BYTES = 300 << 20
+
+# Of each column: three numbers and the fp64 sums in the making.
+STATISTICS_BYTES = 12 + 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Forecast:
+    seconds: float
+    memory_bytes: int
+    disk_bytes: int
+
+
+def block_tokens(graph: Graph) -> int:
+    """How many tokens pass through a layer at a time: their hidden states take about what the layer does."""
+    config = graph.config
+    layer_bytes = FP32_BYTES * sum(_count(weight) for weight in graph if weight.role.layer == 0)
+    budget = min(max(layer_bytes, MIN_BLOCK_BYTES), MAX_BLOCK_BYTES)
+    copies = SPARSE_COPIES if config.is_moe else DENSE_COPIES
+    return max(1, budget // (copies * config.hidden_size * FP32_BYTES))
+
+
+@torch.inference_mode()
+def forecast(graph: Graph, windows: Sequence[NDArray[np.int64]], *, done_layers: int = 0) -> Forecast:
+    """What the layers that are left to do will take."""
+    num_tokens = sum(map(len, windows))
+    left = graph.config.num_hidden_layers - done_layers
+    blocks = -(-num_tokens // block_tokens(graph))
+    reading, passing = _rehearse(graph, max(windows, key=len))
+    seconds = left * (blocks * reading + num_tokens * passing)
+    return Forecast(seconds=seconds, memory_bytes=_memory(graph, windows), disk_bytes=_disk(graph.config, num_tokens))
+
+
+def check_disk(needed: int, folder: Path) -> None:
+    """Raises OutputError where the disk of ``folder``, which need not exist yet, has less than ``needed`` left."""
+    existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    free = shutil.disk_usage(existing).free
+    if free < needed:
+        raise OutputError(
+            f"{folder}: {needed / 1e9:.2f} GB are needed for hidden states and {free / 1e9:.2f} GB are free; free "
+            "some space, or choose a --work-dir on another disk"
+        )
+
+
+def _rehearse(graph: Graph, window_T: NDArray[np.int64]) -> tuple[float, float]:
+    """Seconds to read a layer, and to pass one token through one."""
+    collector = LayerCollector(graph.config)
+    hidden = [embed(graph, torch.from_numpy(np.asarray(window_T, np.int64)))]
+    run_layer(graph, 0, hidden=[hidden[0][:1]], probe=collector.probe)  # wakes threads and page cache
+    started = time.perf_counter()
+    read_attention(graph, 0)
+    reading = (time.perf_counter() - started) * _layer_size(graph) / _layer_size(graph, only_attention=True)
+    started = time.perf_counter()
+    run_layer(graph, 0, hidden=hidden, probe=collector.probe)
+    passing = max(time.perf_counter() - started - reading, 0.0)
+    return reading, passing / len(window_T)
+
+
+def _memory(graph: Graph, windows: Sequence[NDArray[np.int64]]) -> int:
+    """The larger half of a layer (or an expert), a block of hidden states, and the inner states of a window."""
+    config = graph.config
+    longest, num_tokens = max(map(len, windows)), sum(map(len, windows))
+    attention = _layer_size(graph, only_attention=True)
+    half = attention if config.is_sparse_layer(0) else max(attention, _layer_size(graph) - attention)
+    block = min(max(block_tokens(graph), longest), num_tokens)
+    copies = SPARSE_COPIES if config.is_moe else DENSE_COPIES
+    inner = max(config.intermediate_size, config.num_attention_heads * config.head_dim)
+    floats = half + copies * block * config.hidden_size + 4 * longest * inner + 3 * MAX_SCORES
+    columns = max(1, config.num_experts) * (config.hidden_size + (config.moe_intermediate_size or inner))
+    held = config.num_hidden_layers * columns * 12
+    return BASE_BYTES + FP32_BYTES * floats + STATISTICS_BYTES * columns + held
+
+
+def _disk(config: Qwen3Config, num_tokens: int) -> int:
+    """Hidden states before and after a layer."""
+    return 2 * num_hidden_bytes(num_tokens, config.hidden_size)
+
+
+def _layer_size(graph: Graph, *, only_attention: bool = False) -> int:
+    """Parameters of the first layer."""
+    return sum(
+        _count(weight)
+        for weight in graph
+        if weight.role.layer == 0 and (weight.role.kind in ATTENTION or not only_attention)
+    )
+
+
+def _count(weight: Weight) -> int:
+    return math.prod(weight.shape)

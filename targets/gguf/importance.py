@@ -1,0 +1,29 @@
+"""Calibration statistics as llama.cpp's importance matrix.
+
+``llama-imatrix`` would find the same: for every matrix the sum over tokens of each input column's square, and the
+tokens; for the experts of a layer a row each.  It leaves the head out; here it is in, under the name of the
+tensor that it lies in, which is the embedding where the two are tied.
+"""
+
+from __future__ import annotations
+
+from qwen3_export.calibration.statistics import Statistics
+from qwen3_export.graph import Graph, Role
+from qwen3_export.targets.gguf.imatrix import ImatrixEntry
+from qwen3_export.targets.gguf.names import stack_weights
+
+__all__ = ["importance_entries"]
+
+
+def importance_entries(graph: Graph, statistics: Statistics) -> dict[str, ImatrixEntry]:
+    """One entry for each matrix that the model multiplies with, by GGUF name, in file order."""
+    multiplied = [
+        weight
+        for weight in graph
+        if len(weight.shape) == 2 and (weight.role.layer is not None or weight.role == graph.head.role)
+    ]
+    entries = {}
+    for tensor in stack_weights(multiplied):
+        columns = statistics.of(Role(tensor.kind, tensor.layer))
+        entries[tensor.name] = ImatrixEntry(columns.sum_of_squares_EI, columns.count_E)
+    return entries
