@@ -1,0 +1,175 @@
+"""The affine integer formats, as one configurable class.
+
+Shapes: # R rows  I columns  G groups a row
+
+This file imports no kernels; methods import what they need when they are called.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qwen3_export.errors import QuantizationError
+from qwen3_export.quantizers.affine.params import AffineParams
+from qwen3_export.quantizers.affine.scale_dtypes import LARGEST_WEIGHT, SCALE_DTYPES, ScaleDtype
+
+__all__ = ["AffineFormat"]
+
+Values = NDArray[np.float32]
+Codes = NDArray[np.int8]
+Search = Literal["full", "range"]
+
+_USUAL_GROUPS = (16, 32, 64, 128, 256)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AffineFormat:
+    """Integers of ``num_bits`` with a scale, and perhaps a zero point, for each group of columns of a row.
+
+    ``group_size`` None makes a whole row one group (per channel). Symmetric formats have no zero point;
+    ``narrow`` leaves their lowest code out (-7 … 7), and ``negative_scales`` lets the sign of a scale say which end of
+    -8 … 7 has the extra level: some runtimes read that correctly (MatMulNBits, GGML), others refuse it (XNNPACK).
+    ``search`` "range" takes scales from the smallest and largest weight alone, as plain rounding does.
+
+    Solvers take the steps apart: ``fit`` chooses the parameters, ``round`` the codes under given parameters;
+    ``encode`` is both, ``dequantize`` goes back. ``fit`` and ``round`` work on any whole number of groups, and
+    ``round`` on a single column under ``params.group(g)``.
+    """
+
+    num_bits: int
+    group_size: int | None = None
+    symmetric: bool = True
+    scale_dtype: ScaleDtype = "f32"
+    narrow: bool = False
+    negative_scales: bool = False
+    search: Search = "full"
+
+    def __post_init__(self) -> None:
+        if self.num_bits not in range(2, 9):
+            raise QuantizationError(f"affine formats have 2 to 8 bits, not {self.num_bits}")
+        if self.group_size is not None and self.group_size < 1:
+            raise QuantizationError(f"group_size {self.group_size} is not positive; leave it out for one group a row")
+        if self.scale_dtype not in SCALE_DTYPES:
+            raise QuantizationError(f"scale_dtype {self.scale_dtype!r} is not one of {', '.join(SCALE_DTYPES)}")
+        if self.search not in get_args(Search):
+            raise QuantizationError(f"search {self.search!r} is not one of {', '.join(get_args(Search))}")
+        if not self.symmetric and (self.narrow or self.negative_scales):
+            raise QuantizationError("narrow and negative_scales are for symmetric formats; there is a zero point here")
+        if self.narrow and self.negative_scales:
+            raise QuantizationError("a narrow range is the same under both signs; negative_scales gains nothing there")
+
+    @property
+    def name(self) -> str:
+        """Such as ``int4_g32``, ``int4_g32_asym_bf16``, ``int8_channel``."""
+        parts = [f"int{self.num_bits}", "channel" if self.group_size is None else f"g{self.group_size}"]
+        parts += ["asym"] * (not self.symmetric) + ["narrow"] * self.narrow + ["signed"] * self.negative_scales
+        parts += [self.scale_dtype] * (self.scale_dtype != "f32") + ["range"] * (self.search == "range")
+        return "_".join(parts)
+
+    @property
+    def code_low(self) -> int:
+        """The lowest code, -8 for four bits."""
+        return -(1 << (self.num_bits - 1)) + self.narrow
+
+    @property
+    def code_high(self) -> int:
+        """The highest code, 7 for four bits."""
+        return (1 << (self.num_bits - 1)) - 1
+
+    @property
+    def rows_together(self) -> int:
+        """How many rows share parameters: none do."""
+        return 1
+
+    def check(self, shape: tuple[int, ...]) -> None:
+        """Raise QuantizationError where a weight of this shape cannot be stored."""
+        self.columns_a_group(shape[-1])
+
+    def columns_a_group(self, columns: int) -> int:
+        """How many columns share a scale, in rows of this many; QuantizationError where they do not divide."""
+        size = self.group_size or columns
+        if columns % size:
+            raise QuantizationError(f"in_features {columns} is not a multiple of group_size {size}; {_advice(columns)}")
+        return size
+
+    def bits_per_weight(self, columns: int) -> float:
+        """Stored bits a weight, scales and zero points included, before any padding of a storage form."""
+        beside = (32 if self.scale_dtype == "f32" else 16) + (0 if self.symmetric else self.num_bits)
+        return self.num_bits + beside / self.columns_a_group(columns)
+
+    def encode(self, values_RI: Values, importance: Values | None = None) -> tuple[Codes, AffineParams]:
+        """Codes and parameters of rows of weights. The result of a row does not depend on the other rows."""
+        params = self.fit(values_RI, importance)
+        return self.round(values_RI, params), params
+
+    def fit(
+        self,
+        values_RI: Values,
+        importance: Values | None = None,
+        *,
+        weighting: Literal["importance"] = "importance",  # noqa: ARG002 (what other formats let a solver ask for)
+    ) -> AffineParams:
+        """Scales and zero points that minimize the squared error, each column's times its importance.
+
+        ``importance`` is [I], or [R, I] where rows differ, and not negative. Raises QuantizationError where the group
+        size does not divide, a weight is no finite number, or its scale would be beyond the scale dtype.
+        """
+        from qwen3_export.quantizers.affine import fitting
+
+        size = self.columns_a_group(values_RI.shape[1])
+        self._refuse_huge(values_RI)
+        return fitting.fit(
+            values_RI,
+            importance,
+            group_size=size,
+            limits=fitting.Limits(low=self.code_low, high=self.code_high, symmetric=self.symmetric),
+            scale_dtype=self.scale_dtype,
+            negative_scales=self.negative_scales,
+            scan=self.search == "full",
+        )
+
+    def round(self, values_RI: Values, params: AffineParams) -> Codes:
+        """The nearest code of each weight under given parameters, [R, I]."""
+        from qwen3_export.quantizers.affine import codes
+
+        codes_RI = np.empty(values_RI.shape, np.int8)
+        codes.round_to_codes(
+            codes_RI,
+            np.ascontiguousarray(values_RI, np.float32),
+            np.ascontiguousarray(params.scale_RG),
+            np.ascontiguousarray(params.zero_point_RG),
+            self.code_low,
+            self.code_high,
+        )
+        return codes_RI
+
+    def dequantize(self, codes_RI: Codes, params: AffineParams) -> Values:
+        """``scale * (code - zero_point)`` in float32, [R, I]: a single rounding, as in a runtime."""
+        rows, groups = params.scale_RG.shape
+        codes_RGI = codes_RI.reshape(rows, groups, -1).astype(np.float32)
+        levels_RGI = codes_RGI - params.zero_point_RG[:, :, None].astype(np.float32)
+        return (levels_RGI * params.scale_RG[:, :, None]).reshape(codes_RI.shape)
+
+    def _refuse_huge(self, values_RI: Values) -> None:
+        largest = max(values_RI.max(initial=0), -values_RI.min(initial=0))
+        limit = LARGEST_WEIGHT[self.scale_dtype]
+        if not largest <= limit:
+            raise QuantizationError(
+                f"{self.name}: a weight of magnitude {largest:g} is beyond what its {self.scale_dtype} scales allow "
+                f"({limit:g}); keep this weight unquantized"
+            )
+
+
+def _advice(columns: int) -> str:
+    """The group sizes that would do."""
+    sizes = [size for size in _USUAL_GROUPS if columns % size == 0]
+    if not sizes:
+        sizes = [size for size in range(8, 257) if columns % size == 0][-3:]
+    if not sizes:
+        return "leave group_size out for one group a row"
+    *others, last = map(str, sizes)
+    return f"use {', '.join(others)} or {last}" if others else f"use {last}"
