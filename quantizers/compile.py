@@ -22,11 +22,12 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numba
+from numpy.typing import NDArray
 
-__all__ = ["cache_folder", "inlined", "kernel"]
+__all__ = ["cache_folder", "inlined", "kernel", "read_only"]
 
 Function = TypeVar("Function", bound=Callable[..., object])
 
@@ -47,6 +48,14 @@ def kernel(function: Function) -> Function:
 def inlined(function: Function) -> Function:
     """A function that only kernels call: compiled into each of them, never kept by itself."""
     return numba.njit(nogil=True, error_model="numpy", inline="never")(function)  # type: ignore[no-any-return]
+
+
+def read_only(array: NDArray[Any]) -> NDArray[Any]:
+    """A view that may not be written. What a kernel only reads is passed so: otherwise it would be compiled once for
+    arrays that may be written, and again for those that may not (a file's bytes)."""
+    view = array.view()
+    view.flags.writeable = False
+    return view
 
 
 def cache_folder(sources: Path) -> Path:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from qwen3_export.quantizers.compile import kernel
+from qwen3_export.quantizers.compile import kernel, read_only
 from qwen3_export.quantizers.ggml.shapes import BlockShape
 
 __all__ = ["codes_to_values", "round_to_codes"]
@@ -23,6 +23,7 @@ Values = NDArray[np.float32]
 def round_to_codes(shape: BlockShape, values_RI: Values, *, scale_RG: Values, offset_RG: Values) -> Codes:
     """The code whose value is nearest to each weight; where the scale is zero, the code nearest to zero."""
     codes_RI = np.empty(values_RI.shape, np.int8)
+    values_RI, scale_RG, offset_RG = read_only(values_RI), read_only(scale_RG), read_only(offset_RG)
     if shape.levels is None:
         _round_uniform(codes_RI, values_RI, scale_RG, offset_RG, shape.code_low, shape.code_high)
     else:
@@ -35,7 +36,8 @@ def codes_to_values(shape: BlockShape, codes_RI: Codes, *, scale_RG: Values, off
     values_RI = np.empty(codes_RI.shape, np.float32)
     levels = range(-128, 128) if shape.levels is None else shape.levels
     first = -128 if shape.levels is None else 0
-    _look_up(values_RI, codes_RI, scale_RG, offset_RG, np.array(levels, np.float32), first)
+    scale_RG, offset_RG = read_only(scale_RG), read_only(offset_RG)
+    _look_up(values_RI, read_only(codes_RI), scale_RG, offset_RG, np.array(levels, np.float32), first)
     return values_RI
 
 

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qwen3_export.errors import QuantizationError
+from qwen3_export.quantizers.compile import read_only
 from qwen3_export.quantizers.ggml.affine import AffineGrid, fit_affine_blocks, fit_affine_superblocks
 from qwen3_export.quantizers.ggml.formats import Weighting
 from qwen3_export.quantizers.ggml.packing import effective_params
@@ -185,12 +186,12 @@ def _lay_out(values_RI: Values, importance: Values, *, spread: float) -> _Work:
     """
     values = np.ascontiguousarray(values_RI, np.float32).reshape(-1)
     if values_RI.shape[1] >= _TILE:
-        return _Work(values, importance, values_RI.shape[1], spread)
+        return _Work(read_only(values), read_only(importance), values_RI.shape[1], spread)
     missing = max(_TILE - values.size, 0)
     if importance.size:
         importance = np.pad(np.resize(importance, values.size), (0, missing))
     values = np.pad(values, (0, missing))
-    return _Work(values, importance, values.size, spread)
+    return _Work(read_only(values), read_only(importance), values.size, spread)
 
 
 def _refuse_huge(name: str, values_RI: Values) -> None:

@@ -19,6 +19,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from qwen3_export.quantizers.compile import read_only
 from qwen3_export.quantizers.ggml.planes import pack_planes, unpack_planes
 
 __all__ = ["LAYOUTS", "BlockFields", "Field", "pack_blocks", "unpack_blocks"]
@@ -116,7 +117,7 @@ def pack_blocks(layout: tuple[Field, ...], fields: BlockFields) -> Bytes:
         else:
             source = fields.codes_NE if field.holds == "codes" else fields.subs_NG
             assert source is not None
-            pack_planes(out_NY, source, first, field.width, field.shift, field.stride)
+            pack_planes(out_NY, read_only(source), first, field.width, field.shift, field.stride)
         first += field.size
     return out_NY
 
@@ -136,7 +137,7 @@ def unpack_blocks(layout: tuple[Field, ...], blocks_NY: Bytes, *, elements: int,
             subs_NG = _unpack_six_bit_pairs(bytes_NY)
         else:
             target = codes_NE if field.holds == "codes" else subs_NG
-            unpack_planes(target, blocks_NY, first, field.width, field.shift, field.stride)
+            unpack_planes(target, read_only(blocks_NY), first, field.width, field.shift, field.stride)
         first += field.size
     return BlockFields(
         codes_NE=codes_NE, scale_N=halves["scale"], offset_N=halves.get("offset"), subs_NG=subs_NG if subs else None

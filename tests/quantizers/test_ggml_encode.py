@@ -10,7 +10,10 @@ from numpy.typing import NDArray
 
 from qwen3_export.errors import QuantizationError
 from qwen3_export.quantizers.ggml import GGML_FORMATS
+from qwen3_export.quantizers.ggml.affine import fit_affine_superblocks
+from qwen3_export.quantizers.ggml.planes import pack_planes, unpack_planes
 from qwen3_export.quantizers.ggml.shapes import BLOCK_SHAPES
+from qwen3_export.quantizers.ggml.symmetric import fit_symmetric_blocks, fit_symmetric_superblocks
 
 Values = NDArray[np.float32]
 
@@ -144,6 +147,22 @@ def test_the_unit_of_importance_does_not_matter(name: str, factor: float, random
     usual = number_format.decode(number_format.encode(values, importance)) - values
     scaled = number_format.decode(number_format.encode(values, importance * np.float32(factor))) - values
     np.testing.assert_allclose((scaled**2 * importance).sum(), (usual**2 * importance).sum(), rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["Q4_K", "Q6_K", "Q4_0", "IQ4_XS"])
+def test_arrays_that_may_not_be_written_cost_no_second_compilation(
+    name: str, random_weights: dict[str, Values]
+) -> None:
+    number_format, values = GGML_FORMATS[name], random_weights["normal"].copy()
+    blocks = number_format.encode(values)
+    number_format.decode(blocks)
+    kernels = [fit_affine_superblocks, fit_symmetric_superblocks, fit_symmetric_blocks, pack_planes, unpack_planes]
+    before = [len(kernel.signatures) for kernel in kernels]  # type: ignore[attr-defined]
+    values.flags.writeable = False
+    np.testing.assert_array_equal(number_format.encode(values), blocks)
+    blocks.flags.writeable = False
+    number_format.decode(blocks)
+    assert [len(kernel.signatures) for kernel in kernels] == before  # type: ignore[attr-defined]
 
 
 def test_importance_of_another_shape_is_refused() -> None:
