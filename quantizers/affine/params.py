@@ -24,7 +24,7 @@ class AffineParams:
     zero_point_RG: NDArray[np.int8]
 
     @property
-    def offset_RG(self) -> NDArray[np.float32]:
+    def offset_RG(self) -> NDArray[np.float32]:  # noqa: N802 (a shape, as in the fields)
         """What the value is below ``scale * code``: scale times zero point."""
         return self.scale_RG * self.zero_point_RG
 

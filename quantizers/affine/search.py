@@ -1,9 +1,9 @@
 """The search for scale and zero point: formats in which a value is ``scale * (code - zero_point)``.
 
 What is sought, for each group of weights x with importances w, minimizes  Σ w (x - scale·level)²  with integer levels
-from ``low - zero_point`` to ``high - zero_point``, each the nearest one. The smallest and largest weight alone ("range",
-plain rounding) give a scale that clips nothing; but a few clipped weights cost less than a coarser step for all
-others, the more so the fewer the levels and the larger the group.
+from ``low - zero_point`` to ``high - zero_point``, each the nearest one. The smallest and largest weight alone
+("range", plain rounding) give a scale that clips nothing; but a few clipped weights cost less than a coarser step for
+all others, the more so the fewer the levels and the larger the group.
 
 For fixed levels v the best scale is a quotient of sums, and its error follows from the same pass:
 
@@ -11,8 +11,9 @@ For fixed levels v the best scale is a quotient of sums, and its error follows f
 
 but levels jump as the scale moves, so the error has many local minima. So:
 
-1. *Scan.* Windows from a little more than the full range to a narrower one. What a window leaves out is left out above, below, or half
-   and half: that is a choice of the zero point (or, in a symmetric format of 2ⁿ levels, of the sign of the scale).
+1. *Scan.* Windows from a little more than the full range to a narrower one. What a window leaves out is left out
+   above, below, or half and half: that is a choice of the zero point (or, in a symmetric format of 2ⁿ levels, of the
+   sign of the scale).
 2. *Settle.* Round again under the best scale and solve again, with the zero points beside the best one as well.
 3. *Store.* Round the scale to its dtype and to that dtype's numbers beside it; take the true error of each, and of the
    full range's scale; keep the best. So the result is never worse than plain rounding.

@@ -96,7 +96,7 @@ def _cut_into_runs(values_N: Values, runs: int) -> NDArray[np.int64]:
 def _error(sums: Sums, i: int, j: int) -> float:
     """Σ w (x - mean)² over the numbers from i to j."""
     w, wx = sums[0, j] - sums[0, i], sums[1, j] - sums[1, i]
-    return sums[2, j] - sums[2, i] - wx * wx / w
+    return sums[2, j] - sums[2, i] - wx * wx / w  # type: ignore[no-any-return]  # float64, in kernels
 
 
 @kernel
