@@ -40,8 +40,8 @@ def test_no_bare_top_level_names(bare: str, tmp_path: Path) -> None:
     assert subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=False).returncode == 0
 
 
-def test_docs_are_what_help_says() -> None:
+def test_generated_docs_are_what_the_code_says() -> None:
     result = subprocess.run(
-        [sys.executable, ROOT / "docs" / "make_cli.py", "--check"], capture_output=True, text=True, check=False
+        [sys.executable, ROOT / "docs" / "generate.py", "--check"], capture_output=True, text=True, check=False
     )
     assert result.returncode == 0, result.stderr
