@@ -5,12 +5,13 @@ The model is tiny and random, its norm weights included, so that nothing is righ
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from models import write_model
 
 from qwen3_export.graph import ALL_ROWS, Kind, Role, Weight, module_name
@@ -31,7 +32,7 @@ from qwen3_export.targets.gguf.recipes import find_recipe
 pytest.importorskip("llama_cpp")
 
 RECIPE = find_recipe("q4_k_m")
-QUICK_TOKENS = 40
+QUICK_TOKENS = 24
 
 Mutate = Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]
 
@@ -67,6 +68,15 @@ class Values:
 def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
     # As wide inside the MLP as outside, so that a transposed weight has the right shape.
     return load(write_model(tmp_path_factory.mktemp("mutants") / "model", "tied", intermediate_size=256))
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """What is computed here is so small that threads only wait for one another."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(autouse=True)
