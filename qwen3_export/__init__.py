@@ -2,12 +2,13 @@
 
 The steps of the command line, as functions from values to values::
 
+    from pathlib import Path
     import qwen3_export as qx
 
     model = qx.load("demo")
-    export = qx.prepare(model, qx.find_recipe("q4_k_m"), out=Path("demo-q4_k_m.gguf"))
+    export = qx.prepare(model, qx.find_recipe("q4_k_m"), out=Path("demo.gguf"))
     qx.emit(export.files)
-    report = qx.check("demo-q4_k_m.gguf", model)
+    report = qx.check(Path("demo.gguf"), model)
 
 Names are imported when they are first used, so that ``import qwen3_export`` costs nothing.
 """
@@ -18,24 +19,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from qwen3_export.model import Model, load
-    from qwen3_export.targets.gguf.emit import emit
-    from qwen3_export.targets.gguf.export import prepare
-    from qwen3_export.targets.gguf.recipes import find_recipe
+    from qwen3_export.api import Gates, Graph, Model, Report, check, emit, find_recipe, load, prepare, read
 
 __version__ = "0.1.0"
-__all__ = ["Model", "__version__", "emit", "find_recipe", "load", "prepare"]
-
-_HOMES = {
-    "Model": "qwen3_export.model",
-    "load": "qwen3_export.model",
-    "prepare": "qwen3_export.targets.gguf.export",
-    "emit": "qwen3_export.targets.gguf.emit",
-    "find_recipe": "qwen3_export.targets.gguf.recipes",
-}
+__all__ = ["Gates", "Graph", "Model", "Report", "check", "emit", "find_recipe", "load", "prepare", "read"]
 
 
 def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        return getattr(importlib.import_module(_HOMES[name]), name)
+    if name in __all__:
+        return getattr(importlib.import_module("qwen3_export.api"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,29 @@
+"""The command line's steps as functions of a ``Model``; ``qwen3_export`` re-exports them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from qwen3_export.graph import Graph
+from qwen3_export.model import Model, load
+from qwen3_export.parity.report import Gates, Report
+from qwen3_export.targets.gguf.check import check_gguf
+from qwen3_export.targets.gguf.emit import emit
+from qwen3_export.targets.gguf.export import prepare
+from qwen3_export.targets.gguf.read import open_gguf, read_graph
+from qwen3_export.targets.gguf.recipes import find_recipe
+
+__all__ = ["Gates", "Graph", "Model", "Report", "check", "emit", "find_recipe", "load", "prepare", "read"]
+
+
+def read(path: Path, model: Model) -> Graph:
+    """The checkpoint's graph with the values that the file stores; nothing is decoded before it is asked for.
+
+    Raises CheckpointError if the file's tensors are not those of the model.
+    """
+    return read_graph(open_gguf(path), model.graph)
+
+
+def check(path: Path, model: Model, *, full: bool = False, gates: Gates | None = None) -> Report:
+    """Compare a file with the checkpoint that it was made of; see docs/parity.md for what the report says."""
+    return check_gguf(path, model.graph, model.tokenizer, full=full, gates=gates)
