@@ -14,7 +14,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 
 from qwen3_export.errors import QuantizationError
-from qwen3_export.graph import ALL_ROWS, Graph, Role, Weight
+from qwen3_export.graph import ALL_ROWS, DerivedWeight, Graph, Weight
 from qwen3_export.quantizers.ggml import GGML_FORMATS, GgmlFormat
 
 __all__ = ["BlockWeight", "QuantizedWeight", "quantize"]
@@ -33,28 +33,15 @@ class BlockWeight(Weight, Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class QuantizedWeight:
+class QuantizedWeight(DerivedWeight):
     """A weight in one of GGML's number formats.
 
     ``importance`` [in_features] weighs each input column's error when the stored values are chosen: the mean of
     its squared activations (llama.cpp's importance matrix).
     """
 
-    source: Weight
     number_format: GgmlFormat
     importance: np.ndarray | None = None
-
-    @property
-    def name(self) -> str:
-        return self.source.name
-
-    @property
-    def role(self) -> Role:
-        return self.source.role
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.source.shape
 
     @property
     def format(self) -> str:

@@ -22,7 +22,7 @@ from qwen3_export.config import Qwen3Config
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["ALL_ROWS", "Graph", "Kind", "Role", "Weight", "expected_weights", "module_name"]
+__all__ = ["ALL_ROWS", "DerivedWeight", "Graph", "Kind", "Role", "Weight", "expected_weights", "module_name"]
 
 ALL_ROWS = slice(None)
 
@@ -131,7 +131,7 @@ class Graph:
             if layer is None:
                 kept[weight.name] = weight
             elif layer in layers:
-                moved = Renamed(weight, replace(weight.role, layer=layers[layer]))
+                moved = RenamedWeight(source=weight, new_role=replace(weight.role, layer=layers[layer]))
                 kept[moved.name] = moved
         config = replace(self.config, num_hidden_layers=count)
         if self.config.is_moe:
@@ -140,27 +140,41 @@ class Graph:
         return replace(self, config=config, weights=MappingProxyType(kept))
 
 
-@dataclass(frozen=True, slots=True)
-class Renamed:
-    """A weight under another role."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DerivedWeight:
+    """A weight made of another one, with its name, role, shape, format and values where a subclass changes nothing."""
 
-    weight: Weight
-    role: Role
+    source: Weight
 
     @property
     def name(self) -> str:
         return module_name(self.role)
 
     @property
+    def role(self) -> Role:
+        return self.source.role
+
+    @property
     def shape(self) -> tuple[int, ...]:
-        return self.weight.shape
+        return self.source.shape
 
     @property
     def format(self) -> str:
-        return self.weight.format
+        return self.source.format
 
     def read(self, rows: slice = ALL_ROWS) -> np.ndarray:
-        return self.weight.read(rows)
+        return self.source.read(rows)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RenamedWeight(DerivedWeight):
+    """A weight under another role."""
+
+    new_role: Role
+
+    @property
+    def role(self) -> Role:
+        return self.new_role
 
 
 def module_name(role: Role) -> str:

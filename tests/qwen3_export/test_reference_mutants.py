@@ -15,7 +15,7 @@ from tokens import random_tokens
 from torch import Tensor
 
 from qwen3_export import reference_layer
-from qwen3_export.graph import Graph, Kind, Renamed, Role
+from qwen3_export.graph import Graph, Kind, RenamedWeight, Role
 from qwen3_export.reference import logits
 from qwen3_export.rope import Rotation
 
@@ -31,7 +31,7 @@ def with_config(**changes: Any) -> Mutate:
 def swap_qk_norms(graph: Graph, _: pytest.MonkeyPatch) -> Graph:
     other = {Kind.Q_NORM: Kind.K_NORM, Kind.K_NORM: Kind.Q_NORM}
     swapped = {
-        weight.name: Renamed(graph[Role(other[weight.role.kind], weight.role.layer)], weight.role)
+        weight.name: RenamedWeight(source=graph[Role(other[weight.role.kind], weight.role.layer)], new_role=weight.role)
         for weight in graph
         if weight.role.kind in other
     }
