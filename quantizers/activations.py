@@ -55,7 +55,7 @@ class Int8Activations:
             raise QuantizationError(
                 f"{weight.name}: {x_TI.shape[-1]} activations are not a multiple of block_size {self.block_size}"
             )
-        return self._round(x_TI.unflatten(-1, (-1, self.block_size))).flatten(-2)
+        return self._round(x_TI.reshape(*x_TI.shape[:-1], -1, self.block_size)).flatten(-2)
 
     def _round(self, x: Tensor) -> Tensor:
         return round_symmetric(x) if self.symmetric else round_asymmetric(x)
