@@ -29,6 +29,8 @@ def check_output(path: Path, *, force: bool, inputs: Iterable[Path] = ()) -> Non
         raise OutputError(f"{path}: a folder; --out takes the name of the file to write")
     if not path.parent.is_dir():
         raise OutputError(f"{path}: there is no folder {path.parent}; create it first")
+    if path.exists() and not path.is_file():
+        raise OutputError(f"{path}: not a regular file, and would be replaced by one; choose another --out")
     if path.exists() and any(path.samefile(source) for source in inputs):
         raise OutputError(f"{path}: belongs to the checkpoint that is being read; choose another --out")
     if path.exists() and not force:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
-from qwen3_export.errors import ModelNotFoundError
+from qwen3_export.errors import ModelNotFoundError, UnsupportedModelError
 from qwen3_export.tokenizer import TOKENIZER_FILES
 
 __all__ = ["DEMO", "ResolvedModel", "resolve_model"]
@@ -19,6 +19,7 @@ __all__ = ["DEMO", "ResolvedModel", "resolve_model"]
 DEMO = "demo"
 ORGANISATION = "Qwen"
 SHORT_NAME = re.compile(r"Qwen3-[\w.-]+", re.IGNORECASE)
+WITHOUT_HEAD = re.compile(r"Qwen3-(?:VL-)?(Embedding|Reranker)", re.IGNORECASE)
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 FILES = ["config.json", "model*.safetensors", "model.safetensors.index.json", "README.md", *TOKENIZER_FILES]
 
@@ -38,6 +39,7 @@ def resolve_model(spec: str, *, revision: str | None = None, offline: bool = Fal
 
     Raises ModelNotFoundError with one sentence that says what was looked for and what to do.
     """
+    _refuse_without_head(spec)
     if spec == DEMO:
         return ResolvedModel(folder=demo_folder(), name=DEMO)
     path = Path(spec).expanduser()
@@ -57,6 +59,16 @@ def resolve_model(spec: str, *, revision: str | None = None, offline: bool = Fal
             )
         folder = _download(hub_id, revision)
     return ResolvedModel(folder=folder, name=hub_id.rpartition("/")[2], hub_id=hub_id, revision=revision)
+
+
+def _refuse_without_head(spec: str) -> None:
+    """Embedding and reranker models call themselves Qwen3ForCausalLM in config.json; only their name tells."""
+    kind = WITHOUT_HEAD.search(spec)
+    if kind:
+        raise UnsupportedModelError(
+            f"{spec}: a Qwen3 {kind.group(1).lower()} model has no language-model head that generates text; "
+            "the language models are supported"
+        )
 
 
 def demo_folder() -> Path:

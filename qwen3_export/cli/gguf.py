@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -152,7 +153,7 @@ def _print_result(export: GgufExport, seconds: float) -> None:
     for file in export.files:
         print(f"wrote {file.path} ({human_size(file.num_bytes)})")
     print(f"{export.bits_per_weight:.2f} bits a weight, {seconds:.1f} s")
-    print(f'run it: llama-cli -m {export.files[0].path} -p "Hello"')
+    print(f'run it: llama-cli -m {shlex.quote(str(export.files[0].path))} -p "Hello"')
 
 
 gguf.__doc__ = f"{gguf.__doc__}\n\n{EPILOG}"

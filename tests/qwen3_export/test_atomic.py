@@ -68,7 +68,9 @@ def test_what_a_power_cut_left_is_overwritten(tmp_path: Path) -> None:
 def test_outputs_that_are_refused(tmp_path: Path) -> None:
     taken = tmp_path / "taken"
     taken.touch()
+    os.mkfifo(tmp_path / "pipe")
     refused = {
+        tmp_path / "pipe": "not a regular file",
         tmp_path: "a folder",
         tmp_path / "no" / "file": "no folder",
         taken: "--force",
@@ -76,6 +78,8 @@ def test_outputs_that_are_refused(tmp_path: Path) -> None:
     for path, words in refused.items():
         with pytest.raises(OutputError, match=words):
             check_output(path, force=False)
+    with pytest.raises(OutputError, match="not a regular file"):
+        check_output(tmp_path / "pipe", force=True)
     check_output(taken, force=True)
     with pytest.raises(OutputError, match="belongs to the checkpoint"):
         check_output(taken, force=True, inputs=[taken])

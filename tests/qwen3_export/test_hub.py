@@ -9,7 +9,7 @@ import huggingface_hub
 import pytest
 from models import DEMO
 
-from qwen3_export.errors import ModelNotFoundError
+from qwen3_export.errors import ModelNotFoundError, UnsupportedModelError
 from qwen3_export.hub import resolve_model
 from qwen3_export.model import load
 
@@ -106,3 +106,9 @@ def test_a_file_is_not_a_model(tmp_path: Path) -> None:
     file.touch()
     with pytest.raises(ModelNotFoundError, match="takes the folder"):
         resolve_model(str(file))
+
+
+@pytest.mark.parametrize("spec", ["Qwen/Qwen3-Embedding-0.6B", "Qwen3-Reranker-4B", "./models/Qwen3-Embedding-8B"])
+def test_models_without_a_head_are_refused_by_name(spec: str) -> None:
+    with pytest.raises(UnsupportedModelError, match="head"):
+        resolve_model(spec)
