@@ -82,7 +82,7 @@ def evaluation_texts() -> tuple[EvaluationText, ...]:
 
 
 def tokenize_prompts(
-    tokenizer: TextEncoder, *, quick: bool, max_tokens: int = 1024, max_quick_tokens: int = 96
+    tokenizer: TextEncoder, *, quick: bool, max_tokens: int = 1024, max_quick_tokens: int = 64
 ) -> tuple[Prompt, ...]:
     """The texts as tokens, each cut at ``max_tokens``; ``quick`` gives a few of them, cut shorter."""
     limit = min(max_tokens, max_quick_tokens) if quick else max_tokens

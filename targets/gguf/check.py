@@ -59,8 +59,8 @@ SHIPPED_FLOORS, SHIPPED_CONSTANT = 2.0, 1e-8
 DECODE_BOUND = 1e-3
 
 # An F32 twin may take this much disk and memory (a single layer always may).
-QUICK_TWIN_BYTES, FULL_TWIN_BYTES = 1 << 30, 4 << 30
-QUICK_DECODE_TOKENS, FULL_DECODE_TOKENS = 48, 128
+QUICK_TWIN_BYTES, FULL_TWIN_BYTES = 1 << 29, 4 << 30
+QUICK_DECODE_TOKENS, FULL_DECODE_TOKENS = 24, 128
 
 PACKAGES = ("qwen3-export", "llama-cpp-python", "gguf", "torch", "numpy", "tokenizers")
 
