@@ -142,12 +142,12 @@ def check_representable(config: Qwen3Config) -> None:
     if dense:
         raise UnsupportedModelError(
             f"config.json: layer {dense[0]} has a dense MLP, and llama.cpp's qwen3moe has experts in every "
-            "layer; export to another target"
+            "layer, so a file would compute something else"
         )
     if not config.norm_topk_prob:
         raise UnsupportedModelError(
             "config.json: norm_topk_prob is false, and llama.cpp's qwen3moe always renormalises the top-k "
-            "routing weights; export to another target"
+            "routing weights, so a file would compute something else"
         )
 
 
