@@ -1,7 +1,7 @@
 """What a calibration run will take in time, memory and disk, said before it starts.
 
 Time comes from a rehearsal: one window through the first layer, and the reading of that layer's attention
-weights.  Memory and disk follow from shapes.
+weights; and so does most of the memory.  The rest, and the disk, follow from shapes.
 
 Shapes: T tokens of one window.
 """
@@ -9,7 +9,9 @@ Shapes: T tokens of one window.
 from __future__ import annotations
 
 import math
+import resource
 import shutil
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,7 +27,6 @@ from qwen3_export.config import Qwen3Config
 from qwen3_export.errors import OutputError
 from qwen3_export.graph import ATTENTION, Graph, Weight
 from qwen3_export.reference import run_layer
-from qwen3_export.reference_layer import MAX_SCORES
 from qwen3_export.reference_weights import embed, read_attention
 
 __all__ = ["Forecast", "block_tokens", "check_disk", "forecast"]
@@ -34,13 +35,10 @@ FP32_BYTES = 4
 MIN_BLOCK_BYTES, MAX_BLOCK_BYTES = 128 << 20, 512 << 20
 
 # Copies of a block's hidden states at the worst moment: before and after each half, normed, and what experts add.
-DENSE_COPIES, SPARSE_COPIES = 3, 5
+COPIES = 5
 
-# Python, torch and the tokenizer, before anything is read.
-BASE_BYTES = 300 << 20
-
-# Of each column: three numbers and the fp64 sums in the making.
-STATISTICS_BYTES = 12 + 20
+# Of each column of each matrix: three numbers in the end, and fp64 sums in the making.
+COLUMN_BYTES, COLUMN_BYTES_IN_THE_MAKING = 12, 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,11 +50,9 @@ class Forecast:
 
 def block_tokens(graph: Graph) -> int:
     """How many tokens pass through a layer at a time: their hidden states take about what the layer does."""
-    config = graph.config
     layer_bytes = FP32_BYTES * sum(_count(weight) for weight in graph if weight.role.layer == 0)
     budget = min(max(layer_bytes, MIN_BLOCK_BYTES), MAX_BLOCK_BYTES)
-    copies = SPARSE_COPIES if config.is_moe else DENSE_COPIES
-    return max(1, budget // (copies * config.hidden_size * FP32_BYTES))
+    return max(1, budget // (COPIES * graph.config.hidden_size * FP32_BYTES))
 
 
 @torch.inference_mode()
@@ -96,18 +92,20 @@ def _rehearse(graph: Graph, window_T: NDArray[np.int64]) -> tuple[float, float]:
 
 
 def _memory(graph: Graph, windows: Sequence[NDArray[np.int64]]) -> int:
-    """The larger half of a layer (or an expert), a block of hidden states, and the inner states of a window."""
+    """What the rehearsal has taken (a half layer, the inner states of a window), a block of windows, the results."""
     config = graph.config
-    longest, num_tokens = max(map(len, windows)), sum(map(len, windows))
-    attention = _layer_size(graph, only_attention=True)
-    half = attention if config.is_sparse_layer(0) else max(attention, _layer_size(graph) - attention)
-    block = min(max(block_tokens(graph), longest), num_tokens)
-    copies = SPARSE_COPIES if config.is_moe else DENSE_COPIES
+    lengths = [len(window_T) for window_T in windows]
+    block = max(min(block_tokens(graph), sum(lengths)), *lengths)
     inner = max(config.intermediate_size, config.num_attention_heads * config.head_dim)
-    floats = half + copies * block * config.hidden_size + 4 * longest * inner + 3 * MAX_SCORES
     columns = max(1, config.num_experts) * (config.hidden_size + (config.moe_intermediate_size or inner))
-    held = config.num_hidden_layers * columns * 12
-    return BASE_BYTES + FP32_BYTES * floats + STATISTICS_BYTES * columns + held
+    results = columns * (config.num_hidden_layers * COLUMN_BYTES + COLUMN_BYTES_IN_THE_MAKING)
+    return _peak_bytes() + COPIES * num_hidden_bytes(block, config.hidden_size) + results
+
+
+def _peak_bytes() -> int:
+    """The most memory that this process has held so far."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def _disk(config: Qwen3Config, num_tokens: int) -> int:

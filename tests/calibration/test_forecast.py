@@ -12,7 +12,7 @@ from tokens import random_tokens
 
 from qwen3_export.calibration import forecast as module
 from qwen3_export.calibration.collect import collect_statistics
-from qwen3_export.calibration.forecast import MAX_BLOCK_BYTES, block_tokens, check_disk, forecast
+from qwen3_export.calibration.forecast import COPIES, MAX_BLOCK_BYTES, block_tokens, check_disk, forecast
 from qwen3_export.calibration.work_folder import open_work_folder
 from qwen3_export.errors import OutputError
 from qwen3_export.graph import Graph
@@ -49,10 +49,10 @@ def test_done_layers_are_not_forecast(model_graph: Callable[[str], Graph]) -> No
 
 def test_blocks_take_what_a_layer_does(model_graph: Callable[[str], Graph], monkeypatch: pytest.MonkeyPatch) -> None:
     graph = model_graph("tied")
-    assert block_tokens(graph) == module.MIN_BLOCK_BYTES // (3 * 256 * 4)
+    assert block_tokens(graph) == module.MIN_BLOCK_BYTES // (COPIES * 256 * 4)
     monkeypatch.setattr(module, "MIN_BLOCK_BYTES", 0)
     layer = sum(int(np.prod(weight.shape)) for weight in graph if weight.role.layer == 0)
-    assert block_tokens(graph) == layer // (3 * 256)
+    assert block_tokens(graph) == layer // (COPIES * 256)
     monkeypatch.setattr(module, "MAX_BLOCK_BYTES", 1)
     assert block_tokens(graph) == 1
     assert MAX_BLOCK_BYTES < 1 << 30
