@@ -35,7 +35,19 @@ from qwen3_export.config import Qwen3Config
 from qwen3_export.errors import QuantizationError
 from qwen3_export.graph import ALL_ROWS, Graph, Kind, Role, Weight, module_name
 
-__all__ = ["Fold", "Pair", "ScaledWeight", "divided", "fold", "folds_of", "multiplied", "scale_length", "scaled"]
+__all__ = [
+    "Fold",
+    "Pair",
+    "ScaledWeight",
+    "column_factors",
+    "divided",
+    "fold",
+    "folds_of",
+    "multiplied",
+    "place_before",
+    "scale_length",
+    "scaled",
+]
 
 Values = NDArray[np.float32]
 
@@ -60,6 +72,10 @@ _MULTIPLIED: Mapping[Pair, tuple[Kind, ...]] = MappingProxyType(
         Pair.UP_PROJ: (Kind.DOWN_PROJ,),
         Pair.K_NORM: (Kind.Q_NORM,),
     }
+)
+
+_BEFORE: Mapping[Kind, Pair] = MappingProxyType(
+    {kind: pair for pair, kinds in _MULTIPLIED.items() for kind in kinds if pair is not Pair.K_NORM}
 )
 
 
@@ -121,7 +137,7 @@ def fold(graph: Graph, scales: Mapping[Fold, Values]) -> Graph:
             if place.pair is Pair.K_NORM:
                 weights[name] = scaled(weights[name], rows=_as_rows(place, scale))
             else:
-                weights[name] = scaled(weights[name], columns=_as_columns(graph.config, place, scale))
+                weights[name] = scaled(weights[name], columns=column_factors(graph.config, place, scale))
     return graph.with_weights(weights)
 
 
@@ -171,16 +187,24 @@ def scale_length(config: Qwen3Config, place: Fold) -> int:
     return config.hidden_size
 
 
-def _as_rows(place: Fold, scale: Values) -> Values:
-    return np.tile(scale, 2) if place.pair is Pair.K_NORM else scale
+def place_before(role: Role) -> Fold:
+    """The place from which the columns of a matrix get their scale; KeyError for a role that has none."""
+    pair = _BEFORE[role.kind]
+    assert role.layer is not None
+    return Fold(pair, role.layer, role.expert if pair is Pair.UP_PROJ else None)
 
 
-def _as_columns(config: Qwen3Config, place: Fold, scale: Values) -> Values:
+def column_factors(config: Qwen3Config, place: Fold, scale: Values) -> Values:
+    """What a scale multiplies columns with: o_proj has those of a value head once for each query head that reads it."""
     if place.pair is not Pair.V_PROJ:
         return scale
     heads_per_kv = config.num_attention_heads // config.num_key_value_heads
     scale_KH = scale.reshape(config.num_key_value_heads, config.head_dim)
     return np.repeat(scale_KH, heads_per_kv, axis=0).reshape(-1)
+
+
+def _as_rows(place: Fold, scale: Values) -> Values:
+    return np.tile(scale, 2) if place.pair is Pair.K_NORM else scale
 
 
 def _experts(config: Qwen3Config, layer: int) -> list[int | None]:
