@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ import numpy as np
 
 from qwen3_export.errors import CheckpointError
 from qwen3_export.graph import ALL_ROWS, Role, module_name
+from qwen3_export.positional import read_exactly
 
 __all__ = ["StoredTensor", "StoredWeight", "read_header"]
 
@@ -66,7 +66,7 @@ class StoredWeight:
         if step != 1:
             raise ValueError("rows are read in one contiguous block")
         count = max(stop - start, 0)
-        buffer = _pread(self.path, self.offset + start * self.row_bytes, count * self.row_bytes, self.name)
+        buffer = read_exactly(self.path, self.offset + start * self.row_bytes, count * self.row_bytes, part=self.name)
         return np.frombuffer(buffer, dtype=FLOAT_DTYPES[self.format]).reshape(count, *self.shape[1:])
 
     def read(self, rows: slice = ALL_ROWS) -> np.ndarray:
@@ -118,25 +118,6 @@ def _parse_entry(path: Path, name: str, entry: Mapping[str, Any], base: int) -> 
         )
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: the header's entry for {name} is damaged; download it again") from error
-
-
-def _pread(path: Path, offset: int, count: int, name: str) -> bytearray:
-    buffer = bytearray(count)
-    view = memoryview(buffer)
-    try:
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            done = 0
-            while done < count:
-                got = os.preadv(descriptor, [view[done:]], offset + done)
-                if got == 0:
-                    raise CheckpointError(f"{path}: ends inside {name}; the file was changed or cut short")
-                done += got
-        finally:
-            os.close(descriptor)
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
-    return buffer
 
 
 def _bf16_to_f32(raw: np.ndarray) -> np.ndarray:

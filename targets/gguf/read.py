@@ -7,7 +7,6 @@ another shape is a list of sentences and no exception, since a report wants all 
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -19,6 +18,7 @@ import numpy as np
 
 from qwen3_export.errors import CheckpointError
 from qwen3_export.graph import ALL_ROWS, Graph, Role, Weight, module_name
+from qwen3_export.positional import read_exactly
 from qwen3_export.quantizers.ggml import GGML_FORMATS
 from qwen3_export.targets.gguf.names import gguf_tensors
 
@@ -87,7 +87,7 @@ class GgufWeight:
         """The stored bytes of a block of rows, uint8 [rows, row_bytes]; a vector is one row."""
         start, stop, _ = rows.indices(self.shape[0]) if len(self.shape) > 1 else (0, 1, 1)
         count = max(stop - start, 0)
-        data = _pread(self.path, self.offset + start * self.row_bytes, count * self.row_bytes)
+        data = read_exactly(self.path, self.offset + start * self.row_bytes, count * self.row_bytes, part=self.name)
         return np.frombuffer(data, dtype=np.uint8).reshape(count, self.row_bytes)
 
     def read(self, rows: slice = ALL_ROWS) -> np.ndarray:
@@ -220,18 +220,3 @@ def _decode_by_gguf(format_name: str, blocks_RY: np.ndarray) -> np.ndarray:
     typed = {"F32": np.float32, "F16": np.float16}.get(format_name)
     data = blocks_RY if typed is None else blocks_RY.view(typed)
     return np.asarray(dequantize(data, GGMLQuantizationType[format_name]), dtype=np.float32)
-
-
-def _pread(path: Path, offset: int, count: int) -> bytearray:
-    """``count`` bytes from ``offset`` on."""
-    buffer = bytearray(count)
-    with path.open("rb", buffering=0) as file:
-        file.seek(offset, os.SEEK_SET)
-        done = 0
-        while done < count:
-            got = file.readinto(memoryview(buffer)[done:])
-            if not got:
-                raise CheckpointError(f"{path}: ends inside its tensors; the file was changed or cut short")
-            done += got
-    return buffer
-

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from qwen3_export.graph import ALL_ROWS, Graph, Kind, Role, Weight
+from qwen3_export.graph import ALL_ROWS, DerivedWeight, Graph, Kind, Weight
 from qwen3_export.targets.gguf.names import stack_weights
 from qwen3_export.targets.gguf.read import GgufFile
 
@@ -48,40 +48,25 @@ class Window:
         return [int(i) for i in np.searchsorted(np.asarray(self.vocabulary), np.asarray(tokens))]
 
 
-@dataclass(frozen=True, slots=True)
-class PickedRows:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PickedRows(DerivedWeight):
     """Some rows of a matrix, by index in rising order."""
 
-    weight: Weight
     picked: tuple[int, ...]
 
     @property
-    def name(self) -> str:
-        return self.weight.name
-
-    @property
-    def role(self) -> Role:
-        return self.weight.role
-
-    @property
     def shape(self) -> tuple[int, ...]:
-        return (len(self.picked), *self.weight.shape[1:])
-
-    @property
-    def format(self) -> str:
-        return self.weight.format
+        return (len(self.picked), *self.source.shape[1:])
 
     def read(self, rows: slice = ALL_ROWS) -> np.ndarray:
         wanted = np.asarray(self.picked[rows], dtype=np.int64)
         if not len(wanted):
-            return self.weight.read(slice(0, 0))
+            return self.source.read(slice(0, 0))
         runs = np.split(wanted, np.flatnonzero(np.diff(wanted) != 1) + 1)
-        return np.concatenate([self.weight.read(slice(int(run[0]), int(run[-1]) + 1)) for run in runs])
+        return np.concatenate([self.source.read(slice(int(run[0]), int(run[-1]) + 1)) for run in runs])
 
 
-def plan_windows(
-    graph: Graph, prompts: Sequence[Sequence[int]], *, max_bytes: int, is_full: bool
-) -> list[Window]:
+def plan_windows(graph: Graph, prompts: Sequence[Sequence[int]], *, max_bytes: int, is_full: bool) -> list[Window]:
     """The twins to make, each of at most ``max_bytes`` if a single layer allows it.
 
     The whole model where it fits.  Otherwise a part of the vocabulary, and the first layers; with ``is_full``,
@@ -95,9 +80,7 @@ def plan_windows(
     layer_bytes = 4 * max(_layer_sizes(graph))
     count = min(layers, max(1, (max_bytes - tables) // layer_bytes))
     firsts = range(0, layers, count) if is_full else (0,)
-    return [
-        Window(first=first, count=min(count, layers - first), vocabulary=vocabulary) for first in firsts
-    ]
+    return [Window(first=first, count=min(count, layers - first), vocabulary=vocabulary) for first in firsts]
 
 
 def window_graph(graph: Graph, window: Window) -> Graph:
@@ -107,7 +90,7 @@ def window_graph(graph: Graph, window: Window) -> Graph:
         return part
     picked = window.vocabulary
     weights = {
-        name: PickedRows(weight, picked) if weight.role.kind in TABLES else weight
+        name: PickedRows(source=weight, picked=picked) if weight.role.kind in TABLES else weight
         for name, weight in part.weights.items()
     }
     config = replace(part.config, vocab_size=len(picked))
@@ -124,9 +107,7 @@ def write_twin(file: GgufFile, stored: Graph, path: Path, *, window: Window) -> 
     tensors = stack_weights(window_graph(stored, window))
     for tensor in tensors:
         num_bytes = 4 * int(np.prod(tensor.shape))
-        writer.add_tensor_info(
-            tensor.name, tensor.shape, np.dtype(np.float32), num_bytes, GGMLQuantizationType.F32
-        )
+        writer.add_tensor_info(tensor.name, tensor.shape, np.dtype(np.float32), num_bytes, GGMLQuantizationType.F32)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()

@@ -70,7 +70,7 @@ def test_windows_cover_every_layer_when_full_and_the_first_ones_when_quick(moe: 
 
 def test_picked_rows(moe: Model) -> None:
     weight = moe.graph.head
-    picked = PickedRows(weight, (0, 1, 2, 70, 8191))
+    picked = PickedRows(source=weight, picked=(0, 1, 2, 70, 8191))
     assert picked.shape == (5, weight.shape[1])
     np.testing.assert_array_equal(picked.read(), weight.read()[[0, 1, 2, 70, 8191]])
     np.testing.assert_array_equal(picked.read(slice(2, 4)), weight.read()[[2, 70]])
