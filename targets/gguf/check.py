@@ -233,9 +233,7 @@ def _run_shipped(job: _Job, *, can_run: bool) -> _Shipped:
         llama.open_model(job.file.paths[0], threads=job.threads) as model,
         model.session(positions=max(map(len, job.texts))) as session,
     ):
-        numbers = compare_shipped(
-            job.original, job.stored, job.texts, run=session.logits, arithmetic=arithmetic
-        )
+        numbers = compare_shipped(job.original, job.stored, job.texts, run=session.logits, arithmetic=arithmetic)
         decode = decode_difference(_chunks(session), job.decode_text(job.texts))
     return _Shipped(numbers=numbers, decode=decode)
 

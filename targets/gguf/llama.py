@@ -97,9 +97,7 @@ class LlamaModel:
 class LlamaSession:
     """One llama.cpp context; each ``run`` starts from an empty KV cache."""
 
-    def __init__(
-        self, model: LlamaModel, *, positions: int, is_exact: bool, observer: Observer | None
-    ) -> None:
+    def __init__(self, model: LlamaModel, *, positions: int, is_exact: bool, observer: Observer | None) -> None:
         self._api = api = _library().api
         self._model = model
         self._error: BaseException | None = None
@@ -165,9 +163,7 @@ class LlamaSession:
 
 
 @contextmanager
-def open_model(
-    path: Path, *, threads: int | None = None, vocabulary_only: bool = False
-) -> Iterator[LlamaModel]:
+def open_model(path: Path, *, threads: int | None = None, vocabulary_only: bool = False) -> Iterator[LlamaModel]:
     """Load a GGUF file (for a split one: its first part).
 
     Raises MissingExtraError without llama-cpp-python, CheckpointError where llama.cpp refuses the file.
@@ -186,9 +182,7 @@ class _Library:
         try:
             from llama_cpp import llama_cpp
         except ImportError as error:
-            raise MissingExtraError(
-                package="llama-cpp-python", extra="llama", purpose="running a GGUF file"
-            ) from error
+            raise MissingExtraError(package="llama-cpp-python", extra="llama", purpose="running a GGUF file") from error
         self.api: Any = llama_cpp
         self._errors: deque[str] = deque(maxlen=3)
         self._log_callback = llama_cpp.llama_log_callback(self._log)

@@ -44,9 +44,7 @@ class MetadataDifference:
         return self.text
 
 
-def metadata_differences(
-    metadata: Mapping[str, Any], graph: Graph, tokenizer: Tokenizer
-) -> list[MetadataDifference]:
+def metadata_differences(metadata: Mapping[str, Any], graph: Graph, tokenizer: Tokenizer) -> list[MetadataDifference]:
     """Every field in which the file is not the checkpoint; empty for a right file."""
     config = graph.config
     arch = "qwen3moe" if config.is_moe else "qwen3"
@@ -66,9 +64,7 @@ def metadata_differences(
     return found
 
 
-def _hyperparameters(
-    metadata: Mapping[str, Any], config: Qwen3Config, arch: str
-) -> dict[str, tuple[object, object]]:
+def _hyperparameters(metadata: Mapping[str, Any], config: Qwen3Config, arch: str) -> dict[str, tuple[object, object]]:
     """Field -> (expected, what the loader takes for a missing key)."""
     heads = metadata.get(f"{arch}.attention.head_count")
     width = metadata.get(f"{arch}.embedding_length")
@@ -98,9 +94,7 @@ def _hyperparameters(
     return fields | _rope_scaling(metadata, config, arch)
 
 
-def _rope_scaling(
-    metadata: Mapping[str, Any], config: Qwen3Config, arch: str
-) -> dict[str, tuple[object, object]]:
+def _rope_scaling(metadata: Mapping[str, Any], config: Qwen3Config, arch: str) -> dict[str, tuple[object, object]]:
     yarn = config.rope_scaling
     fields: dict[str, tuple[object, object]] = {
         "rope.scaling.type": ("yarn" if yarn else "none", "none"),

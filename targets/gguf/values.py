@@ -72,9 +72,7 @@ class _Errors:
         return float(np.sqrt(self.squared_error / max(self.squared_value, 1e-30)))
 
 
-def check_values(
-    stored: Graph, expected: Graph, *, is_full: bool, progress: Progress | None = None
-) -> ValueCheck:
+def check_values(stored: Graph, expected: Graph, *, is_full: bool, progress: Progress | None = None) -> ValueCheck:
     """Compare the values read back (``stored``, of GgufWeights) with the graph that was meant to be stored."""
     budget = QUICK_VALUES // max(len(stored.weights), 1)
     if is_full or expected.num_parameters <= QUICK_VALUES:
