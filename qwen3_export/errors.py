@@ -8,6 +8,7 @@ The command line prints it and exits with 1; ``--debug`` brings the traceback.
 from __future__ import annotations
 
 __all__ = [
+    "CalibrationError",
     "CheckpointError",
     "ExportError",
     "MissingExtraError",
@@ -32,6 +33,10 @@ class CheckpointError(ExportError):
 
 class UnsupportedModelError(ExportError):
     """The checkpoint is sound, but not a model that this toolkit (or this target) can represent."""
+
+
+class CalibrationError(ExportError):
+    """The text to calibrate on cannot be read, or says too little."""
 
 
 class QuantizationError(ExportError):

@@ -1,0 +1,128 @@
+"""The folder in which a GPTQ run keeps what it has solved, weight by weight.
+
+It is named by all that a result depends on: checkpoint, tokens, formats, settings, the version of torch and the number
+of its threads (on which the last bits of a product depend).  A run that finds its own folder takes what is there, and
+its remaining weights come out as they would have, bit by bit, because all that goes before is recomputed from the
+stored blocks and from nothing else.
+
+    gptq-1f0c…/model.layers.3.mlp.down_proj.blocks   the bytes of its rows
+               model.layers.3.mlp.down_proj.json     how good they are; written last, so it says that all is there
+
+Codes and parameters of formats other than GGML's lie in a ``.npz`` instead.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from qwen3_export.atomic import partial_file, write_text
+from qwen3_export.calibration.digests import checkpoint_digest, file_stamps, text_digest, token_digest
+from qwen3_export.calibration.gptq_report import WeightReport
+from qwen3_export.errors import OutputError
+from qwen3_export.graph import Graph, Weight
+from qwen3_export.quantizers.affine import AffineFormat
+from qwen3_export.quantizers.affine.params import AffineParams
+from qwen3_export.quantizers.coded import EncodedWeight
+from qwen3_export.quantizers.ggml import GgmlFormat
+from qwen3_export.quantizers.gptq import GptqResult
+from qwen3_export.quantizers.gptq_slab import NumberFormat
+from qwen3_export.quantizers.palette import PaletteParams
+from qwen3_export.quantizers.stored_blocks import StoredBlocks
+
+__all__ = ["GptqFolder", "open_gptq_folder"]
+
+# To be raised when a change makes the results of older runs differ.
+VERSION = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GptqFolder:
+    """The folder of one run."""
+
+    path: Path
+
+    def create(self) -> None:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputError(
+                f"{self.path}: cannot be created ({error.strerror}); choose another --work-dir"
+            ) from error
+
+    def load(self, weight: Weight, number_format: NumberFormat) -> tuple[Weight, WeightReport] | None:
+        """The result for a weight, or None where it is not there yet."""
+        report = self._file(weight, "json")
+        if not report.exists():
+            return None
+        return self._stored(weight, number_format), WeightReport(**json.loads(report.read_text(encoding="utf-8")))
+
+    def save(self, weight: Weight, number_format: NumberFormat, result: GptqResult, report: WeightReport) -> Weight:
+        """Keep a result; returns the weight that reads it."""
+        if isinstance(number_format, GgmlFormat):
+            data = number_format.pack(result.codes_OI, result.params).tobytes()
+            with partial_file(self._file(weight, "blocks"), num_bytes=len(data)) as descriptor:
+                _write(descriptor, data)
+        else:
+            arrays = {field.name: getattr(result.params, field.name) for field in fields(result.params)}
+            path = self._file(weight, "npz")
+            with partial_file(path) as descriptor, os.fdopen(descriptor, "wb", closefd=False) as file:
+                np.savez(file, codes=result.codes_OI, **arrays)
+        write_text(self._file(weight, "json"), json.dumps(asdict(report)))
+        return self._stored(weight, number_format)
+
+    def _stored(self, weight: Weight, number_format: NumberFormat) -> Weight:
+        if isinstance(number_format, GgmlFormat):
+            return StoredBlocks(
+                role=weight.role,
+                shape=weight.shape,
+                number_format=number_format,
+                path=self._file(weight, "blocks"),
+            )
+        with np.load(self._file(weight, "npz")) as arrays:
+            kept: dict[str, Any] = {name: arrays[name] for name in arrays.files if name != "codes"}
+            codes_RI = arrays["codes"]
+        params = AffineParams(**kept) if isinstance(number_format, AffineFormat) else PaletteParams(**kept)
+        return EncodedWeight(
+            name=weight.name, role=weight.role, number_format=number_format, codes_RI=codes_RI, params=params
+        )
+
+    def _file(self, weight: Weight, suffix: str) -> Path:
+        return self.path / f"{weight.name}.{suffix}"
+
+
+def open_gptq_folder(
+    root: Path,
+    graph: Graph,
+    *,
+    windows: Sequence[NDArray[np.int64]],
+    formats: Mapping[str, NumberFormat],
+    settings: Mapping[str, Any],
+) -> GptqFolder:
+    """The folder inside ``root`` for this very run; nothing is created yet."""
+    key = text_digest(
+        [
+            f"gptq {VERSION}",
+            f"torch {torch.__version__} {torch.get_num_threads()} threads",
+            checkpoint_digest(graph),
+            token_digest(windows),
+            json.dumps({name: number_format.name for name, number_format in formats.items()}, sort_keys=True),
+            json.dumps(settings, sort_keys=True),
+            *file_stamps(graph),
+        ]
+    )
+    return GptqFolder(path=root / f"gptq-{key[:16]}")
+
+
+def _write(descriptor: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(descriptor, view) :]
