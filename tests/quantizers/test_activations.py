@@ -92,7 +92,7 @@ def test_blocks_round_by_themselves(model_graph: Callable[[str], Graph]) -> None
 
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_w8a8_through_the_reference(symmetric: bool, model_graph: Callable[[str], Graph]) -> None:
-    graph, tokens = model_graph("moe"), torch.arange(50, 74)
+    graph, tokens = model_graph("tied"), torch.arange(50, 74)
     exact = logits(graph, tokens)
     eight_bits = AffineFormat(num_bits=8, search="range")  # quick: weights are rounded whenever they are read
     quantized = round_weights(graph, {weight.name: eight_bits for weight in graph if len(weight.shape) == 2})

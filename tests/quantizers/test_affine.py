@@ -64,7 +64,7 @@ def plain(fmt: AffineFormat) -> AffineFormat:
 def best_possible(fmt: AffineFormat, group: Values, importance: Values) -> float:
     """Brute force over scales and zero points, both signs where allowed."""
     span = np.ptp(np.append(group, 0)) / (fmt.code_high - fmt.code_low) * 2.2
-    scales = round_scales((np.arange(1, 4001) / 4000 * span).astype(np.float32), fmt.scale_dtype)
+    scales = round_scales((np.arange(1, 1501) / 1500 * span).astype(np.float32), fmt.scale_dtype)
     if fmt.negative_scales:
         scales = np.concatenate([scales, -scales])
     best = np.inf

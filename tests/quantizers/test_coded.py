@@ -56,7 +56,7 @@ def test_the_reference_runs_over_codes(graph: Graph) -> None:
     tokens = torch.arange(40, 64)
     exact = logits(graph, tokens)
     errors = []
-    for bits in (3, 4, 6, 8):
+    for bits in (3, 5, 8):
         number_format = AffineFormat(num_bits=bits, group_size=32)
         formats = {weight.name: number_format for weight in graph if len(weight.shape) == 2}
         rounded = round_weights(graph, formats)
