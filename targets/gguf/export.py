@@ -6,7 +6,7 @@ Everything that can be refused is refused here, before a byte is written.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,21 +17,23 @@ from qwen3_export.model import Model
 from qwen3_export.quantizers.quantized import quantize
 from qwen3_export.targets.gguf.emit import FilePlan, plan_files
 from qwen3_export.targets.gguf.imatrix import Imatrix, check_fits
-from qwen3_export.targets.gguf.metadata import Provenance, build_metadata
+from qwen3_export.targets.gguf.metadata import CalibrationOrigin, Provenance, build_metadata
 from qwen3_export.targets.gguf.names import GgufTensor, check_representable, gguf_tensors
 from qwen3_export.targets.gguf.recipes import Overrides, Recipe, assign
 from qwen3_export.targets.gguf.sizes import bits_per_weight
 
-__all__ = ["GgufExport", "default_path", "prepare"]
+__all__ = ["GgufExport", "default_path", "prepare", "with_solution"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GgufExport:
-    """An export that is ready to be written; ``formats`` by GGUF tensor name."""
+    """An export that is ready to be written; ``formats`` by GGUF tensor name, ``graph`` with the stored values."""
 
     model: Model
     recipe: Recipe
     graph: Graph
+    out: Path
+    split_max_size: int | None
     tensors: tuple[GgufTensor, ...]
     formats: Mapping[str, str]
     files: tuple[FilePlan, ...]
@@ -39,6 +41,11 @@ class GgufExport:
     @property
     def num_bytes(self) -> int:
         return sum(file.num_bytes for file in self.files)
+
+    @property
+    def weight_formats(self) -> dict[str, str]:
+        """The formats by the names of the graph's weights."""
+        return {member.name: self.formats[tensor.name] for tensor in self.tensors for member in tensor.members}
 
     @property
     def bits_per_weight(self) -> float:
@@ -57,25 +64,66 @@ def prepare(
     out: Path,
     overrides: Overrides | None = None,
     imatrix: Imatrix | None = None,
+    is_calibrated: bool = False,
     split_max_size: int | None = None,
 ) -> GgufExport:
-    """Choose every tensor's format and lay out the file.
+    """Choose every tensor's format, round to nearest, and lay out the file.
 
-    Raises UnsupportedModelError for what llama.cpp cannot represent, QuantizationError for formats that do not
-    fit the rows and for an importance matrix of another model.
+    ``is_calibrated`` says that a solver will choose the values afterwards (``with_solution``): mixes that depend on
+    an importance matrix count that as one.  Raises UnsupportedModelError for what llama.cpp cannot represent,
+    QuantizationError for formats that do not fit the rows and for an importance matrix of another model.
     """
     config = model.graph.config
     check_representable(config)
     tensors = tuple(gguf_tensors(model.graph))
     if imatrix is not None:
         check_fits(imatrix, tensors)
-    formats = assign(recipe, config, tensors, has_imatrix=imatrix is not None, overrides=overrides or Overrides())
+    has_imatrix = imatrix is not None or is_calibrated
+    formats = assign(recipe, config, tensors, has_imatrix=has_imatrix, overrides=overrides or Overrides())
     by_weight = {member.name: formats[tensor.name] for tensor in tensors for member in tensor.members}
     importance = {} if imatrix is None else _importance_by_weight(imatrix, tensors)
     graph = quantize(model.graph, by_weight, importance=importance)
-    metadata = build_metadata(model, _provenance(recipe, imatrix))
-    files = plan_files(graph, metadata, out, split_max_size=split_max_size)
-    return GgufExport(model=model, recipe=recipe, graph=graph, tensors=tensors, formats=formats, files=tuple(files))
+    files = plan_files(graph, build_metadata(model, _provenance(recipe, imatrix)), out, split_max_size=split_max_size)
+    return GgufExport(
+        model=model,
+        recipe=recipe,
+        graph=graph,
+        out=out,
+        split_max_size=split_max_size,
+        tensors=tensors,
+        formats=formats,
+        files=tuple(files),
+    )
+
+
+def with_solution(
+    export: GgufExport,
+    graph: Graph,
+    *,
+    method: str,
+    dataset: str,
+    sha256: str,
+    num_tokens: int,
+    errors: Mapping[str, float],
+) -> GgufExport:
+    """The export with values that a solver has chosen; ``errors`` by weight name, where it has measured them."""
+    origin = CalibrationOrigin(
+        dataset=dataset,
+        sha256=sha256,
+        num_tokens=num_tokens,
+        tensor_errors=tuple(_tensor_error(tensor, errors) for tensor in export.tensors),
+    )
+    recipe = export.recipe
+    provenance = Provenance(recipe=recipe.name, file_type=recipe.file_type, method=method, calibration=origin)
+    metadata = build_metadata(export.model, provenance)
+    files = plan_files(graph, metadata, export.out, split_max_size=export.split_max_size)
+    return replace(export, graph=graph, files=tuple(files))
+
+
+def _tensor_error(tensor: GgufTensor, errors: Mapping[str, float]) -> float:
+    """The mean over the members (experts) of a tensor; -1 where none was measured."""
+    found = [errors[member.name] for member in tensor.members if member.name in errors]
+    return sum(found) / len(found) if found else -1.0
 
 
 def _importance_by_weight(imatrix: Imatrix, tensors: tuple[GgufTensor, ...]) -> dict[str, np.ndarray]:

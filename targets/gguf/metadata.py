@@ -18,12 +18,27 @@ from qwen3_export.model import Model
 from qwen3_export.targets.gguf.container import MetaType, MetaValue
 from qwen3_export.tokenizer import Tokenizer
 
-__all__ = ["Provenance", "architecture", "build_metadata", "split_metadata"]
+__all__ = ["TENSOR_ERRORS", "CalibrationOrigin", "Provenance", "architecture", "build_metadata", "split_metadata"]
 
 QUANTIZATION_VERSION = 2
+TENSOR_ERRORS = "qwen3_export.calibration.tensor_errors"
 
 # llama_token_type of llama.cpp
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CalibrationOrigin:
+    """What a solver was calibrated on, and how well it did.
+
+    ``tensor_errors`` has a number for each tensor of the file, in its order: the output error that storing it costs
+    relative to its output, tr(ΔW H ΔWᵀ) / tr(W H Wᵀ); -1 for tensors that no solver touched.
+    """
+
+    dataset: str
+    sha256: str
+    num_tokens: int
+    tensor_errors: tuple[float, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +48,7 @@ class Provenance:
     recipe: str
     file_type: int
     method: str = "rtn"
+    calibration: CalibrationOrigin | None = None
     imatrix_file: str | None = None
     imatrix_datasets: tuple[str, ...] = ()
     imatrix_entries: int = 0
@@ -232,6 +248,13 @@ def _provenance(provenance: Provenance) -> dict[str, MetaValue]:
         "qwen3_export.recipe": _text(provenance.recipe),
         "qwen3_export.method": _text(provenance.method),
     }
+    if provenance.calibration is not None:
+        origin = provenance.calibration
+        result["qwen3_export.calibration.dataset"] = _text(origin.dataset)
+        result["qwen3_export.calibration.sha256"] = _text(origin.sha256)
+        result["qwen3_export.calibration.tokens"] = _u32(origin.num_tokens)
+        errors = [float(error) for error in origin.tensor_errors]
+        result[TENSOR_ERRORS] = MetaValue(MetaType.FLOAT32, errors, is_array=True)
     if provenance.imatrix_file is not None:
         result["quantize.imatrix.file"] = _text(provenance.imatrix_file)
         if provenance.imatrix_datasets:
