@@ -45,6 +45,9 @@ __all__ = ["SequentialSettings", "gptq_graph"]
 UNBLOCKED = frozenset({"F32", "F16", "BF16"})
 STEPS_PER_LAYER = 4
 
+# The head's Hessian takes a pass through the whole model of its own, and small models need fewer tokens for it.
+HEAD_TOKENS_PER_COLUMN = 64
+
 
 @torch.inference_mode()
 def gptq_graph(
@@ -110,8 +113,10 @@ def _solve_tied_embedding(run: GptqRun, windows: Sequence[Tensor]) -> None:
     role = run.graph.head.role
     if not run.needs(role):
         return
-    sums = MomentSums(run.graph.config.hidden_size)
-    for hidden_TD in forward(run.graph, windows):
+    hidden_size = run.graph.config.hidden_size
+    step = max(1, sum(run.lengths) // (HEAD_TOKENS_PER_COLUMN * hidden_size))
+    sums = MomentSums(hidden_size)
+    for hidden_TD in forward(run.graph, windows[::step]):
         sums.add(hidden_TD, hidden_TD)
     run.solve(role, [sums])
 

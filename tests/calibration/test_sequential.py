@@ -59,7 +59,7 @@ def two_layers(demo_graph: Graph) -> Graph:
 @pytest.fixture(scope="module")
 def text(demo_folder: Path, demo_graph: Graph) -> Windows:
     """Windows of real text: most to calibrate on, the last two to test with."""
-    return read_calibration(None, load_tokenizer(demo_folder, demo_graph.config), sequence_length=256).windows
+    return read_calibration(None, load_tokenizer(demo_folder, demo_graph.config), sequence_length=128).windows
 
 
 def solve(
@@ -80,7 +80,7 @@ def test_the_file_is_much_better_than_plain_rounding_on_other_text(
     two_layers: Graph, text: Windows, tmp_path: Path
 ) -> None:
     formats = formats_of(two_layers, "Q3_K")
-    solved, report = solve(two_layers, text[:24], tmp_path, formats=formats)
+    solved, report = solve(two_layers, text[:16], tmp_path, formats=formats)
     rounded = quantize(two_layers, formats)
     assert mean_kld(two_layers, solved, text[-2:]) < 0.5 * mean_kld(two_layers, rounded, text[-2:])
     assert {weight.method for weight in report.weights} == {"gptq"}
@@ -93,8 +93,8 @@ def test_the_file_is_much_better_than_plain_rounding_on_other_text(
 def test_aiming_at_the_fp32_model_helps(two_layers: Graph, text: Windows, tmp_path: Path) -> None:
     formats = formats_of(two_layers, "Q2_K")
     unaware = SequentialSettings(solver=GptqSettings(step=0.0, rounds=1, cycles=1), take_back_residual=False)
-    aiming, _ = solve(two_layers, text[:24], tmp_path, formats=formats)
-    plain, _ = solve(two_layers, text[:24], tmp_path, formats=formats, settings=unaware)
+    aiming, _ = solve(two_layers, text[:16], tmp_path, formats=formats)
+    plain, _ = solve(two_layers, text[:16], tmp_path, formats=formats, settings=unaware)
     assert mean_kld(two_layers, aiming, text[-2:]) < mean_kld(two_layers, plain, text[-2:])
 
 

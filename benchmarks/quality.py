@@ -1,0 +1,313 @@
+"""Recipe × method on one model: size, KL divergence, same-top-1, perplexity, seconds and peak memory.
+
+    python benchmarks/quality.py --model demo --quant q4_k_m q3_k_m --method rtn imatrix gptq \\
+        --calibration calibration.txt --samples 64 --windows WINDOWS.json [--per-source N] [--llama] \\
+        [--json F] [--svg F]
+
+WINDOWS is a list of {"src": name, "ids": [token ids]}, or a text file, which is cut into windows of 256 tokens and is
+its own source.  Every number is the mean over the sources, in fp32 arithmetic over the values in the file; with
+--llama also as llama.cpp runs it.  Each file is made by a process of its own, so that its seconds and its peak memory
+are its own: seconds include starting it and all calibration; "cpu s" is what the process used.
+
+Shapes: P positions, V vocabulary, D hidden
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from qwen3_export.calibration.sequential import SequentialSettings, gptq_graph
+from qwen3_export.calibration.tokens import read_calibration
+from qwen3_export.graph import Graph
+from qwen3_export.model import Model, load
+from qwen3_export.quantizers.quantized import quantize
+from qwen3_export.reference import forward, head_logits
+from qwen3_export.reference_probe import SHARED_INPUT
+from qwen3_export.targets.gguf.emit import emit, plan_files
+from qwen3_export.targets.gguf.metadata import Provenance, build_metadata
+from qwen3_export.targets.gguf.names import gguf_tensors
+from qwen3_export.targets.gguf.read import open_gguf, read_graph
+from qwen3_export.targets.gguf.recipes import assign, find_recipe
+
+METHODS = ("rtn", "imatrix", "gptq")
+POSITIONS_PER_BLOCK = 1024
+TEXT_WINDOW = 256
+
+Windows = Mapping[str, Sequence[Sequence[int]]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One file; everything but size, time and memory is the mean over the sources."""
+
+    recipe: str
+    method: str
+    size_bytes: int
+    mean_kld: float
+    p99_kld: float
+    same_top1: float
+    perplexity_ratio: float
+    seconds: float
+    cpu_seconds: float
+    peak_memory_bytes: int
+    llama_kld: float | None = None
+    by_source: Mapping[str, float]
+
+
+def main() -> None:
+    arguments = _arguments()
+    if arguments.make:
+        _make(arguments)
+        return
+    model = load(arguments.model)
+    windows = read_windows(arguments.windows, model, per_source=arguments.per_source)
+    rows = []
+    print(HEADER)
+    with tempfile.TemporaryDirectory() as folder:
+        for recipe in arguments.quant:
+            for method in arguments.method:
+                rows.append(_run(arguments, model, windows, recipe=recipe, method=method, folder=Path(folder)))
+                print(_line(rows[-1]), flush=True)
+    if arguments.json:
+        arguments.json.write_text(json.dumps([asdict(row) for row in rows], indent=2) + "\n", encoding="utf-8")
+    if arguments.svg:
+        arguments.svg.write_text(plot(rows), encoding="utf-8")
+
+
+def read_windows(path: Path, model: Model, *, per_source: int | None) -> Windows:
+    """Token windows by source, all or ``per_source`` of each, evenly spaced."""
+    if path.suffix != ".json":
+        tokens = model.tokenizer.encode(path.read_text(encoding="utf-8"))
+        starts = range(0, len(tokens) - TEXT_WINDOW + 1, TEXT_WINDOW)
+        found = {path.stem: [tokens[start : start + TEXT_WINDOW] for start in starts]}
+    else:
+        found = {}
+        for entry in json.loads(path.read_text(encoding="utf-8")):
+            found.setdefault(entry["src"], []).append(entry["ids"])
+    return {source: texts[:: math.ceil(len(texts) / (per_source or len(texts)))] for source, texts in found.items()}
+
+
+def _run(
+    arguments: argparse.Namespace, model: Model, windows: Windows, *, recipe: str, method: str, folder: Path
+) -> Row:
+    """Make one file in a process of its own, and measure it."""
+    out = folder / f"{recipe}-{method}.gguf"
+    command = [sys.executable, __file__, "--make", str(out), "--model", arguments.model, "--quant", recipe]
+    command += ["--method", method, "--samples", str(arguments.samples), "--length", str(arguments.length)]
+    command += ["--qk-norm", arguments.qk_norm]
+    command += ["--calibration", str(arguments.calibration)] if arguments.calibration else []
+    started = time.perf_counter()
+    # Torch's threads shall sleep while they wait, or a machine that others use too is slow beyond measure.
+    environment = {"OMP_WAIT_POLICY": "PASSIVE"} | os.environ
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
+    seconds = time.perf_counter() - started
+    made = json.loads(done.stdout.splitlines()[-1])
+    stored = read_graph(open_gguf(out), model.graph)
+    found = {source: compare(model.graph, stored, texts) for source, texts in windows.items()}
+    row = Row(
+        recipe=recipe,
+        method=method,
+        size_bytes=out.stat().st_size,
+        mean_kld=_mean(result["mean_kld"] for result in found.values()),
+        p99_kld=_mean(result["p99_kld"] for result in found.values()),
+        same_top1=_mean(result["same_top1"] for result in found.values()),
+        perplexity_ratio=_mean(result["perplexity_ratio"] for result in found.values()),
+        seconds=seconds,
+        cpu_seconds=made["cpu_seconds"],
+        peak_memory_bytes=made["peak_memory_bytes"],
+        llama_kld=_through_llama(out, model.graph, windows) if arguments.llama else None,
+        by_source={source: result["mean_kld"] for source, result in found.items()},
+    )
+    out.unlink()
+    return row
+
+
+def _make(arguments: argparse.Namespace) -> None:
+    """The process that makes one file; prints what it took."""
+    model = load(arguments.model)
+    recipe, tensors = find_recipe(arguments.quant[0]), gguf_tensors(model.graph)
+    method = arguments.method[0]
+    assigned = assign(recipe, model.graph.config, tensors, has_imatrix=method != "rtn")
+    formats = {member.name: assigned[tensor.name] for tensor in tensors for member in tensor.members}
+    with tempfile.TemporaryDirectory() as work_dir:
+        graph = _quantized(arguments, model, formats, method=method, work_dir=Path(work_dir))
+        metadata = build_metadata(model, Provenance(recipe=recipe.name, file_type=recipe.file_type, method=method))
+        emit(plan_files(graph, metadata, arguments.make))
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    unit = 1 if sys.platform == "darwin" else 1024
+    print(json.dumps({"peak_memory_bytes": used.ru_maxrss * unit, "cpu_seconds": used.ru_utime + used.ru_stime}))
+
+
+def _quantized(
+    arguments: argparse.Namespace, model: Model, formats: Mapping[str, str], *, method: str, work_dir: Path
+) -> Graph:
+    if method == "rtn":
+        return quantize(model.graph, formats)
+    windows = read_calibration(
+        arguments.calibration, model.tokenizer, num_samples=arguments.samples, sequence_length=arguments.length
+    ).windows
+    if method == "imatrix":
+        return quantize(model.graph, formats, importance=mean_squares(model.graph, windows))
+    settings = SequentialSettings(qk_norm=arguments.qk_norm)
+    return gptq_graph(model.graph, formats, windows, work_dir=work_dir, settings=settings)[0]
+
+
+def mean_squares(graph: Graph, windows: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+    """What llama.cpp's importance matrix holds: mean squared activations, by weight name."""
+    sums: dict[object, Tensor] = {}
+    forward(
+        graph,
+        [torch.from_numpy(window_T) for window_T in windows],
+        observe_inputs=lambda role, _i, x_TI, _shares: sums.update(
+            {role: sums.get(role, torch.zeros(x_TI.shape[1])) + x_TI.square().sum(dim=0)}
+        ),
+    )
+    found = {}
+    for weight in graph:
+        role = weight.role
+        shared = type(role)(SHARED_INPUT.get(role.kind, role.kind), role.layer, role.expert)
+        if shared in sums and sums[shared].any():
+            found[weight.name] = (sums[shared] / sum(map(len, windows))).numpy()
+    return found
+
+
+@torch.inference_mode()
+def compare(original: Graph, stored: Graph, texts: Sequence[Sequence[int]]) -> dict[str, float]:
+    """Both graphs over some texts in fp32."""
+    tokens = [torch.tensor(text) for text in texts]
+    following_P = torch.cat([torch.cat((text[1:], torch.tensor([-1]))) for text in tokens])
+    reference_PD, candidate_PD = torch.cat(forward(original, tokens)), torch.cat(forward(stored, tokens))
+    klds, same, losses = [], 0, []
+    for block in _blocks(len(reference_PD)):
+        log_p = torch.log_softmax(head_logits(original, reference_PD[block]), dim=-1)
+        log_q = torch.log_softmax(head_logits(stored, candidate_PD[block]), dim=-1)
+        klds.append((log_p.exp() * (log_p - log_q)).sum(dim=-1))
+        same += int((log_p.argmax(dim=-1) == log_q.argmax(dim=-1)).sum())
+        known = torch.nonzero(following_P[block] >= 0)[:, 0]
+        chosen = following_P[block][known]
+        losses.append(log_p[known, chosen] - log_q[known, chosen])
+    kld_P = torch.cat(klds).double()
+    return {
+        "mean_kld": float(kld_P.mean()),
+        "p99_kld": float(torch.quantile(kld_P, 0.99)),
+        "same_top1": same / len(kld_P),
+        "perplexity_ratio": math.exp(float(torch.cat(losses).double().mean())),
+    }
+
+
+def _blocks(positions: int) -> Iterator[slice]:
+    return (slice(first, first + POSITIONS_PER_BLOCK) for first in range(0, positions, POSITIONS_PER_BLOCK))
+
+
+def _through_llama(file: Path, original: Graph, windows: Windows) -> float:
+    """KLD of llama.cpp running the file against the checkpoint in fp32."""
+    from qwen3_export.parity.metrics import kl_divergence
+    from qwen3_export.targets.gguf.llama import open_model
+
+    longest = max(len(ids) for texts in windows.values() for ids in texts)
+    means = []
+    with open_model(file, threads=1) as runtime, runtime.session(positions=longest) as session:
+        for texts in windows.values():
+            klds = [
+                kl_divergence(head_logits(original, hidden_TD), torch.as_tensor(session.logits(text)))
+                for text, hidden_TD in zip(texts, forward(original, [torch.tensor(t) for t in texts]), strict=True)
+            ]
+            means.append(float(torch.cat(klds).mean()))
+    return statistics.fmean(means)
+
+
+HEADER = (
+    f"{'recipe':8} {'method':8} {'bytes':>11} {'KLD':>9} {'p99':>9} {'top-1':>6} {'ppl':>7} {'s':>6} {'cpu s':>6} "
+    f"{'MB':>5}  by source"
+)
+
+
+def _line(row: Row) -> str:
+    sources = ", ".join(f"{source} {kld:.2e}" for source, kld in row.by_source.items())
+    llama = "" if row.llama_kld is None else f"  llama.cpp {row.llama_kld:.2e}"
+    return (
+        f"{row.recipe:8} {row.method:8} {row.size_bytes:11,} {row.mean_kld:9.2e} {row.p99_kld:9.2e} "
+        f"{100 * row.same_top1:6.2f} {row.perplexity_ratio:7.4f} {row.seconds:6.1f} {row.cpu_seconds:6.1f} "
+        f"{row.peak_memory_bytes / 1e6:5.0f}  {sources}{llama}"
+    )
+
+
+COLOURS = {"rtn": "#888888", "imatrix": "#3070c0", "gptq": "#d04020"}
+WIDTH, HEIGHT, MARGIN = 720, 420, 60
+
+
+def plot(rows: Sequence[Row]) -> str:
+    """Size against mean KLD (logarithmic), a line a method, as SVG."""
+    sizes, logs = [row.size_bytes for row in rows], [math.log10(row.mean_kld) for row in rows]
+    low, high = math.floor(min(logs)), math.ceil(max(logs))
+    span = max(sizes) - min(sizes) or 1
+
+    def at(row: Row) -> tuple[float, float]:
+        x = MARGIN + (row.size_bytes - min(sizes)) / span * (WIDTH - 2 * MARGIN)
+        y = MARGIN + (high - math.log10(row.mean_kld)) / max(high - low, 1) * (HEIGHT - 2 * MARGIN)
+        return round(x, 1), round(y, 1)
+
+    parts = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" font-family="sans-serif">']
+    for power in range(low, high + 1):
+        y = MARGIN + (high - power) / max(high - low, 1) * (HEIGHT - 2 * MARGIN)
+        parts.append(f'<line x1="{MARGIN}" x2="{WIDTH - MARGIN}" y1="{y}" y2="{y}" stroke="#ddd"/>')
+        parts.append(f'<text x="8" y="{y + 4}" font-size="12">1e{power}</text>')
+    for i, method in enumerate(dict.fromkeys(row.method for row in rows)):
+        chosen = sorted((row for row in rows if row.method == method), key=lambda row: row.size_bytes)
+        colour = COLOURS[method]
+        points = " ".join(f"{x},{y}" for x, y in map(at, chosen))
+        parts.append(f'<polyline points="{points}" fill="none" stroke="{colour}"/>')
+        parts.append(f'<text x="{MARGIN + 90 * i}" y="24" font-size="14" fill="{colour}">{method}</text>')
+        for row in chosen:
+            x, y = at(row)
+            parts.append(f'<circle cx="{x}" cy="{y}" r="3" fill="{colour}"/>')
+            parts.append(f'<text x="{x + 5}" y="{y - 5}" font-size="10">{row.recipe}</text>')
+    parts.append(
+        f'<text x="{WIDTH / 2}" y="{HEIGHT - 16}" font-size="12">bytes: {min(sizes):,} to {max(sizes):,}</text>'
+    )
+    return "\n".join([*parts, "</svg>\n"])
+
+
+def _mean(values: Iterator[float]) -> float:
+    return statistics.fmean(values)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="demo")
+    parser.add_argument("--quant", nargs="+", default=["q4_k_m"])
+    parser.add_argument("--method", nargs="+", default=list(METHODS), choices=METHODS)
+    parser.add_argument("--calibration", type=Path)
+    parser.add_argument("--samples", type=int, default=128)
+    parser.add_argument("--length", type=int, default=512)
+    parser.add_argument("--qk-norm", default=SequentialSettings().qk_norm)
+    parser.add_argument("--windows", type=Path)
+    parser.add_argument("--per-source", type=int)
+    parser.add_argument("--llama", action="store_true")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--svg", type=Path)
+    parser.add_argument("--make", type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if not arguments.make and not arguments.windows:
+        parser.error("--windows is needed")
+    return arguments
+
+
+if __name__ == "__main__":
+    main()
