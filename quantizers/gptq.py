@@ -52,8 +52,8 @@ class GptqSettings:
 
     damping: float = 0.01
     step: float = 1.0
-    rounds: int = 4
-    cycles: int = 3
+    rounds: int = 3
+    cycles: int = 2
 
     def __post_init__(self) -> None:
         if not 0 < self.damping <= 1:
@@ -97,17 +97,17 @@ def gptq(
     """
     factor = factor_inverse(moments.hessian_II, damping=settings.damping)
     target_OI = aim(weights_OI, moments, factor, step=settings.step)
-    metric_II = (moments.hessian_II / factor.mean).float()
+    metric_II = moments.hessian_II / factor.mean
+    metric_II.diagonal().add_(factor.damping)
     slabs = _forward(target_OI, factor, number_format, rounds=settings.rounds, threads=threads)
-    damped_II = metric_II + factor.damping * torch.eye(len(metric_II))
     cycles = settings.cycles if settings.rounds and len(slabs) > 1 else 0
     for _ in range(cycles):
-        slabs = _cycle(slabs, target_OI, damped_II, number_format, rounds=settings.rounds, threads=threads)
+        slabs = _cycle(slabs, target_OI, metric_II, number_format, rounds=settings.rounds, threads=threads)
     solved = _join([slab for _, slab in slabs])
     plain = _round_to_nearest(weights_OI, metric_II, number_format)
-    scale = _loss(weights_OI, metric_II) or 1.0
+    scale = _loss(weights_OI, metric_II, damping=factor.damping) or 1.0
     errors = [
-        _loss(torch.from_numpy(number_format.dequantize(*found)) - target_OI, metric_II) / scale
+        _loss(torch.from_numpy(number_format.dequantize(*found)) - target_OI, metric_II, damping=factor.damping) / scale
         for found in (solved, plain)
     ]
     is_better = errors[0] <= errors[1]
@@ -213,9 +213,10 @@ def _join(slabs: Sequence[Slab]) -> tuple[NDArray[Any], Any]:
     return np.concatenate([slab.codes_RJ for slab in slabs], axis=1), params
 
 
-def _loss(difference_OI: Tensor, metric_II: Tensor) -> float:
-    """tr(ΔW H ΔWᵀ)."""
-    return float(torch.sum((difference_OI @ metric_II) * difference_OI, dtype=torch.float64))
+def _loss(difference_OI: Tensor, metric_II: Tensor, *, damping: float) -> float:
+    """tr(ΔW H ΔWᵀ), of the Hessian without its damping."""
+    product_OI = (difference_OI @ metric_II).sub_(difference_OI, alpha=damping)
+    return float(torch.sum(product_OI * difference_OI, dtype=torch.float64))
 
 
 def _contiguous(matrix: Tensor) -> Values:

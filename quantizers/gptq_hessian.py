@@ -57,16 +57,11 @@ def factor_inverse(hessian_II: Tensor, *, damping: float) -> InverseFactor:
     The damping that it took is in the result.  A Hessian of nothing but zeros (no token was seen) gives the identity.
     """
     mean = float(hessian_II.diagonal().mean()) or 1.0
-    identity_II = torch.eye(len(hessian_II), dtype=torch.float64)
-    while True:
-        damped_II = hessian_II.double() / mean + damping * identity_II
-        lower_II, failed = torch.linalg.cholesky_ex(damped_II.flip(0, 1))
-        if not failed:
-            break
+    while (root_II := _root(hessian_II, mean=mean, damping=damping)) is None:
         if damping >= MAX_DAMPING:
             raise ValueError("a Hessian with values that are not finite")
         damping = max(10 * damping, 1e-4)
-    root_II = lower_II.flip(0, 1)
+    identity_II = torch.eye(len(hessian_II), dtype=torch.float64)
     upper_II = torch.linalg.solve_triangular(root_II, identity_II, upper=True)
     return InverseFactor(root_II=root_II, upper_II=upper_II, mean=mean, damping=damping)
 
@@ -76,8 +71,16 @@ def aim(weights_OI: Tensor, moments: Moments, factor: InverseFactor, *, step: fl
     if moments.cross_II is None or step == 0:
         return weights_OI
     # W and T differ by (W (Σ x₀xᵀ - Σ xxᵀ) + Σ r xᵀ) (Σ xxᵀ + λI)⁻¹: small things, so that fp32 loses nothing.
-    pull_OI = weights_OI.double() @ (moments.cross_II.double() - moments.hessian_II.double())
+    pull_OI = weights_OI.double() @ (moments.cross_II - moments.hessian_II).double()
     if moments.residual_OI is not None:
         pull_OI = pull_OI + moments.residual_OI.double()
     change_OI = (pull_OI / factor.mean) @ factor.upper_II.T @ factor.upper_II
     return weights_OI + step * change_OI.float()
+
+
+def _root(hessian_II: Tensor, *, mean: float, damping: float) -> Tensor | None:
+    """M of the damped Hessian, or None where it has none.  Matrices are large: none is kept longer than needed."""
+    reversed_II = (hessian_II.flip(0, 1) / mean).double()
+    reversed_II.diagonal().add_(damping)
+    lower_II, failed = torch.linalg.cholesky_ex(reversed_II)
+    return None if failed else lower_II.flip(0, 1)
