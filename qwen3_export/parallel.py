@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor, wait
 from typing import TypeVar
 
-__all__ = ["default_threads", "run_jobs"]
+__all__ = ["default_threads", "run_jobs", "use_threads"]
 
 Job = TypeVar("Job")
 
@@ -16,6 +16,13 @@ Job = TypeVar("Job")
 def default_threads() -> int:
     """The cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def use_threads(threads: int | None) -> None:
+    """How many threads torch may use; all cores by default."""
+    import torch
+
+    torch.set_num_threads(threads or default_threads())
 
 
 def run_jobs(work: Callable[[Job], None], jobs: Iterable[Job], *, threads: int) -> None:

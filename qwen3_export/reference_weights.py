@@ -84,9 +84,7 @@ def read_linear(weight: Weight, *, round_activations: RoundActivations | None = 
     return Linear(values_OI, lambda x_TI: round_activations(x_TI, weight))
 
 
-def read_attention(
-    graph: Graph, layer: int, *, round_activations: RoundActivations | None = None
-) -> AttentionWeights:
+def read_attention(graph: Graph, layer: int, *, round_activations: RoundActivations | None = None) -> AttentionWeights:
     """The attention weights of one layer."""
 
     def linear(kind: Kind) -> Linear:

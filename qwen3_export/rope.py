@@ -57,9 +57,7 @@ def rotate(x_TNH: Tensor, turn: Rotation) -> Tensor:
     """Every head of ``x`` turned by its token's angles, [T, N, H]."""
     cos_T1R, sin_T1R = turn.cos[:, None], turn.sin[:, None]
     first_TNR, second_TNR = x_TNH.chunk(2, dim=-1)
-    return torch.cat(
-        (first_TNR * cos_T1R - second_TNR * sin_T1R, second_TNR * cos_T1R + first_TNR * sin_T1R), dim=-1
-    )
+    return torch.cat((first_TNR * cos_T1R - second_TNR * sin_T1R, second_TNR * cos_T1R + first_TNR * sin_T1R), dim=-1)
 
 
 def _interpolated_share(config: Qwen3Config, yarn: YarnScaling) -> Tensor:

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-import os
 import time
 from inspect import cleandoc
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
-
-import typer
+from typing import TYPE_CHECKING
 
 from qwen3_export.cli.console import human_size, progress, say
 from qwen3_export.cli.options import (
+    CalibrationOption,
     DryRunOption,
     ForceOption,
     ModelOption,
     OfflineOption,
     OutOption,
+    ResumeOption,
     RevisionOption,
+    SamplesOption,
+    SeedOption,
+    SequenceLengthOption,
     ThreadsOption,
+    WorkDirOption,
 )
 
 if TYPE_CHECKING:
@@ -37,22 +40,6 @@ EPILOG = """Examples:
   qwen3-export calibrate --model Qwen3-1.7B --calibration our-texts.jsonl --work-dir /scratch --dry-run
 """
 
-CalibrationOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--calibration",
-        help="Text to calibrate on: .txt, or .jsonl with text or messages; by default a sample that ships with this.",
-        show_default=False,
-    ),
-]
-WorkDirOption = Annotated[
-    Path | None,
-    typer.Option("--work-dir", help="Where unfinished work is kept; beside --out by default.", show_default=False),
-]
-ResumeOption = Annotated[
-    bool, typer.Option("--resume/--no-resume", help="Go on with what an interrupted run has left.")
-]
-
 # Warnings of one kind that are shown one by one.
 SHOWN = 3
 
@@ -60,9 +47,9 @@ SHOWN = 3
 def calibrate(
     model: ModelOption,
     calibration: CalibrationOption = None,
-    sequence_length: Annotated[int, typer.Option("--sequence-length", help="Tokens of a window.", min=2)] = 512,
-    samples: Annotated[int, typer.Option("--samples", help="Windows at most.", min=1)] = 128,
-    seed: Annotated[int, typer.Option("--seed", help="Which windows, where there are more.")] = 0,
+    sequence_length: SequenceLengthOption = 512,
+    samples: SamplesOption = 128,
+    seed: SeedOption = 0,
     out: OutOption = None,
     force: ForceOption = False,
     dry_run: DryRunOption = False,
@@ -77,12 +64,13 @@ def calibrate(
     Beside it lies a .safetensors file with more: mean and largest magnitudes, ranges of the residual stream, keys
     and queries, and how often each expert was asked.
     """
-    _use_threads(threads)
     from qwen3_export.atomic import check_output
     from qwen3_export.calibration.tokens import read_calibration
     from qwen3_export.calibration.work_folder import open_work_folder
     from qwen3_export.model import load
+    from qwen3_export.parallel import use_threads
 
+    use_threads(threads)
     opened = load(model, revision=revision, offline=offline)
     out = out or Path(f"{opened.name}-imatrix.gguf")
     if not dry_run:
@@ -103,16 +91,6 @@ def calibrate(
     _write(opened, statistics, out=out)
     work.remove()
     _print_result(statistics, out=out, seconds=seconds)
-
-
-def _use_threads(threads: int | None) -> None:
-    """Before torch is loaded: its threads shall sleep while they wait, or a busy machine is slow beyond measure."""
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    import torch
-
-    from qwen3_export.parallel import default_threads
-
-    torch.set_num_threads(threads or default_threads())
 
 
 def _forecast(model: Model, text: Calibration, work: WorkFolder) -> Forecast:

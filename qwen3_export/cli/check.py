@@ -63,8 +63,10 @@ def run_check(
     artifact: Path, model: Model, *, full: bool = False, gates: Gates | None = None, threads: int | None = None
 ) -> Report:
     """Check one artifact, telling what is being done on standard error."""
+    from qwen3_export.parallel import use_threads
     from qwen3_export.targets.gguf.check import check_gguf
 
+    use_threads(threads)
     return check_gguf(artifact, model.graph, model.tokenizer, full=full, gates=gates, threads=threads, say=say)
 
 

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import shlex
+import shutil
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,23 +15,34 @@ import typer
 
 from qwen3_export.cli.console import human_count, human_size, progress, say
 from qwen3_export.cli.options import (
+    CalibrationOption,
     DryRunOption,
     ForceOption,
     ModelOption,
     NoCheckOption,
     OfflineOption,
     OutOption,
+    ResumeOption,
     RevisionOption,
+    SamplesOption,
+    SeedOption,
+    SequenceLengthOption,
     ThreadsOption,
+    WorkDirOption,
     parse_size,
 )
+from qwen3_export.errors import ExportError
 
 if TYPE_CHECKING:
+    from qwen3_export.calibration.tokens import Calibration
+    from qwen3_export.model import Model
     from qwen3_export.targets.gguf.export import GgufExport
 
 EPILOG = """Examples:
 
   qwen3-export gguf --model demo --quant q4_k_m
+
+  qwen3-export gguf --model demo --quant q4_k_m --method gptq
 
   qwen3-export gguf --model Qwen3-1.7B --quant q4_k_m --imatrix imatrix.gguf
 
@@ -40,11 +55,22 @@ ImatrixOption = Annotated[
 ]
 
 
+class Method(str, Enum):
+    """How the stored values are chosen."""
+
+    RTN = "rtn"
+    GPTQ = "gptq"
+
+
 def gguf(
     model: ModelOption,
     quant: Annotated[
         str, typer.Option("--quant", "-q", help="The recipe; 'qwen3-export quants' lists them.")
     ] = "q4_k_m",
+    method: Annotated[
+        Method, typer.Option("--method", help="rtn rounds to nearest; gptq is calibrated, better and slower.")
+    ] = Method.RTN,
+    calibration: CalibrationOption = None,
     imatrix: ImatrixOption = None,
     tensor_type: Annotated[
         list[str] | None,
@@ -71,6 +97,11 @@ def gguf(
     force: ForceOption = False,
     dry_run: DryRunOption = False,
     no_check: NoCheckOption = False,
+    sequence_length: SequenceLengthOption = 512,
+    samples: SamplesOption = 128,
+    seed: SeedOption = 0,
+    work_dir: WorkDirOption = None,
+    resume: ResumeOption = True,
     threads: ThreadsOption = None,
     revision: RevisionOption = None,
     offline: OfflineOption = False,
@@ -81,6 +112,7 @@ def gguf(
     from qwen3_export.targets.gguf.imatrix import read_imatrix
     from qwen3_export.targets.gguf.recipes import find_recipe, parse_overrides
 
+    _refuse_contradictions(method, imatrix=imatrix, calibration=calibration)
     recipe = find_recipe(quant)
     overrides = parse_overrides(tensor_type or [], output_type=output_type, embedding_type=embedding_type)
     opened = load(model, revision=revision, offline=offline)
@@ -92,36 +124,93 @@ def gguf(
         out=out or default_path(opened, recipe),
         overrides=overrides,
         imatrix=None if imatrix is None else read_imatrix(imatrix),
+        is_calibrated=method is not Method.RTN,
         split_max_size=None if split_max_size is None else parse_size(split_max_size),
     )
     say(_forecast(export))
     if dry_run:
         print(_tensor_table(export))
         return
-    seconds = _write(export, force=force, threads=threads, modelfile=modelfile)
-    _print_result(export, seconds)
+    _check_outputs(export, force=force, modelfile=modelfile)
+    started = time.perf_counter()
+    with ExitStack() as stack:
+        if method is Method.GPTQ:
+            text = _read_calibration(opened, calibration, sequence_length=sequence_length, samples=samples, seed=seed)
+            folder = stack.enter_context(_work_folder(work_dir, export))
+            export = _solve(export, text, folder, resume=resume, threads=threads)
+        _write(export, threads=threads, modelfile=modelfile)
+    _print_result(export, time.perf_counter() - started)
     if not no_check:
         _check(export, threads=threads)
 
 
-def _write(export: GgufExport, *, force: bool, threads: int | None, modelfile: bool) -> float:
-    """Write all files of the export; returns the seconds that it took."""
-    from qwen3_export.atomic import check_output, write_text
-    from qwen3_export.targets.gguf.emit import emit
-    from qwen3_export.targets.gguf.modelfile import build_modelfile
+def _refuse_contradictions(method: Method, *, imatrix: Path | None, calibration: Path | None) -> None:
+    if method is Method.RTN and calibration is not None:
+        raise ExportError("--calibration is for --method gptq; rtn uses no text, but takes an --imatrix")
+    if method is Method.GPTQ and imatrix is not None:
+        raise ExportError("--imatrix is for --method rtn; gptq measures more from its --calibration text")
+
+
+def _check_outputs(export: GgufExport, *, force: bool, modelfile: bool) -> None:
+    """Refuse what cannot or should not be written, before anything is computed."""
+    from qwen3_export.atomic import check_output
 
     for file in export.files:
         check_output(file.path, force=force, inputs=export.model.files())
-    first = export.files[0].path
-    beside = first.with_name("Modelfile")
     if modelfile:
-        check_output(beside, force=force)
-    started = time.perf_counter()
-    with progress("quantizing", export.model.graph.num_parameters) as advance:
+        check_output(_modelfile_path(export), force=force)
+
+
+def _modelfile_path(export: GgufExport) -> Path:
+    return export.files[0].path.with_name("Modelfile")
+
+
+def _read_calibration(model: Model, path: Path | None, *, sequence_length: int, samples: int, seed: int) -> Calibration:
+    from qwen3_export.calibration.tokens import read_calibration
+
+    text = read_calibration(path, model.tokenizer, sequence_length=sequence_length, num_samples=samples, seed=seed)
+    say(f"calibrating on {text.num_tokens:,} tokens of {text.source}, sha256 {text.digest[:16]}")
+    return text
+
+
+@contextmanager
+def _work_folder(chosen: Path | None, export: GgufExport) -> Iterator[Path]:
+    """Where a solver keeps its results: removed once they are in the file, kept when interrupted or asked for."""
+    folder = chosen or export.files[0].path.with_name(f"{export.files[0].path.name}.work")
+    say(f"if it is interrupted, the same command goes on where it ended, from {folder}")
+    yield folder
+    if chosen is None:
+        shutil.rmtree(folder)
+
+
+def _solve(export: GgufExport, text: Calibration, folder: Path, *, resume: bool, threads: int | None) -> GgufExport:
+    from qwen3_export.methods import solve_gptq
+    from qwen3_export.parallel import use_threads
+
+    use_threads(threads)
+    with progress("solving", 100) as advance:
+        told = 0
+
+        def tell(done: int, total: int) -> None:
+            nonlocal told
+            advance(100 * done // total - told)
+            told = 100 * done // total
+
+        solved, report = solve_gptq(export, text, work_dir=folder, resume=resume, threads=threads, progress=tell)
+    for note in report.notes:
+        say(f"note: {note}")
+    return solved
+
+
+def _write(export: GgufExport, *, threads: int | None, modelfile: bool) -> None:
+    from qwen3_export.atomic import write_text
+    from qwen3_export.targets.gguf.emit import emit
+    from qwen3_export.targets.gguf.modelfile import build_modelfile
+
+    with progress("writing", export.model.graph.num_parameters) as advance:
         emit(export.files, threads=threads, progress=advance)
     if modelfile:
-        write_text(beside, build_modelfile(export.model, first))
-    return time.perf_counter() - started
+        write_text(_modelfile_path(export), build_modelfile(export.model, export.files[0].path))
 
 
 def _check(export: GgufExport, *, threads: int | None) -> None:

@@ -45,6 +45,8 @@ class Interrupted(BaseException):
 
 def main() -> None:
     """Run the command line and exit with its code."""
+    # Threads of OpenMP shall sleep while they wait: spinning ones make a busy machine slow beyond measure.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupt)
     try:

@@ -25,6 +25,24 @@ NoCheckOption = Annotated[bool, typer.Option("--no-check", help="Skip the parity
 ThreadsOption = Annotated[
     int | None, typer.Option("--threads", help="Worker threads; all cores by default.", min=1, show_default=False)
 ]
+CalibrationOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--calibration",
+        help="Text to calibrate on: .txt, or .jsonl with text or messages; by default a sample that ships with this.",
+        show_default=False,
+    ),
+]
+SequenceLengthOption = Annotated[int, typer.Option("--sequence-length", help="Tokens of a window.", min=2)]
+SamplesOption = Annotated[int, typer.Option("--samples", help="Windows at most.", min=1)]
+SeedOption = Annotated[int, typer.Option("--seed", help="Which windows, where there are more.")]
+WorkDirOption = Annotated[
+    Path | None,
+    typer.Option("--work-dir", help="Where unfinished work is kept; beside --out by default.", show_default=False),
+]
+ResumeOption = Annotated[
+    bool, typer.Option("--resume/--no-resume", help="Go on with what an interrupted run has left.")
+]
 MaxMeanKldOption = Annotated[
     float | None, typer.Option("--max-mean-kld", help="Fail if end-to-end mean KLD exceeds this.", show_default=False)
 ]

@@ -197,9 +197,7 @@ def _site_order(site: Site) -> tuple[float, int]:
     return (float("inf") if site.layer is None else site.layer, ORDER[site.place])
 
 
-def _run_reference(
-    graph: Graph, texts: Sequence[Sequence[int]], arithmetic: Arithmetic | None = None
-) -> _Side:
+def _run_reference(graph: Graph, texts: Sequence[Sequence[int]], arithmetic: Arithmetic | None = None) -> _Side:
     used = arithmetic or Arithmetic()
     caches = None if arithmetic is None else [used.make_cache() for _ in texts]
     sequences = [torch.tensor(text) for text in texts]

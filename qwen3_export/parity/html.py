@@ -26,6 +26,7 @@ th:first-child, td:first-child { text-align: left; } td small { color: var(--sof
 .pass { color: var(--pass); } .fail { color: var(--fail); } .not_run { color: var(--not_run); }
 """.strip()
 
+
 def to_html(report: Report) -> str:
     """The whole page."""
     title = html.escape(f"{report.artifact}: parity {report.verdict}")

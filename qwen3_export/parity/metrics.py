@@ -72,9 +72,7 @@ class Divergence:
     max_abs: float = 0.0
     same_top1: int = 0
 
-    def add(
-        self, reference_PV: torch.Tensor, candidate_PV: torch.Tensor, next_tokens_P: Sequence[int]
-    ) -> None:
+    def add(self, reference_PV: torch.Tensor, candidate_PV: torch.Tensor, next_tokens_P: Sequence[int]) -> None:
         """Add positions; a next token of -1 means that nothing follows.  Infinite and NaN logits give ∞."""
         if reference_PV.shape != candidate_PV.shape or len(next_tokens_P) != len(reference_PV):
             raise ValueError(f"cannot compare {tuple(reference_PV.shape)} with {tuple(candidate_PV.shape)}")

@@ -100,8 +100,6 @@ def _plain(tokenizer: TextEncoder, text: EvaluationText) -> str:
     if not text.messages:
         return text.text
     try:
-        return tokenizer.render(
-            text.messages, enable_thinking=text.enable_thinking, add_generation_prompt=False
-        )
+        return tokenizer.render(text.messages, enable_thinking=text.enable_thinking, add_generation_prompt=False)
     except UnsupportedModelError:  # a base model without a chat template
         return "\n\n".join(message["content"] for message in text.messages)

@@ -138,7 +138,7 @@ def check_gguf(
     prompts: tuple[Prompt, ...] = ()
     if not missing:
         stored = read_graph(file, graph)
-        values = check_values(stored, expected or graph, is_full=full)
+        values = check_values(stored, expected or graph, is_full=full, is_solved=_method(file) != "rtn")
         prompts = tokenize_prompts(tokenizer, quick=not full, max_tokens=_longest_text(graph))
         job = _Job(file=file, original=graph, stored=stored, prompts=prompts, is_full=full, threads=threads,
                    work_dir=work_dir, say=say)  # fmt: skip
@@ -267,7 +267,7 @@ def _report(
         artifact=file.paths[0].name,
         target="gguf",
         recipe=str(file.metadata.get("qwen3_export.recipe") or _file_type(file)),
-        method=str(file.metadata.get("qwen3_export.method", "unknown")),
+        method=_method(file),
         model=graph.name,
         size_bytes=file.size_bytes,
         bits_per_weight=file.bits_per_weight,
@@ -303,6 +303,10 @@ def _judge_decode(exact: _Exact, shipped: _Shipped) -> Decode:
         shipped_bound=bound,
         status="pass" if within else "fail",
     )
+
+
+def _method(file: GgufFile) -> str:
+    return str(file.metadata.get("qwen3_export.method", "unknown"))
 
 
 def _file_type(file: GgufFile) -> str:

@@ -8,7 +8,9 @@ How far off a format may be: with a step of s times the largest magnitude of a g
 are uniform in ±s/2, so that the error of the group relative to its values is at most s·sqrt(n/12), reached
 where all but one value are near zero.  ``BLOCK_LIMITS`` is twice that (solvers that pass errors on, such as
 GPTQ, round to other than the nearest), and below 1, which is what a block read as zeros would give.
-``TENSOR_LIMITS`` is about three times what round-to-nearest gives on trained weights.
+``TENSOR_LIMITS`` is about three times what round-to-nearest gives on trained weights.  A solver that makes up for
+the errors of earlier layers does not even aim at the checkpoint's values: 1.34 and 1.14 times these limits were
+measured for GPTQ, and twice the measured is allowed, which a wrong tensor (1.41 of itself) still exceeds.
 """
 
 # R rows  I in_features
@@ -37,6 +39,8 @@ BLOCK_LIMITS: Mapping[str, float] = {
     "Q8_0": 0.03, "Q6_K": 0.08, "Q5_K": 0.22, "Q5_1": 0.22, "Q5_0": 0.22, "Q4_K": 0.45, "Q4_1": 0.45,
     "Q4_0": 0.45, "IQ4_NL": 0.45, "IQ4_XS": 0.45, "Q3_K": 0.60, "Q2_K": 0.95,
 }  # fmt: skip
+
+SOLVED_TENSOR_FACTOR, SOLVED_BLOCK_FACTOR, SOLVED_TENSOR_LIMIT = 2.7, 2.3, 0.95
 
 # A quick check reads about this many values in all, and at least these many rows of each weight.
 QUICK_VALUES, QUICK_ROWS = 1 << 26, 16
@@ -72,8 +76,13 @@ class _Errors:
         return float(np.sqrt(self.squared_error / max(self.squared_value, 1e-30)))
 
 
-def check_values(stored: Graph, expected: Graph, *, is_full: bool, progress: Progress | None = None) -> ValueCheck:
-    """Compare the values read back (``stored``, of GgufWeights) with the graph that was meant to be stored."""
+def check_values(
+    stored: Graph, expected: Graph, *, is_full: bool, is_solved: bool = False, progress: Progress | None = None
+) -> ValueCheck:
+    """Compare the values read back (``stored``, of GgufWeights) with the graph that was meant to be stored.
+
+    ``is_solved``: a solver has chosen the values, and may have aimed elsewhere than at the checkpoint's.
+    """
     budget = QUICK_VALUES // max(len(stored.weights), 1)
     if is_full or expected.num_parameters <= QUICK_VALUES:
         budget = expected.num_parameters
@@ -82,7 +91,7 @@ def check_values(stored: Graph, expected: Graph, *, is_full: bool, progress: Pro
     for i, weight in enumerate(stored):
         assert isinstance(weight, GgufWeight)
         chosen = list(_row_blocks(weight, budget))
-        differences += _check_weight(weight, expected.weights[weight.name], chosen)
+        differences += _check_weight(weight, expected.weights[weight.name], chosen, is_solved=is_solved)
         rows_seen += sum(rows.stop - rows.start for rows in chosen)
         rows_in_all += weight.shape[0]
         if progress is not None:
@@ -106,7 +115,7 @@ def _row_blocks(weight: Weight, budget: int) -> Iterator[slice]:
         yield slice(int(start), int(start) + size)
 
 
-def _check_weight(weight: GgufWeight, expected: Weight, chosen: list[slice]) -> list[str]:
+def _check_weight(weight: GgufWeight, expected: Weight, chosen: list[slice], *, is_solved: bool) -> list[str]:
     errors = _Errors()
     oracle_rows = 0
     for rows in chosen:
@@ -120,7 +129,7 @@ def _check_weight(weight: GgufWeight, expected: Weight, chosen: list[slice]) -> 
             oracle_rows += part.stop - part.start
             if not np.array_equal(weight.decoded_by("gguf-py").read(part), ours[: part.stop - part.start]):
                 return [f"{weight.name}: {weight.format} is decoded otherwise by gguf-py than here"]
-    return _judge(weight, errors)
+    return _judge(weight, errors, is_solved=is_solved)
 
 
 def _add_errors(
@@ -157,21 +166,23 @@ def _rounding_allowance(number_format: str, source: str, values: np.ndarray) -> 
     return allowance
 
 
-def _judge(weight: GgufWeight, errors: _Errors) -> list[str]:
+def _judge(weight: GgufWeight, errors: _Errors, *, is_solved: bool) -> list[str]:
     name, number_format = weight.name, weight.format
     if number_format not in BLOCK_LIMITS:
         if errors.largest_excess > 0:
             return [f"{name}: is stored as {number_format} and differs from the checkpoint (row {errors.worst_row})"]
         return []
-    limit = TENSOR_LIMITS[number_format]
+    limit, block_limit = TENSOR_LIMITS[number_format], BLOCK_LIMITS[number_format]
+    if is_solved:
+        limit, block_limit = min(SOLVED_TENSOR_FACTOR * limit, SOLVED_TENSOR_LIMIT), SOLVED_BLOCK_FACTOR * block_limit
     if errors.relative > limit:
         return [
-            f"{name}: relative error {errors.relative:.3f}, where {number_format} explains up to {limit}; "
+            f"{name}: relative error {errors.relative:.3f}, where {number_format} explains up to {limit:.2g}; "
             "another tensor, a permuted or a transposed one"
         ]
-    if errors.worst_block > BLOCK_LIMITS[number_format]:
+    if errors.worst_block > block_limit:
         return [
             f"{name}: a block of row {errors.worst_row} has relative error {errors.worst_block:.3f}, where "
-            f"{number_format} explains up to {BLOCK_LIMITS[number_format]}; the file is damaged there"
+            f"{number_format} explains up to {block_limit:.2g}; the file is damaged there"
         ]
     return []
