@@ -150,8 +150,15 @@ def _make(arguments: argparse.Namespace) -> None:
         metadata = build_metadata(model, Provenance(recipe=recipe.name, file_type=recipe.file_type, method=method))
         emit(plan_files(graph, metadata, arguments.make))
     used = resource.getrusage(resource.RUSAGE_SELF)
-    unit = 1 if sys.platform == "darwin" else 1024
-    print(json.dumps({"peak_memory_bytes": used.ru_maxrss * unit, "cpu_seconds": used.ru_utime + used.ru_stime}))
+    print(json.dumps({"peak_memory_bytes": _peak_memory(used.ru_maxrss), "cpu_seconds": used.ru_utime + used.ru_stime}))
+
+
+def _peak_memory(maxrss: int) -> int:
+    """Of this process; what getrusage gives on Linux includes the process that started it."""
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return maxrss
+    return next(1024 * int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmHWM"))
 
 
 def _quantized(
