@@ -67,7 +67,7 @@ def _inspect_model(model: Model, *, tensors: bool, template: bool) -> None:
 
 
 def _inspect_gguf(path: Path, *, tensors: bool, template: bool) -> None:
-    from qwen3_export.targets.gguf.read import open_gguf
+    from qwen3_export.targets.gguf.read import open_gguf, recorded_calibration
 
     artifact = open_gguf(path)
     size = sum(tensor.num_bytes for tensor in artifact.tensors.values())
@@ -84,8 +84,10 @@ def _inspect_gguf(path: Path, *, tensors: bool, template: bool) -> None:
     chat_template = artifact.metadata.get("tokenizer.chat_template")
     print(f"chat template: {'none' if chat_template is None else f'{len(chat_template)} characters'}")
     if tensors:
+        errors = (recorded_calibration(artifact) or {}).get("tensor_errors", {})
         for tensor in artifact.tensors.values():
-            print(f"{tensor.format:6} {list(tensor.shape)!s:22} {tensor.name}")
+            error = f"  output error {errors[tensor.name]:.2e}" if tensor.name in errors else ""
+            print(f"{tensor.format:6} {list(tensor.shape)!s:22} {tensor.name}{error}")
     if template and chat_template is not None:
         print(chat_template)
 

@@ -110,7 +110,8 @@ class Sampling:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
     """Everything a check found.  ``metadata`` and ``values`` list differences from the checkpoint, one sentence
-    each; ``gates`` lists user bounds that are not kept; ``floor`` is the noise floor behind ``shipped``'s bound.
+    each; ``gates`` lists user bounds that are not kept; ``floor`` is the noise floor behind ``shipped``'s bound;
+    ``calibration`` names a solver's text and each tensor's error, as far as the artifact records them.
     """
 
     artifact: str
@@ -126,6 +127,7 @@ class Report:
     end_to_end: Comparison = NOT_RUN
     floor: Comparison = NOT_RUN
     decode: Decode = field(default_factory=Decode)
+    calibration: Mapping[str, Any] | None = None
     metadata: tuple[str, ...] = ()
     values: tuple[str, ...] = ()
     gates: tuple[str, ...] = ()

@@ -43,7 +43,7 @@ from qwen3_export.targets.gguf import llama
 from qwen3_export.targets.gguf.activations import HalfPrefillCache, round_activations
 from qwen3_export.targets.gguf.divergence import observe_sites
 from qwen3_export.targets.gguf.metadata_check import metadata_differences
-from qwen3_export.targets.gguf.read import GgufFile, open_gguf, read_graph, tensor_differences
+from qwen3_export.targets.gguf.read import GgufFile, open_gguf, read_graph, recorded_calibration, tensor_differences
 from qwen3_export.targets.gguf.twin import Window, plan_windows, window_graph, write_twin
 from qwen3_export.targets.gguf.values import ValueCheck, check_values
 from qwen3_export.tokenizer import Tokenizer
@@ -277,6 +277,7 @@ def _report(
         end_to_end=replace(end_to_end, status="fail") if failures else end_to_end,
         floor=replace(numbers.floor.judged(None), bound=None),
         decode=_judge_decode(exact, shipped),
+        calibration=recorded_calibration(file),
         metadata=tuple(problems),
         values=values.differences if values is not None else (),
         gates=tuple(failures),

@@ -20,9 +20,18 @@ from qwen3_export.errors import CheckpointError
 from qwen3_export.graph import ALL_ROWS, Graph, Role, Weight, module_name
 from qwen3_export.positional import read_exactly
 from qwen3_export.quantizers.ggml import GGML_FORMATS
+from qwen3_export.targets.gguf.metadata import TENSOR_ERRORS
 from qwen3_export.targets.gguf.names import gguf_tensors
 
-__all__ = ["GgufFile", "GgufWeight", "StoredTensor", "open_gguf", "read_graph", "tensor_differences"]
+__all__ = [
+    "GgufFile",
+    "GgufWeight",
+    "StoredTensor",
+    "open_gguf",
+    "read_graph",
+    "recorded_calibration",
+    "tensor_differences",
+]
 
 Decoder = Literal["own", "gguf-py"]
 
@@ -135,6 +144,16 @@ def read_graph(file: GgufFile, checkpoint: Graph, *, decoder: Decoder = "own") -
                 offset=stored.offset + i * member_bytes, row_bytes=member_bytes // rows, decoder=decoder,
             )  # fmt: skip
     return checkpoint.with_weights({name: weights[name] for name in checkpoint.weights})
+
+
+def recorded_calibration(file: GgufFile) -> dict[str, Any] | None:
+    """What a file says of the text that its values were calibrated on, and of each tensor's error; None if nothing."""
+    errors = file.metadata.get(TENSOR_ERRORS)
+    if errors is None:
+        return None
+    measured = {name: error for name, error in zip(file.tensors, errors, strict=False) if error >= 0}
+    keys = ("dataset", "sha256", "tokens")
+    return {**{key: file.metadata.get(f"qwen3_export.calibration.{key}") for key in keys}, "tensor_errors": measured}
 
 
 def tensor_differences(file: GgufFile, checkpoint: Graph) -> list[str]:

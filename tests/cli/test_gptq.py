@@ -44,6 +44,8 @@ def test_the_same_types_other_values_and_where_they_came_from(
     touched = [error >= 0 for error in errors]
     assert touched == [tensor.tensor_type.name != "F32" for tensor in solved.tensors]
     assert max(errors) < 0.05
+    assert "output error" in run("inspect", "gptq.gguf", "--tensors").out
+    assert "output error" not in run("inspect", "rtn.gguf", "--tensors").out
 
 
 def test_a_work_folder_of_ones_own_is_kept_and_used_again(run, text: Path, tmp_path: Path, tmp_path_factory) -> None:
@@ -68,6 +70,8 @@ def test_the_report_names_method_and_text(run, text: Path, tmp_path: Path) -> No
     report = json.loads((tmp_path / "demo-q4_0.report.json").read_text())
     assert report["method"] == "gptq"
     assert report["verdict"] == "pass"
+    assert report["calibration"]["dataset"] == text.name
+    assert set(report["calibration"]["tensor_errors"]) >= {"token_embd.weight", "blk.0.attn_q.weight"}
 
 
 @pytest.mark.parametrize(
