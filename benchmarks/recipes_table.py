@@ -62,7 +62,7 @@ def measure(file: Path, recipe: str, maker: str, seconds: float, *, model: Model
     stored = read_graph(open_gguf(file), model.graph)
     longest = max(len(ids) for texts in windows.values() for ids in texts)
     results = []
-    with open_model(file) as runtime, runtime.session(positions=longest) as session:
+    with open_model(file, threads=1) as runtime, runtime.session(positions=longest) as session:
         for texts in windows.values():
             results.append(compare_shipped(model.graph, stored, texts, run=session.logits))
     return Row(
@@ -131,11 +131,13 @@ def main() -> None:
     parser.add_argument(
         "--quant", nargs="*", default=[name for name, recipe in RECIPES.items() if not recipe.needs_imatrix]
     )
+    parser.add_argument("--every", type=int, default=1, help="take every n-th window of each source")
     parser.add_argument("--imatrix", type=Path)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     alive = silence_libllama()
     model, windows = load(arguments.model), read_windows(arguments.windows)
+    windows = {source: texts[:: arguments.every] for source, texts in windows.items()}
     imatrix = read_imatrix(arguments.imatrix) if arguments.imatrix else None
     rows = []
     print(f"recipe   maker     {'bytes':>10} {'s':>5} {'quantization':>12} {'end to end':>11} {'p99':>9} {'top-1':>7}")
