@@ -72,6 +72,9 @@ class Row:
 
 def main() -> None:
     arguments = _arguments()
+    if "OMP_WAIT_POLICY" not in os.environ:
+        # Torch's threads shall sleep while they wait, or a busy machine is slow beyond measure; it reads this once.
+        os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | {"OMP_WAIT_POLICY": "PASSIVE"})
     if arguments.make:
         _make(arguments)
         return
@@ -113,9 +116,7 @@ def _run(
     command += ["--qk-norm", arguments.qk_norm]
     command += ["--calibration", str(arguments.calibration)] if arguments.calibration else []
     started = time.perf_counter()
-    # Torch's threads shall sleep while they wait, or a machine that others use too is slow beyond measure.
-    environment = {"OMP_WAIT_POLICY": "PASSIVE"} | os.environ
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     seconds = time.perf_counter() - started
     made = json.loads(done.stdout.splitlines()[-1])
     stored = read_graph(open_gguf(out), model.graph)
