@@ -72,7 +72,7 @@ def check_disk(needed: int, folder: Path) -> None:
     free = shutil.disk_usage(existing).free
     if free < needed:
         raise OutputError(
-            f"{folder}: {needed / 1e9:.2f} GB are needed for hidden states and {free / 1e9:.2f} GB are free; free "
+            f"{folder}: {needed / 1e9:.2f} GB are needed for unfinished work and {free / 1e9:.2f} GB are free; free "
             "some space, or choose a --work-dir on another disk"
         )
 

@@ -32,8 +32,9 @@ def solve_gptq(
     Each weight's result is kept in ``work_dir`` as it comes, and the export reads it from there: the folder must
     outlive the writing.  With ``resume`` an interrupted run goes on where it ended.
     """
-    if not resume and work_dir.exists():
-        shutil.rmtree(work_dir)
+    if not resume:
+        for earlier in work_dir.glob("gptq-*"):
+            shutil.rmtree(earlier)
     graph, report = gptq_graph(
         export.model.graph,
         export.weight_formats,

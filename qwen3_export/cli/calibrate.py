@@ -7,7 +7,7 @@ from inspect import cleandoc
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qwen3_export.cli.console import human_size, progress, say
+from qwen3_export.cli.console import human_duration, human_size, progress, say
 from qwen3_export.cli.options import (
     CalibrationOption,
     DryRunOption,
@@ -103,7 +103,7 @@ def _forecast(model: Model, text: Calibration, work: WorkFolder) -> Forecast:
     )
     expected = forecast(model.graph, text.windows, done_layers=work.done_layers)
     say(
-        f"forecast: {_duration(expected.seconds)}, {human_size(expected.memory_bytes)} of memory, "
+        f"forecast: {human_duration(expected.seconds)}, {human_size(expected.memory_bytes)} of memory, "
         f"{human_size(expected.disk_bytes)} of disk in {work.path.parent}"
     )
     if work.done_layers:
@@ -197,12 +197,6 @@ def _coverage_line(coverage: list[ExpertCoverage]) -> str:
         more = f" and {len(unseen) - SHOWN} more" if len(unseen) > SHOWN else ""
         line += f"\nnot calibrated, no token was sent there: {', '.join(unseen[:SHOWN])}{more}; more text would help"
     return line
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"about {max(seconds, 1):.0f} s"
-    return f"about {seconds / 60:.0f} min" if seconds < 5400 else f"about {seconds / 3600:.1f} h"
 
 
 calibrate.__doc__ = f"{cleandoc(calibrate.__doc__ or '')}\n\n{EPILOG}"

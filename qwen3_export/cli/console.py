@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-__all__ = ["human_count", "human_size", "progress", "say"]
+__all__ = ["human_count", "human_duration", "human_size", "progress", "say"]
 
 SECONDS_BETWEEN_LINES = 5.0
 
@@ -33,6 +33,12 @@ def human_count(count: float) -> str:
             return f"{count:.1f}{unit}" if unit else f"{count:.0f}"
         count /= 1000
     return f"{count:.1f}B"
+
+
+def human_duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"about {max(seconds, 1):.0f} s"
+    return f"about {seconds / 60:.0f} min" if seconds < 5400 else f"about {seconds / 3600:.1f} h"
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from qwen3_export.cli.console import human_count, human_size, progress, say
+from qwen3_export.cli.console import human_count, human_duration, human_size, progress, say
 from qwen3_export.cli.options import (
     CalibrationOption,
     DryRunOption,
@@ -34,6 +34,7 @@ from qwen3_export.cli.options import (
 from qwen3_export.errors import ExportError
 
 if TYPE_CHECKING:
+    from qwen3_export.calibration.forecast import Forecast
     from qwen3_export.calibration.tokens import Calibration
     from qwen3_export.model import Model
     from qwen3_export.targets.gguf.export import GgufExport
@@ -128,15 +129,24 @@ def gguf(
         split_max_size=None if split_max_size is None else parse_size(split_max_size),
     )
     say(_forecast(export))
+    text = None
+    if method is Method.GPTQ:
+        text = _read_calibration(opened, calibration, sequence_length=sequence_length, samples=samples, seed=seed)
     if dry_run:
+        if text is not None:
+            _forecast_solving(export, text, threads=threads)
         print(_tensor_table(export))
         return
     _check_outputs(export, force=force, modelfile=modelfile)
     started = time.perf_counter()
     with ExitStack() as stack:
-        if method is Method.GPTQ:
-            text = _read_calibration(opened, calibration, sequence_length=sequence_length, samples=samples, seed=seed)
+        if text is not None:
             folder = stack.enter_context(_work_folder(work_dir, export))
+            expected = _forecast_solving(export, text, threads=threads)
+            if not folder.exists():
+                from qwen3_export.calibration.forecast import check_disk
+
+                check_disk(expected.disk_bytes + export.num_bytes, folder)
             export = _solve(export, text, folder, resume=resume, threads=threads)
         _write(export, threads=threads, modelfile=modelfile)
     _print_result(export, time.perf_counter() - started)
@@ -181,6 +191,22 @@ def _work_folder(chosen: Path | None, export: GgufExport) -> Iterator[Path]:
     yield folder
     if chosen is None:
         shutil.rmtree(folder)
+
+
+def _forecast_solving(export: GgufExport, text: Calibration, *, threads: int | None) -> Forecast:
+    """Say what solving will take."""
+    from qwen3_export.calibration.gptq_forecast import gptq_forecast
+    from qwen3_export.parallel import default_threads, use_threads
+
+    use_threads(threads)
+    expected = gptq_forecast(
+        export.model.graph, export.weight_formats, text.windows, threads=threads or default_threads()
+    )
+    say(
+        f"forecast: {human_duration(expected.seconds)}, {human_size(expected.memory_bytes)} of memory, "
+        f"{human_size(expected.disk_bytes)} of disk for unfinished work"
+    )
+    return expected
 
 
 def _solve(export: GgufExport, text: Calibration, folder: Path, *, resume: bool, threads: int | None) -> GgufExport:

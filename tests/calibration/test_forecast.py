@@ -60,6 +60,6 @@ def test_blocks_take_what_a_layer_does(model_graph: Callable[[str], Graph], monk
 
 def test_a_disk_without_room_is_refused_by_a_folder_that_does_not_exist(tmp_path: Path) -> None:
     check_disk(1000, tmp_path / "not" / "yet")
-    with pytest.raises(OutputError, match=r"yet: 1000000\.00 GB are needed for hidden states and .* GB are free"):
+    with pytest.raises(OutputError, match=r"yet: 1000000\.00 GB are needed for unfinished work and .* GB are free"):
         check_disk(10**15, tmp_path / "not" / "yet")
     assert not list(tmp_path.iterdir())

@@ -142,7 +142,7 @@ def test_a_disk_without_room_is_refused_before_it_starts(run, monkeypatch: pytes
     monkeypatch.setattr("qwen3_export.calibration.forecast.forecast", lambda *_, **__: huge)
     outcome = run("calibrate", "--model", "demo", *SHORT)
     assert outcome.code == 1
-    assert "needed for hidden states" in outcome.err
+    assert "needed for unfinished work" in outcome.err
     assert "choose a --work-dir on another disk" in outcome.err
     assert not list(tmp_path.iterdir())
 

@@ -107,9 +107,7 @@ def test_gates() -> None:
 
 
 def test_text_says_why(report: Report) -> None:
-    failed = replace(
-        report, conversion=BAD, first_divergence=FirstDivergence(layer=3, site="k_rope", relative=0.02)
-    )
+    failed = replace(report, conversion=BAD, first_divergence=FirstDivergence(layer=3, site="k_rope", relative=0.02))
     text = to_text(failed)
     assert "conversion: mean KLD 0.5 exceeds 1e-09" in text
     assert "hidden states part at layer 3 k_rope" in text
