@@ -53,6 +53,7 @@ class LlamaModel:
 
     def __init__(self, path: Path, *, threads: int | None = None, vocabulary_only: bool = False) -> None:
         self._api = api = _library().api
+        _library().listen()
         self.threads = threads or default_threads()
         params = api.llama_model_default_params()
         _set_where_known(params, n_gpu_layers=0, vocab_only=vocabulary_only, use_mmap=True)
@@ -186,8 +187,12 @@ class _Library:
         self.api: Any = llama_cpp
         self._errors: deque[str] = deque(maxlen=3)
         self._log_callback = llama_cpp.llama_log_callback(self._log)
-        llama_cpp.llama_log_set(self._log_callback, ctypes.c_void_p(0))
         llama_cpp.llama_backend_init()
+
+    def listen(self) -> None:
+        """Take the log over, which another user of the library in this process may have redirected meanwhile."""
+        self._errors.clear()
+        self.api.llama_log_set(self._log_callback, ctypes.c_void_p(0))
 
     def _log(self, level: int, text: bytes, _user_data: object) -> None:
         line = text.decode(errors="replace").strip()
