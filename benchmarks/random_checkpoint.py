@@ -1,6 +1,6 @@
 """Write a Qwen3 checkpoint of a published model's true shapes and random weights, for speed and memory runs.
 
-    python benchmarks/random_checkpoint.py 0.6b /tmp/qwen3-0.6b-random [--layers N] [--tokenizer FOLDER]
+    python benchmarks/random_checkpoint.py 0.6b qwen3-0.6b-random [--layers N] [--tokenizer FOLDER]
 
 Weights are heavy-tailed (a normal with a lognormal scale for each column), so that searches for block scales
 do real work.  The tokenizer is the demo's unless a folder with another is given; rows beyond it are padding.
