@@ -17,7 +17,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from qwen3_export.errors import QuantizationError
-from qwen3_export.graph import ALL_ROWS, Graph, Role, Weight
+from qwen3_export.graph import ALL_ROWS, DerivedWeight, Graph, Role, Weight
 from qwen3_export.quantizers.affine import AffineFormat
 from qwen3_export.quantizers.palette import PaletteFormat
 
@@ -39,28 +39,15 @@ class CodedWeight(Weight, Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RoundedWeight:
+class RoundedWeight(DerivedWeight):
     """A weight rounded to nearest in an affine or palette format, when it is read.
 
     ``importance`` [in_features] weighs each input column's error when scales or tables are chosen. Where rows share a
     table, a block of rows must hold whole tables.
     """
 
-    source: Weight
     number_format: CodedFormat
     importance: np.ndarray | None = None
-
-    @property
-    def name(self) -> str:
-        return self.source.name
-
-    @property
-    def role(self) -> Role:
-        return self.source.role
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.source.shape
 
     @property
     def format(self) -> str:

@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 
 from qwen3_export.config import Qwen3Config
 from qwen3_export.errors import QuantizationError
-from qwen3_export.graph import ALL_ROWS, Graph, Kind, Role, Weight, module_name
+from qwen3_export.graph import ALL_ROWS, DerivedWeight, Graph, Kind, Role, Weight, module_name
 
 __all__ = [
     "Fold",
@@ -89,24 +89,11 @@ class Fold:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ScaledWeight:
+class ScaledWeight(DerivedWeight):
     """A weight whose rows and columns are multiplied when it is read; None: by one. Vectors have rows only."""
 
-    source: Weight
     rows_O: Values | None = None
     columns_C: Values | None = None
-
-    @property
-    def name(self) -> str:
-        return self.source.name
-
-    @property
-    def role(self) -> Role:
-        return self.source.role
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.source.shape
 
     @property
     def format(self) -> str:
