@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from qwen3_export.atomic import partial_file, write_text
+from qwen3_export.atomic import partial_file, write_all, write_text
 from qwen3_export.calibration.digests import checkpoint_digest, file_stamps, text_digest, token_digest
 from qwen3_export.calibration.gptq_report import WeightReport
 from qwen3_export.errors import OutputError
@@ -70,7 +70,7 @@ class GptqFolder:
         if isinstance(number_format, GgmlFormat):
             data = number_format.pack(result.codes_OI, result.params).tobytes()
             with partial_file(self._file(weight, "blocks"), num_bytes=len(data)) as descriptor:
-                _write(descriptor, data)
+                write_all(descriptor, data)
         else:
             arrays = {field.name: getattr(result.params, field.name) for field in fields(result.params)}
             path = self._file(weight, "npz")
@@ -120,9 +120,3 @@ def open_gptq_folder(
         ]
     )
     return GptqFolder(path=root / f"gptq-{key[:16]}")
-
-
-def _write(descriptor: int, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(descriptor, view) :]

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from qwen3_export.errors import OutputError
 
-__all__ = ["check_output", "partial_file", "partial_files", "write_text"]
+__all__ = ["check_output", "partial_file", "partial_files", "write_all", "write_text"]
 
 
 def check_output(path: Path, *, force: bool, inputs: Iterable[Path] = ()) -> None:
@@ -67,9 +67,15 @@ def partial_files(files: list[tuple[Path, int]]) -> Iterator[list[int]]:
 
 def write_text(path: Path, text: str) -> None:
     """A small text file, atomically."""
-    encoded = text.encode("utf-8")
     with partial_file(path) as descriptor:
-        os.write(descriptor, encoded)
+        write_all(descriptor, text.encode("utf-8"))
+
+
+def write_all(descriptor: int, data: bytes) -> None:
+    """All of ``data`` where the descriptor stands; the system may take it in parts."""
+    view = memoryview(data)
+    while view:
+        view = view[os.write(descriptor, view) :]
 
 
 def _partial(path: Path) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 from pathlib import Path
 
+from qwen3_export.atomic import write_text
 from qwen3_export.parity.report import NUMBERS, Report
 from qwen3_export.parity.summary import HEADS, describe_decode, describe_sampling, summary_rows
 
@@ -65,7 +66,7 @@ Runtime: {runtime}.</p>
 
 
 def save_html(report: Report, path: Path) -> None:
-    path.write_text(to_html(report), encoding="utf-8")
+    write_text(path, to_html(report))
 
 
 def _row(row: tuple[str, ...]) -> str:

@@ -16,6 +16,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from qwen3_export.atomic import write_text
 from qwen3_export.parity.metrics import NOT_RUN, Comparison, Status
 
 __all__ = [
@@ -173,7 +174,7 @@ class Report:
 
 
 def save_report(report: Report, path: Path) -> None:
-    path.write_text(json.dumps(report.to_dict(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(report.to_dict(), indent=2, ensure_ascii=False) + "\n")
 
 
 def load_report(path: Path) -> dict[str, Any]:
