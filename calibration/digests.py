@@ -13,16 +13,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from qwen3_export.graph import Graph, Weight
 from qwen3_export.safetensors_file import StoredWeight
 
-__all__ = ["checkpoint_digest", "file_stamps", "text_digest", "token_digest"]
+__all__ = ["checkpoint_digest", "file_stamps", "run_key", "text_digest", "token_digest"]
 
 SAMPLED_ROWS = 4
 
@@ -42,6 +44,31 @@ def file_stamps(graph: Graph) -> list[str]:
     paths = {weight.path for weight in graph if isinstance(weight, StoredWeight)}
     stats = [(path.name, path.stat()) for path in sorted(paths)]
     return [f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in stats]
+
+
+def run_key(
+    kind: str,
+    graph: Graph,
+    *,
+    windows: Sequence[NDArray[np.int64]],
+    formats: Mapping[str, str],
+    settings: Mapping[str, Any],
+) -> str:
+    """Names a solver's run by all that its results depend on, and so the folder in which it may be resumed.
+
+    The version of torch and the number of its threads are among it: the last bits of a product depend on them.
+    """
+    return text_digest(
+        [
+            kind,
+            f"torch {torch.__version__} {torch.get_num_threads()} threads",
+            checkpoint_digest(graph),
+            token_digest(windows),
+            json.dumps(dict(formats), sort_keys=True),
+            json.dumps(dict(settings), sort_keys=True),
+            *file_stamps(graph),
+        ]
+    )[:16]
 
 
 def token_digest(windows: Sequence[NDArray[np.int64]]) -> str:

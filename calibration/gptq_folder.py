@@ -21,11 +21,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from qwen3_export.atomic import partial_file, write_all, write_text
-from qwen3_export.calibration.digests import checkpoint_digest, file_stamps, text_digest, token_digest
+from qwen3_export.calibration.digests import run_key
 from qwen3_export.calibration.gptq_report import WeightReport
 from qwen3_export.errors import OutputError
 from qwen3_export.graph import Graph, Weight
@@ -108,15 +107,6 @@ def open_gptq_folder(
     settings: Mapping[str, Any],
 ) -> GptqFolder:
     """The folder inside ``root`` for this very run; nothing is created yet."""
-    key = text_digest(
-        [
-            f"gptq {VERSION}",
-            f"torch {torch.__version__} {torch.get_num_threads()} threads",
-            checkpoint_digest(graph),
-            token_digest(windows),
-            json.dumps({name: number_format.name for name, number_format in formats.items()}, sort_keys=True),
-            json.dumps(settings, sort_keys=True),
-            *file_stamps(graph),
-        ]
-    )
-    return GptqFolder(path=root / f"gptq-{key[:16]}")
+    names = {name: number_format.name for name, number_format in formats.items()}
+    key = run_key(f"gptq {VERSION}", graph, windows=windows, formats=names, settings=settings)
+    return GptqFolder(path=root / f"gptq-{key}")

@@ -33,16 +33,14 @@ from qwen3_export.calibration.moments import MomentSums
 from qwen3_export.errors import QuantizationError
 from qwen3_export.graph import Graph, Kind, Role, Weight
 from qwen3_export.parallel import default_threads
-from qwen3_export.quantizers.coded import RoundedWeight
 from qwen3_export.quantizers.ggml import GGML_FORMATS, GgmlFormat
 from qwen3_export.quantizers.gptq_slab import NumberFormat
-from qwen3_export.quantizers.quantized import QuantizedWeight
+from qwen3_export.quantizers.rounding import UNBLOCKED, round_weight
 from qwen3_export.reference import forward
 from qwen3_export.reference_weights import embed, read_tensor
 
 __all__ = ["SequentialSettings", "gptq_graph"]
 
-UNBLOCKED = frozenset({"F32", "F16", "BF16"})
 STEPS_PER_LAYER = 4
 
 # The head's Hessian takes a pass through the whole model of its own, and small models need fewer tokens for it.
@@ -148,15 +146,8 @@ def _rounded(graph: Graph, formats: Mapping[str, NumberFormat]) -> dict[str, Wei
         number_format = formats[weight.name]
         is_embedding = weight.role.kind is Kind.EMBED_TOKENS and graph.head.name != weight.name
         if number_format.name in UNBLOCKED or is_embedding:
-            rounded[weight.name] = _round(weight, number_format)
+            rounded[weight.name] = round_weight(weight, number_format)
     return rounded
-
-
-def _round(weight: Weight, number_format: NumberFormat) -> Weight:
-
-    if isinstance(number_format, GgmlFormat):
-        return QuantizedWeight(source=weight, number_format=number_format)
-    return RoundedWeight(source=weight, number_format=number_format)
 
 
 def _check_formats(graph: Graph, formats: Mapping[str, NumberFormat]) -> None:

@@ -150,17 +150,25 @@ def search_layer(
     rule: Rule = "awq",
     alphas: Sequence[float] = ALPHAS,
     round_activations: RoundActivations | None = None,
+    judged: Sequence[int] | None = None,
 ) -> tuple[LayerScales, list[Tensor]]:
-    """The scales of one layer for these inputs [T, D], and its fp32 outputs."""
+    """The scales of one layer for these inputs [T, D], and its fp32 outputs.
+
+    All inputs are measured; the candidates' outputs are compared on those that ``judged`` names (None: on all).
+    """
     if not all(0 <= alpha <= 1 for alpha in alphas):
         raise QuantizationError(f"alphas {tuple(alphas)} are not all from 0 to 1")
     inputs = _Inputs()
     exact = run_layer(graph, layer, hidden=hidden, probe=Probe(observe_inputs=inputs.observe))
 
+    sample = range(len(hidden)) if judged is None else judged
+    inputs_TD, targets_TD = [hidden[i] for i in sample], [exact[i] for i in sample]
+
     def error(candidate: Graph) -> float:
-        outputs = run_layer(candidate, layer, hidden=hidden, probe=Probe(round_activations=round_activations))
-        lost = sum(float((ours - theirs).double().square().sum()) for ours, theirs in zip(outputs, exact, strict=True))
-        return lost / sum(float(theirs.double().square().sum()) for theirs in exact)
+        outputs = run_layer(candidate, layer, hidden=inputs_TD, probe=Probe(round_activations=round_activations))
+        pairs = zip(outputs, targets_TD, strict=True)
+        lost = sum(float((ours - theirs).double().square().sum()) for ours, theirs in pairs)
+        return lost / sum(float(theirs.double().square().sum()) for theirs in targets_TD)
 
     scales: dict[Fold, Values] = {}
     choices: list[Choice] = []

@@ -10,6 +10,12 @@ The steps of the command line, as functions from values to values::
     qx.emit(export.files)
     report = qx.check(Path("demo.gguf"), model)
 
+Between ``prepare`` and ``emit``, a solver may choose better values in the same formats::
+
+    text = qx.read_calibration(None, model.tokenizer)
+    solution = qx.solve("gptq", model.graph, export.weight_formats, text, work_dir=Path("work"))
+    export = qx.with_solution(export, solution)
+
 Names are imported when they are first used, so that ``import qwen3_export`` costs nothing.
 """
 
@@ -19,10 +25,40 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from qwen3_export.api import Gates, Graph, Model, Report, check, emit, find_recipe, load, prepare, read
+    from qwen3_export.api import (
+        Gates,
+        Graph,
+        Model,
+        Report,
+        Solution,
+        check,
+        emit,
+        find_recipe,
+        load,
+        prepare,
+        read,
+        read_calibration,
+        solve,
+        with_solution,
+    )
 
 __version__ = "0.1.0"
-__all__ = ["Gates", "Graph", "Model", "Report", "check", "emit", "find_recipe", "load", "prepare", "read"]
+__all__ = [
+    "Gates",
+    "Graph",
+    "Model",
+    "Report",
+    "Solution",
+    "check",
+    "emit",
+    "find_recipe",
+    "load",
+    "prepare",
+    "read",
+    "read_calibration",
+    "solve",
+    "with_solution",
+]
 
 
 def __getattr__(name: str) -> Any:

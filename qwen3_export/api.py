@@ -4,16 +4,33 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from qwen3_export.calibration.tokens import read_calibration
 from qwen3_export.graph import Graph
+from qwen3_export.methods import Solution, solve
 from qwen3_export.model import Model, load
 from qwen3_export.parity.report import Gates, Report
 from qwen3_export.targets.gguf.check import check_gguf
 from qwen3_export.targets.gguf.emit import emit
-from qwen3_export.targets.gguf.export import prepare
+from qwen3_export.targets.gguf.export import prepare, with_solution
 from qwen3_export.targets.gguf.read import open_gguf, read_graph
 from qwen3_export.targets.gguf.recipes import find_recipe
 
-__all__ = ["Gates", "Graph", "Model", "Report", "check", "emit", "find_recipe", "load", "prepare", "read"]
+__all__ = [
+    "Gates",
+    "Graph",
+    "Model",
+    "Report",
+    "Solution",
+    "check",
+    "emit",
+    "find_recipe",
+    "load",
+    "prepare",
+    "read",
+    "read_calibration",
+    "solve",
+    "with_solution",
+]
 
 
 def read(path: Path, model: Model) -> Graph:

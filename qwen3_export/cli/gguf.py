@@ -61,6 +61,7 @@ class Method(str, Enum):
 
     RTN = "rtn"
     GPTQ = "gptq"
+    AWQ = "awq"
 
 
 def gguf(
@@ -69,7 +70,11 @@ def gguf(
         str, typer.Option("--quant", "-q", help="The recipe; 'qwen3-export quants' lists them.")
     ] = "q4_k_m",
     method: Annotated[
-        Method, typer.Option("--method", help="rtn rounds to nearest; gptq is calibrated, better and slower.")
+        Method,
+        typer.Option(
+            "--method",
+            help="rtn rounds to nearest; gptq and awq are calibrated: better and slower, gptq by far the best.",
+        ),
     ] = Method.RTN,
     calibration: CalibrationOption = None,
     imatrix: ImatrixOption = None,
@@ -130,11 +135,11 @@ def gguf(
     )
     say(_forecast(export))
     text = None
-    if method is Method.GPTQ:
+    if method is not Method.RTN:
         text = _read_calibration(opened, calibration, sequence_length=sequence_length, samples=samples, seed=seed)
     if dry_run:
         if text is not None:
-            _forecast_solving(export, text, threads=threads)
+            _forecast_solving(method, export, text, threads=threads)
         print(_tensor_table(export))
         return
     _check_outputs(export, force=force, modelfile=modelfile)
@@ -142,12 +147,12 @@ def gguf(
     with ExitStack() as stack:
         if text is not None:
             folder = stack.enter_context(_work_folder(work_dir, export))
-            expected = _forecast_solving(export, text, threads=threads)
+            expected = _forecast_solving(method, export, text, threads=threads)
             if not folder.exists():
                 from qwen3_export.calibration.forecast import check_disk
 
                 check_disk(expected.disk_bytes + export.num_bytes, folder)
-            export = _solve(export, text, folder, resume=resume, threads=threads)
+            export = _solve(method, export, text, folder, resume=resume, threads=threads)
         _write(export, threads=threads, modelfile=modelfile)
     _print_result(export, time.perf_counter() - started)
     if not no_check:
@@ -156,9 +161,9 @@ def gguf(
 
 def _refuse_contradictions(method: Method, *, imatrix: Path | None, calibration: Path | None) -> None:
     if method is Method.RTN and calibration is not None:
-        raise ExportError("--calibration is for --method gptq; rtn uses no text, but takes an --imatrix")
-    if method is Method.GPTQ and imatrix is not None:
-        raise ExportError("--imatrix is for --method rtn; gptq measures more from its --calibration text")
+        raise ExportError("--calibration is for --method gptq and awq; rtn uses no text, but takes an --imatrix")
+    if method is not Method.RTN and imatrix is not None:
+        raise ExportError(f"--imatrix is for --method rtn; {method.value} measures more from its --calibration text")
 
 
 def _check_outputs(export: GgufExport, *, force: bool, modelfile: bool) -> None:
@@ -193,15 +198,13 @@ def _work_folder(chosen: Path | None, export: GgufExport) -> Iterator[Path]:
         shutil.rmtree(folder)
 
 
-def _forecast_solving(export: GgufExport, text: Calibration, *, threads: int | None) -> Forecast:
+def _forecast_solving(method: Method, export: GgufExport, text: Calibration, *, threads: int | None) -> Forecast:
     """Say what solving will take."""
-    from qwen3_export.calibration.gptq_forecast import gptq_forecast
-    from qwen3_export.parallel import default_threads, use_threads
+    from qwen3_export.methods import forecast_solving
+    from qwen3_export.parallel import use_threads
 
     use_threads(threads)
-    expected = gptq_forecast(
-        export.model.graph, export.weight_formats, text.windows, threads=threads or default_threads()
-    )
+    expected = forecast_solving(method.value, export.model.graph, export.weight_formats, text, threads=threads)
     say(
         f"forecast: {human_duration(expected.seconds)}, {human_size(expected.memory_bytes)} of memory, "
         f"{human_size(expected.disk_bytes)} of disk for unfinished work"
@@ -209,9 +212,12 @@ def _forecast_solving(export: GgufExport, text: Calibration, *, threads: int | N
     return expected
 
 
-def _solve(export: GgufExport, text: Calibration, folder: Path, *, resume: bool, threads: int | None) -> GgufExport:
-    from qwen3_export.methods import solve_gptq
+def _solve(
+    method: Method, export: GgufExport, text: Calibration, folder: Path, *, resume: bool, threads: int | None
+) -> GgufExport:
+    from qwen3_export.methods import solve
     from qwen3_export.parallel import use_threads
+    from qwen3_export.targets.gguf.export import with_solution
 
     use_threads(threads)
     with progress("solving", 100) as advance:
@@ -222,10 +228,19 @@ def _solve(export: GgufExport, text: Calibration, folder: Path, *, resume: bool,
             advance(100 * done // total - told)
             told = 100 * done // total
 
-        solved, report = solve_gptq(export, text, work_dir=folder, resume=resume, threads=threads, progress=tell)
-    for note in report.notes:
+        solution = solve(
+            method.value,
+            export.model.graph,
+            export.weight_formats,
+            text,
+            work_dir=folder,
+            resume=resume,
+            threads=threads,
+            progress=tell,
+        )
+    for note in solution.notes:
         say(f"note: {note}")
-    return solved
+    return with_solution(export, solution)
 
 
 def _write(export: GgufExport, *, threads: int | None, modelfile: bool) -> None:

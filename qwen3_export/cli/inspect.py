@@ -101,11 +101,11 @@ def _counted(items: Any) -> str:
     return ", ".join(f"{count} {name}" for name, count in Counter(items).most_common())
 
 
-def _shortened(value: object) -> str:
+def _shortened(value: object, width: int = 100) -> str:
     if isinstance(value, list):
-        return f"{len(value)} items: {', '.join(str(item) for item in value[:4])}, …"
+        return f"{len(value)} items: {', '.join(_shortened(str(item), 32) for item in value[:4])}, …"
     text = str(value)
-    return text if len(text) <= 100 else text[:97] + "…"
+    return text if len(text) <= width else text[: width - 1] + "…"
 
 
 def _rows(rows: dict[str, object]) -> None:

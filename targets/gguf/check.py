@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from qwen3_export.errors import CheckpointError
+from qwen3_export.errors import CheckpointError, QuantizationError
 from qwen3_export.graph import Graph
 from qwen3_export.parity.check import (
     Arithmetic,
@@ -39,11 +39,13 @@ from qwen3_export.parity.report import (
     package_versions,
     peak_memory_bytes,
 )
+from qwen3_export.quantizers.transforms import fold
 from qwen3_export.targets.gguf import llama
 from qwen3_export.targets.gguf.activations import HalfPrefillCache, round_activations
 from qwen3_export.targets.gguf.divergence import observe_sites
 from qwen3_export.targets.gguf.metadata_check import metadata_differences
 from qwen3_export.targets.gguf.read import GgufFile, open_gguf, read_graph, recorded_calibration, tensor_differences
+from qwen3_export.targets.gguf.scales import read_scales
 from qwen3_export.targets.gguf.twin import Window, plan_windows, window_graph, write_twin
 from qwen3_export.targets.gguf.values import ValueCheck, check_values
 from qwen3_export.tokenizer import Tokenizer
@@ -61,6 +63,9 @@ DECODE_BOUND = 1e-3
 # An F32 twin may take this much disk and memory (a single layer always may).
 QUICK_TWIN_BYTES, FULL_TWIN_BYTES = 1 << 29, 4 << 30
 QUICK_DECODE_TOKENS, FULL_DECODE_TOKENS = 24, 128
+
+# Methods whose values are the nearest ones; others aim elsewhere.  (Of an unknown one, the worst is assumed.)
+ROUNDING_METHODS = frozenset({"rtn", "awq"})
 
 PACKAGES = ("qwen3-export", "llama-cpp-python", "gguf", "torch", "numpy", "tokenizers")
 
@@ -115,17 +120,15 @@ def check_gguf(
     *,
     full: bool = False,
     gates: Gates | None = None,
-    expected: Graph | None = None,
     threads: int | None = None,
     work_dir: Path | None = None,
     say: Say | None = None,
 ) -> Report:
     """Compare a GGUF file (for a split one: any part) with the checkpoint that it was made of.
 
-    ``expected`` is the graph whose values were to be stored, where a transform came before the quantizer;
-    ``graph`` itself otherwise.  Twins are written below ``work_dir`` (the system's temporary folder).
-    ``say`` is told what happens.  Raises CheckpointError if the file is no GGUF file at all; whatever else is
-    wrong with it is in the report.
+    Values are compared with the checkpoint's, moved by the scales that the file records.  Twins are written below
+    ``work_dir`` (the system's temporary folder).  ``say`` is told what happens.  Raises CheckpointError if the file
+    is no GGUF file at all; whatever else is wrong with it is in the report.
     """
     started = time.monotonic()
     say = say or (lambda _text: None)
@@ -138,7 +141,9 @@ def check_gguf(
     prompts: tuple[Prompt, ...] = ()
     if not missing:
         stored = read_graph(file, graph)
-        values = check_values(stored, expected or graph, is_full=full, is_solved=_method(file) != "rtn")
+        expected, wrong = _expected_values(file, graph)
+        problems += wrong
+        values = check_values(stored, expected, is_full=full, is_solved=_method(file) not in ROUNDING_METHODS)
         prompts = tokenize_prompts(tokenizer, quick=not full, max_tokens=_longest_text(graph))
         job = _Job(file=file, original=graph, stored=stored, prompts=prompts, is_full=full, threads=threads,
                    work_dir=work_dir, say=say)  # fmt: skip
@@ -153,6 +158,14 @@ def check_gguf(
         file, graph, values=values, exact=exact, shipped=shipped, prompts=prompts, problems=problems,
         is_full=full, gates=gates or Gates(), seconds=time.monotonic() - started,
     )  # fmt: skip
+
+
+def _expected_values(file: GgufFile, graph: Graph) -> tuple[Graph, list[str]]:
+    """The graph whose values were to be stored: an equal function, whatever the scales; and what is wrong with them."""
+    try:
+        return fold(graph, read_scales(file.metadata)), []
+    except (CheckpointError, QuantizationError) as error:
+        return graph, [str(error)]
 
 
 def _longest_text(graph: Graph) -> int:

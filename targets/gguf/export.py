@@ -13,6 +13,7 @@ import numpy as np
 
 from qwen3_export.errors import QuantizationError
 from qwen3_export.graph import Graph
+from qwen3_export.methods import Solution
 from qwen3_export.model import Model
 from qwen3_export.quantizers.quantized import quantize
 from qwen3_export.targets.gguf.emit import FilePlan, plan_files
@@ -96,28 +97,25 @@ def prepare(
     )
 
 
-def with_solution(
-    export: GgufExport,
-    graph: Graph,
-    *,
-    method: str,
-    dataset: str,
-    sha256: str,
-    num_tokens: int,
-    errors: Mapping[str, float],
-) -> GgufExport:
-    """The export with values that a solver has chosen; ``errors`` by weight name, where it has measured them."""
+def with_solution(export: GgufExport, solution: Solution) -> GgufExport:
+    """The export with the values that a solver has chosen, in the formats that it had."""
     origin = CalibrationOrigin(
-        dataset=dataset,
-        sha256=sha256,
-        num_tokens=num_tokens,
-        tensor_errors=tuple(_tensor_error(tensor, errors) for tensor in export.tensors),
+        dataset=solution.dataset,
+        sha256=solution.sha256,
+        num_tokens=solution.num_tokens,
+        tensor_errors=tuple(_tensor_error(tensor, solution.errors) for tensor in export.tensors),
     )
     recipe = export.recipe
-    provenance = Provenance(recipe=recipe.name, file_type=recipe.file_type, method=method, calibration=origin)
+    provenance = Provenance(
+        recipe=recipe.name,
+        file_type=recipe.file_type,
+        method=solution.method,
+        calibration=origin,
+        scales=solution.scales,
+    )
     metadata = build_metadata(export.model, provenance)
-    files = plan_files(graph, metadata, export.out, split_max_size=export.split_max_size)
-    return replace(export, graph=graph, files=tuple(files))
+    files = plan_files(solution.graph, metadata, export.out, split_max_size=export.split_max_size)
+    return replace(export, graph=solution.graph, files=tuple(files))
 
 
 def _tensor_error(tensor: GgufTensor, errors: Mapping[str, float]) -> float:

@@ -9,13 +9,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from qwen3_export import __version__
 from qwen3_export.config import Qwen3Config
 from qwen3_export.model import Model
+from qwen3_export.quantizers.transforms import Fold
 from qwen3_export.targets.gguf.container import MetaType, MetaValue
+from qwen3_export.targets.gguf.scales import scales_metadata
 from qwen3_export.tokenizer import Tokenizer
 
 __all__ = ["TENSOR_ERRORS", "CalibrationOrigin", "Provenance", "architecture", "build_metadata", "split_metadata"]
@@ -32,7 +38,8 @@ class CalibrationOrigin:
     """What a solver was calibrated on, and how well it did.
 
     ``tensor_errors`` has a number for each tensor of the file, in its order: the output error that storing it costs
-    relative to its output, tr(ΔW H ΔWᵀ) / tr(W H Wᵀ); -1 for tensors that no solver touched.
+    relative to its output, tr(ΔW H ΔWᵀ) / tr(W H Wᵀ), with H or (awq) its diagonal; -1 for tensors that no solver
+    touched.
     """
 
     dataset: str
@@ -49,6 +56,7 @@ class Provenance:
     file_type: int
     method: str = "rtn"
     calibration: CalibrationOrigin | None = None
+    scales: Mapping[Fold, NDArray[np.float32]] = field(default_factory=lambda: MappingProxyType({}))
     imatrix_file: str | None = None
     imatrix_datasets: tuple[str, ...] = ()
     imatrix_entries: int = 0
@@ -131,9 +139,9 @@ def _count(shape: tuple[int, ...]) -> int:
 def _card_fields(card: Mapping[str, Any]) -> dict[str, MetaValue]:
     """Licence, base models, tags and languages, as far as the checkpoint's card states them."""
     result: dict[str, MetaValue] = {}
-    for field, key in (("license", "general.license"), ("license_link", "general.license.link")):
-        if isinstance(card.get(field), str):
-            result[key] = _text(card[field])
+    for name, key in (("license", "general.license"), ("license_link", "general.license.link")):
+        if isinstance(card.get(name), str):
+            result[key] = _text(card[name])
     bases = _string_list(card.get("base_model"))
     if bases:
         result["general.base_model.count"] = _u32(len(bases))
@@ -255,6 +263,7 @@ def _provenance(provenance: Provenance) -> dict[str, MetaValue]:
         result["qwen3_export.calibration.tokens"] = _u32(origin.num_tokens)
         errors = [float(error) for error in origin.tensor_errors]
         result[TENSOR_ERRORS] = MetaValue(MetaType.FLOAT32, errors, is_array=True)
+    result |= scales_metadata(provenance.scales)
     if provenance.imatrix_file is not None:
         result["quantize.imatrix.file"] = _text(provenance.imatrix_file)
         if provenance.imatrix_datasets:

@@ -1,0 +1,39 @@
+"""One weight under any number format, rounded when it is read."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from qwen3_export.graph import Weight
+from qwen3_export.quantizers.coded import CodedFormat, RoundedWeight
+from qwen3_export.quantizers.ggml import GgmlFormat
+from qwen3_export.quantizers.quantized import QuantizedWeight
+
+__all__ = ["UNBLOCKED", "round_weight", "weighted_error"]
+
+UNBLOCKED = frozenset({"F32", "F16", "BF16"})
+"""Formats without blocks: there is nothing to choose in them."""
+
+VALUES_PER_BLOCK = 1 << 21
+
+
+def round_weight(
+    weight: Weight, number_format: GgmlFormat | CodedFormat, importance: np.ndarray | None = None
+) -> Weight:
+    """The weight rounded to nearest; ``importance`` [in_features] weighs each column when scales are searched."""
+    if isinstance(number_format, GgmlFormat):
+        return QuantizedWeight(source=weight, number_format=number_format, importance=importance)
+    return RoundedWeight(source=weight, number_format=number_format, importance=importance)
+
+
+def weighted_error(stored: Weight, exact: Weight, importance: np.ndarray) -> float:
+    """Σ importance · (stored - exact)² over Σ importance · exact²: the output error if columns were independent."""
+    rows, columns = exact.shape
+    step = max(1, VALUES_PER_BLOCK // columns)
+    lost = whole = 0.0
+    for first in range(0, rows, step):
+        block = slice(first, min(first + step, rows))
+        exact_RI = exact.read(block)
+        lost += float((np.square(stored.read(block) - exact_RI) @ importance).sum(dtype=np.float64))
+        whole += float((np.square(exact_RI) @ importance).sum(dtype=np.float64))
+    return lost / whole if whole else 0.0
