@@ -1,6 +1,6 @@
 """Recipe × method on one model: size, KL divergence, same-top-1, perplexity, seconds and peak memory.
 
-    python benchmarks/quality.py --model demo --quant q4_k_m q3_k_m --method rtn imatrix gptq \\
+    python benchmarks/quality.py --model demo --quant q4_k_m q3_k_m --method rtn imatrix awq gptq \\
         --calibration calibration.txt --samples 64 --windows WINDOWS.json [--per-source N] [--llama] \\
         [--json F] [--svg F]
 
@@ -18,7 +18,6 @@ import argparse
 import json
 import math
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -30,8 +29,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from evaluation import Windows, compare, read_windows, used_resources
 from torch import Tensor
 
+from qwen3_export.calibration.awq_run import awq_graph
 from qwen3_export.calibration.sequential import SequentialSettings, gptq_graph
 from qwen3_export.calibration.tokens import read_calibration
 from qwen3_export.graph import Graph
@@ -45,11 +46,7 @@ from qwen3_export.targets.gguf.names import gguf_tensors
 from qwen3_export.targets.gguf.read import open_gguf, read_graph
 from qwen3_export.targets.gguf.recipes import assign, find_recipe
 
-METHODS = ("rtn", "imatrix", "gptq")
-POSITIONS_PER_BLOCK = 1024
-TEXT_WINDOW = 256
-
-Windows = Mapping[str, Sequence[Sequence[int]]]
+METHODS = ("rtn", "imatrix", "awq", "gptq")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,19 +88,6 @@ def main() -> None:
         arguments.json.write_text(json.dumps([asdict(row) for row in rows], indent=2) + "\n", encoding="utf-8")
     if arguments.svg:
         arguments.svg.write_text(plot(rows), encoding="utf-8")
-
-
-def read_windows(path: Path, model: Model, *, per_source: int | None) -> Windows:
-    """Token windows by source, all or ``per_source`` of each, evenly spaced."""
-    if path.suffix != ".json":
-        tokens = model.tokenizer.encode(path.read_text(encoding="utf-8"))
-        starts = range(0, len(tokens) - TEXT_WINDOW + 1, TEXT_WINDOW)
-        found = {path.stem: [tokens[start : start + TEXT_WINDOW] for start in starts]}
-    else:
-        found = {}
-        for entry in json.loads(path.read_text(encoding="utf-8")):
-            found.setdefault(entry["src"], []).append(entry["ids"])
-    return {source: texts[:: math.ceil(len(texts) / (per_source or len(texts)))] for source, texts in found.items()}
 
 
 def _run(
@@ -150,16 +134,7 @@ def _make(arguments: argparse.Namespace) -> None:
         graph = _quantized(arguments, model, formats, method=method, work_dir=Path(work_dir))
         metadata = build_metadata(model, Provenance(recipe=recipe.name, file_type=recipe.file_type, method=method))
         emit(plan_files(graph, metadata, arguments.make))
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    print(json.dumps({"peak_memory_bytes": _peak_memory(used.ru_maxrss), "cpu_seconds": used.ru_utime + used.ru_stime}))
-
-
-def _peak_memory(maxrss: int) -> int:
-    """Of this process; what getrusage gives on Linux includes the process that started it."""
-    status = Path("/proc/self/status")
-    if not status.exists():
-        return maxrss
-    return next(1024 * int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+    print(json.dumps(used_resources()))
 
 
 def _quantized(
@@ -172,6 +147,8 @@ def _quantized(
     ).windows
     if method == "imatrix":
         return quantize(model.graph, formats, importance=mean_squares(model.graph, windows))
+    if method == "awq":
+        return awq_graph(model.graph, formats, windows, work_dir=work_dir).graph
     settings = SequentialSettings(qk_norm=arguments.qk_norm)
     return gptq_graph(model.graph, formats, windows, work_dir=work_dir, settings=settings)[0]
 
@@ -193,34 +170,6 @@ def mean_squares(graph: Graph, windows: Sequence[np.ndarray]) -> dict[str, np.nd
         if shared in sums and sums[shared].any():
             found[weight.name] = (sums[shared] / sum(map(len, windows))).numpy()
     return found
-
-
-@torch.inference_mode()
-def compare(original: Graph, stored: Graph, texts: Sequence[Sequence[int]]) -> dict[str, float]:
-    """Both graphs over some texts in fp32."""
-    tokens = [torch.tensor(text) for text in texts]
-    following_P = torch.cat([torch.cat((text[1:], torch.tensor([-1]))) for text in tokens])
-    reference_PD, candidate_PD = torch.cat(forward(original, tokens)), torch.cat(forward(stored, tokens))
-    klds, same, losses = [], 0, []
-    for block in _blocks(len(reference_PD)):
-        log_p = torch.log_softmax(head_logits(original, reference_PD[block]), dim=-1)
-        log_q = torch.log_softmax(head_logits(stored, candidate_PD[block]), dim=-1)
-        klds.append((log_p.exp() * (log_p - log_q)).sum(dim=-1))
-        same += int((log_p.argmax(dim=-1) == log_q.argmax(dim=-1)).sum())
-        known = torch.nonzero(following_P[block] >= 0)[:, 0]
-        chosen = following_P[block][known]
-        losses.append(log_p[known, chosen] - log_q[known, chosen])
-    kld_P = torch.cat(klds).double()
-    return {
-        "mean_kld": float(kld_P.mean()),
-        "p99_kld": float(torch.quantile(kld_P, 0.99)),
-        "same_top1": same / len(kld_P),
-        "perplexity_ratio": math.exp(float(torch.cat(losses).double().mean())),
-    }
-
-
-def _blocks(positions: int) -> Iterator[slice]:
-    return (slice(first, first + POSITIONS_PER_BLOCK) for first in range(0, positions, POSITIONS_PER_BLOCK))
 
 
 def _through_llama(file: Path, original: Graph, windows: Windows) -> float:
@@ -256,7 +205,7 @@ def _line(row: Row) -> str:
     )
 
 
-COLOURS = {"rtn": "#888888", "imatrix": "#3070c0", "gptq": "#d04020"}
+COLOURS = {"rtn": "#888888", "imatrix": "#3070c0", "awq": "#309050", "gptq": "#d04020"}
 WIDTH, HEIGHT, MARGIN = 720, 420, 60
 
 

@@ -40,7 +40,7 @@ from qwen3_export.quantizers.stored_blocks import StoredBlocks
 __all__ = ["GptqFolder", "open_gptq_folder"]
 
 # To be raised when a change makes the results of older runs differ.
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

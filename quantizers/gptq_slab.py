@@ -5,8 +5,9 @@ parameters to the targets and rounds column by column; ``improve_slab`` alternat
 scales for the codes and the best codes for the scales (``gptq_scales``, ``gptq_codes``), under a metric and a
 gradient that tell what the columns outside make of it.
 
-GGML's block formats take part in all of it.  Affine integer formats keep the scales that were fitted and have their
-codes improved; palettes, whose tables are shared by rows, are rounded column by column.
+GGML's block formats and affine integer formats take part in all of it, these without moving zero points, and with the
+scales that were fitted where whole rows share them; palettes, whose tables are shared by rows, are rounded column by
+column.
 
 Shapes: # R rows  J columns of one slab  S blocks of one slab  G groups of one slab
 """
@@ -22,6 +23,7 @@ from numpy.typing import NDArray
 
 from qwen3_export.parallel import run_jobs
 from qwen3_export.quantizers.affine import AffineFormat
+from qwen3_export.quantizers.affine.refit import refit_scales
 from qwen3_export.quantizers.coded import CodedFormat
 from qwen3_export.quantizers.ggml import GgmlFormat
 from qwen3_export.quantizers.ggml.packing import effective_params
@@ -40,11 +42,12 @@ ROWS_PER_JOB = 64
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Slab:
-    """The state after some moves; ``params`` are the format's own."""
+    """The state after some moves; ``params`` are the format's own, of this slab alone or of whole rows."""
 
     codes_RJ: Codes
     values_RJ: Values
     params: Any
+    owns_params: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,8 +64,9 @@ class SlabMetric:
 def start_slab(
     number_format: NumberFormat, targets_RJ: Values, *, metric: SlabMetric, params: Any = None, threads: int = 1
 ) -> Slab:
-    """Fit parameters to the targets, unless they are given, and round column by column."""
-    if params is None:
+    """Fit parameters to the targets, unless those of whole rows are given, and round column by column."""
+    owns_params = params is None
+    if owns_params:
         importance_J = np.ascontiguousarray(metric.metric_JJ.diagonal())
         params = number_format.fit(targets_RJ, importance_J, weighting="importance")
     if not isinstance(number_format, GgmlFormat | AffineFormat):
@@ -77,7 +81,7 @@ def start_slab(
         )
 
     _for_rows(work, len(targets_RJ), threads=threads)
-    return Slab(codes_RJ=codes_RJ, values_RJ=values_RJ, params=params)
+    return Slab(codes_RJ=codes_RJ, values_RJ=values_RJ, params=params, owns_params=owns_params)
 
 
 def improve_slab(
@@ -95,7 +99,7 @@ def improve_slab(
             number_format, slab, gradient_RJ=gradient_RJ.copy(), metric_JJ=metric_JJ, rounds=rounds, threads=threads
         )
     if isinstance(number_format, AffineFormat):
-        return _improve_codes(
+        return _improve_affine(
             number_format, slab, gradient_RJ=gradient_RJ.copy(), metric_JJ=metric_JJ, rounds=rounds, threads=threads
         )
     return slab
@@ -123,22 +127,31 @@ def _improve_blocks(
     return Slab(codes_RJ=codes_RJ, values_RJ=values_RJ, params=params.stored(slab.params))
 
 
-def _improve_codes(
+def _improve_affine(
     number_format: AffineFormat, slab: Slab, *, gradient_RJ: Values, metric_JJ: Values, rounds: int, threads: int
 ) -> Slab:
     book = _codebook(number_format)
     codes_RJ, values_RJ = slab.codes_RJ.copy(), slab.values_RJ.copy()
-    scale_RG = np.ascontiguousarray(slab.params.scale_RG)
-    offset_RG = np.ascontiguousarray(slab.params.offset_RG)
+    params = slab.params.copy()
 
     def work(rows: slice) -> None:
+        numbers, gradient = params.rows(rows, of=len(codes_RJ)), gradient_RJ[rows]
         for _ in range(rounds):
-            descend_codes(
-                codes_RJ[rows], values_RJ[rows], gradient_RJ[rows], metric_JJ, scale_RG[rows], offset_RG[rows], book
-            )
+            if slab.owns_params:
+                numbers, gradient = refit_scales(
+                    codes_RJ[rows],
+                    numbers,
+                    gradient_RJ=gradient,
+                    metric_JJ=metric_JJ,
+                    scale_dtype=number_format.scale_dtype,
+                )
+                values_RJ[rows] = number_format.dequantize(codes_RJ[rows], numbers)
+            scale_RG, offset_RG = np.ascontiguousarray(numbers.scale_RG), np.ascontiguousarray(numbers.offset_RG)
+            descend_codes(codes_RJ[rows], values_RJ[rows], gradient, metric_JJ, scale_RG, offset_RG, book)
+        params.scale_RG[rows] = numbers.scale_RG
 
     _for_rows(work, len(codes_RJ), threads=threads)
-    return replace(slab, codes_RJ=codes_RJ, values_RJ=values_RJ)
+    return replace(slab, codes_RJ=codes_RJ, values_RJ=values_RJ, params=params if slab.owns_params else slab.params)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

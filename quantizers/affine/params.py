@@ -28,6 +28,10 @@ class AffineParams:
         """What the value is below ``scale * code``: scale times zero point."""
         return self.scale_RG * self.zero_point_RG
 
+    def copy(self) -> AffineParams:
+        """The same numbers in arrays of their own."""
+        return AffineParams(scale_RG=self.scale_RG.copy(), zero_point_RG=self.zero_point_RG.copy())
+
     def group(self, index: int) -> AffineParams:
         """Those of the group with this index, [R, 1] each: what rounding one column takes."""
         return AffineParams(

@@ -1,0 +1,88 @@
+"""What the benchmarks of quantization share: held-out windows, the comparison of two graphs, what a process took.
+
+Shapes: P positions, V vocabulary, D hidden
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import resource
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+from qwen3_export.graph import Graph
+from qwen3_export.model import Model
+from qwen3_export.reference import forward, head_logits
+from qwen3_export.reference_weights import RoundActivations
+
+POSITIONS_PER_BLOCK = 1024
+TEXT_WINDOW = 256
+
+Windows = Mapping[str, Sequence[Sequence[int]]]
+
+
+def read_windows(path: Path, model: Model, *, per_source: int | None) -> Windows:
+    """Token windows by source, all or ``per_source`` of each, evenly spaced."""
+    if path.suffix != ".json":
+        tokens = model.tokenizer.encode(path.read_text(encoding="utf-8"))
+        starts = range(0, len(tokens) - TEXT_WINDOW + 1, TEXT_WINDOW)
+        found = {path.stem: [tokens[start : start + TEXT_WINDOW] for start in starts]}
+    else:
+        found = {}
+        for entry in json.loads(path.read_text(encoding="utf-8")):
+            found.setdefault(entry["src"], []).append(entry["ids"])
+    return {source: texts[:: math.ceil(len(texts) / (per_source or len(texts)))] for source, texts in found.items()}
+
+
+@torch.inference_mode()
+def compare(
+    original: Graph,
+    stored: Graph,
+    texts: Sequence[Sequence[int]],
+    *,
+    round_activations: RoundActivations | None = None,
+) -> dict[str, float]:
+    """Both graphs over some texts in fp32; the stored one's activations rounded, if a runtime would."""
+    tokens = [torch.tensor(text) for text in texts]
+    following_P = torch.cat([torch.cat((text[1:], torch.tensor([-1]))) for text in tokens])
+    reference_PD, candidate_PD = (
+        torch.cat(forward(original, tokens)),
+        torch.cat(forward(stored, tokens, round_activations=round_activations)),
+    )
+    klds, same, losses = [], 0, []
+    for block in _blocks(len(reference_PD)):
+        log_p = torch.log_softmax(head_logits(original, reference_PD[block]), dim=-1)
+        log_q = torch.log_softmax(head_logits(stored, candidate_PD[block]), dim=-1)
+        klds.append((log_p.exp() * (log_p - log_q)).sum(dim=-1))
+        same += int((log_p.argmax(dim=-1) == log_q.argmax(dim=-1)).sum())
+        known = torch.nonzero(following_P[block] >= 0)[:, 0]
+        chosen = following_P[block][known]
+        losses.append(log_p[known, chosen] - log_q[known, chosen])
+    kld_P = torch.cat(klds).double()
+    return {
+        "mean_kld": float(kld_P.mean()),
+        "p99_kld": float(torch.quantile(kld_P, 0.99)),
+        "same_top1": same / len(kld_P),
+        "perplexity_ratio": math.exp(float(torch.cat(losses).double().mean())),
+    }
+
+
+def _blocks(positions: int) -> Iterator[slice]:
+    return (slice(first, first + POSITIONS_PER_BLOCK) for first in range(0, positions, POSITIONS_PER_BLOCK))
+
+
+def used_resources() -> dict[str, float]:
+    """CPU seconds and peak memory of this process, for the line of JSON that a measured process ends with."""
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return {"peak_memory_bytes": _peak_memory(used.ru_maxrss), "cpu_seconds": used.ru_utime + used.ru_stime}
+
+
+def _peak_memory(maxrss: int) -> int:
+    """Of this process; what getrusage gives on Linux includes the process that started it."""
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return maxrss
+    return next(1024 * int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmHWM"))
