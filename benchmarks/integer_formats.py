@@ -79,6 +79,10 @@ def main() -> None:
     if arguments.make:
         _make(arguments, model)
         return
+    if arguments.write_tokens:
+        text = read_calibration(arguments.calibration, model.tokenizer, num_samples=arguments.samples)
+        arguments.write_tokens.write_text(json.dumps([window_T.tolist() for window_T in text.windows]))
+        return
     windows = read_windows(arguments.windows, model, per_source=arguments.per_source)
     rows = []
     print(f"{'format':15} {'method':17} {'KLD':>9} {'p99':>9} {'top-1':>6} {'s':>6} {'cpu s':>6} {'MB':>6}")
@@ -225,12 +229,13 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--samples", type=int, default=64)
     parser.add_argument("--windows", type=Path)
     parser.add_argument("--per-source", type=int)
-    parser.add_argument("--only", nargs="+", metavar="FORMAT/METHOD")
+    parser.add_argument("--write-tokens", type=Path, help="write the calibration tokens here, and do no more")
+    parser.add_argument("--only", nargs="*", metavar="FORMAT/METHOD")
     parser.add_argument("--weights", nargs="+", default=[], metavar="NAME=FOLDER")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--make", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if not arguments.make and not arguments.windows:
+    if not (arguments.make or arguments.write_tokens or arguments.windows):
         parser.error("--windows is needed")
     return arguments
 

@@ -100,6 +100,7 @@ class GptqRun:
                     part.moments(),
                     number_format,
                     settings=self.settings.solver,
+                    factor=part.factor(self.settings.solver.damping),
                     threads=self.threads,
                 )
                 for i, part in enumerate(sums)

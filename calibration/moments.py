@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from qwen3_export.quantizers.gptq_hessian import Moments
+from qwen3_export.quantizers.gptq_hessian import InverseFactor, Moments, factor_inverse
 
 __all__ = ["MomentSums", "norm_weights"]
 
@@ -29,11 +29,13 @@ class MomentSums:
         self.residual_OI = torch.zeros(residual_size, columns) if residual_size else None
         self.tokens = 0
         self.mass = 0.0
+        self._factors: dict[float, InverseFactor] = {}
 
     def add(
         self, x_PI: Tensor, exact_PI: Tensor, *, residual_PO: Tensor | None = None, weight_P: Tensor | None = None
     ) -> None:
         """Inputs, the fp32 model's, what the residual stream is off by, and what each token counts for."""
+        self._factors.clear()
         weighted_PI = x_PI if weight_P is None else x_PI * weight_P[:, None]
         self.hessian_II.addmm_(weighted_PI.T, x_PI)
         self.cross_II.addmm_(exact_PI.T, weighted_PI)
@@ -46,6 +48,7 @@ class MomentSums:
         """Add another's sums, brought to this mass."""
         if not other.mass:
             return
+        self._factors.clear()
         share = mass / other.mass
         self.hessian_II.add_(other.hessian_II, alpha=share)
         self.cross_II.add_(other.cross_II, alpha=share)
@@ -55,6 +58,12 @@ class MomentSums:
 
     def moments(self) -> Moments:
         return Moments(hessian_II=self.hessian_II, cross_II=self.cross_II, residual_OI=self.residual_OI)
+
+    def factor(self, damping: float) -> InverseFactor:
+        """That of the Hessian, taken once: q, k and v share their inputs, and so do gate and up."""
+        if damping not in self._factors:
+            self._factors[damping] = factor_inverse(self.hessian_II, damping=damping)
+        return self._factors[damping]
 
 
 def norm_weights(heads_TNH: Tensor, *, groups: int, eps: float) -> Tensor:

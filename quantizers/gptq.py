@@ -89,13 +89,15 @@ def gptq(
     number_format: NumberFormat,
     *,
     settings: GptqSettings = GptqSettings(),
+    factor: InverseFactor | None = None,
     threads: int = 1,
 ) -> GptqResult:
     """Quantize one linear weight.  Raises QuantizationError where the format does not fit its shape.
 
-    The result does not depend on ``threads``.
+    ``factor`` is that of the moments' Hessian under the settings' damping, for whoever has it: weights that share
+    their inputs share it.  The result does not depend on ``threads``.
     """
-    factor = factor_inverse(moments.hessian_II, damping=settings.damping)
+    factor = factor or factor_inverse(moments.hessian_II, damping=settings.damping)
     target_OI = aim(weights_OI, moments, factor, step=settings.step)
     metric_II = moments.hessian_II / factor.mean
     metric_II.diagonal().add_(factor.damping)
