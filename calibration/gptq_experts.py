@@ -133,11 +133,10 @@ def _solve_expert(run: GptqRun, layer: int, expert: int, *, shared: _Layer, own:
     sums = MomentSums(own.x_PD.shape[1])
     sums.add(own.x_PD, own.exact_PD, weight_P=own.weight_P)
     sums.add_share(shared.sums, mass)
-    run.solve(gate, [sums])
-    run.solve(up, [sums])
+    run.solve([gate, up], [sums])
     inner = _inner_sums(run, layer, expert, own)
     inner.add_share(_inner_sums(run, layer, expert, sample), mass)
-    run.solve(down, [inner])
+    run.solve([down], [inner])
 
 
 def _inner_sums(run: GptqRun, layer: int, expert: int, tokens: _Tokens) -> MomentSums:

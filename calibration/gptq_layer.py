@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from qwen3_export.calibration.gptq_run import GptqRun
-from qwen3_export.calibration.moments import MomentSums, norm_weights
+from qwen3_export.calibration.moments import MomentSums, RelativeError, norm_weights
 from qwen3_export.calibration.window_states import WindowStates
 from qwen3_export.graph import Kind, Role
 from qwen3_export.reference_layer import attend, gated, project_heads, rms_norm
@@ -58,8 +58,7 @@ def run_dense_mlp(run: GptqRun, layer: int, streams: Streams) -> None:
         sums = MomentSums(len(norm_D))
         for i in range(len(run.lengths)):
             sums.add(*streams.normed(i, norm_D, eps=eps))
-        for role in roles:
-            run.solve(role, [sums])
+        run.solve(roles, [sums])
     run.advance()
     inners = _solve_down(run, layer, streams, norm_D)
     _add(streams.stream, inners, run.quantized(Kind.DOWN_PROJ, layer))
@@ -84,27 +83,35 @@ def _solve_qkv(run: GptqRun, layer: int, streams: Streams, norm_D: Tensor) -> No
             weight_GT = norm_weights(heads_TNH, groups=groups, eps=config.rms_norm_eps)
             for part, weight_T in zip(parts, weight_GT, strict=True):
                 part.add(h_TD, exact_TD, weight_P=weight_T)
-    for role in roles:
-        run.solve(role, weighted.get(role, [sums]))
+    for role, parts in weighted.items():
+        run.solve([role], parts)
+    run.solve(roles, [sums])
 
 
 def _solve_o(run: GptqRun, layer: int, streams: Streams, norm_D: Tensor) -> WindowStates:
-    """Solve o_proj and carry the exact stream through it; returns what the quantized o_proj is to multiply."""
+    """Solve o_proj and carry the exact stream through it; returns what the quantized o_proj is to multiply.
+
+    On the way, q and k of both models are compared: they are normed, and rotated, which changes no distance.
+    """
     config, role = run.graph.config, Role(Kind.O_PROJ, layer)
     columns = run.graph[role].shape[1]
-    sums = MomentSums(columns, residual_size=len(norm_D) if run.settings.take_back_residual else 0)
-    contexts = run.states(columns)
+    sums = MomentSums(columns, residual_size=len(norm_D), has_cross=False)
+    contexts, errors = run.states(columns), {Kind.Q_PROJ: RelativeError(), Kind.K_PROJ: RelativeError()}
     exact, quantized = _attention_weights(run, layer, norm_D), _attention_weights(run, layer, norm_D, quantized=True)
     is_needed = run.needs(role)
     for i in range(len(run.lengths)):
         h_TD, exact_TD = streams.normed(i, norm_D, eps=config.rms_norm_eps)
-        context_TI = attend(*project_heads(config, quantized, h_TD))
-        exact_TI = attend(*project_heads(config, exact, exact_TD))
+        heads, exact_heads = project_heads(config, quantized, h_TD), project_heads(config, exact, exact_TD)
+        for error, found, wanted in zip(errors.values(), heads, exact_heads, strict=False):
+            error.add(found, wanted)
+        context_TI, added_TD = attend(*heads), exact.o_proj(attend(*exact_heads))
         if is_needed:
-            sums.add(context_TI, exact_TI, residual_PO=streams.lost(i))
+            sums.add(context_TI, residual_PO=_missing(run, streams, i, exact.o_proj(context_TI), added_TD))
         contexts[i] = context_TI
-        streams.exact[i] = streams.exact[i] + exact.o_proj(exact_TI)
-    run.solve(role, [sums])
+        streams.exact[i] = streams.exact[i] + added_TD
+    for kind, error in errors.items():
+        run.report_normed_error(Role(kind, layer), error.share)
+    run.solve([role], [sums])
     return contexts
 
 
@@ -112,19 +119,28 @@ def _solve_down(run: GptqRun, layer: int, streams: Streams, norm_D: Tensor) -> W
     """Solve down_proj and carry the exact stream through it; returns what the quantized one is to multiply."""
     role = Role(Kind.DOWN_PROJ, layer)
     columns = run.graph[role].shape[1]
-    sums = MomentSums(columns, residual_size=len(norm_D) if run.settings.take_back_residual else 0)
+    sums = MomentSums(columns, residual_size=len(norm_D), has_cross=False)
     inners = run.states(columns)
     exact, quantized = gated_weights(run, layer), gated_weights(run, layer, quantized=True)
     is_needed = run.needs(role)
     for i in range(len(run.lengths)):
         h_TD, exact_TD = streams.normed(i, norm_D, eps=run.graph.config.rms_norm_eps)
-        inner_TI, exact_TI = gated(quantized, h_TD), gated(exact, exact_TD)
+        inner_TI, added_TD = gated(quantized, h_TD), exact.down_proj(gated(exact, exact_TD))
         if is_needed:
-            sums.add(inner_TI, exact_TI, residual_PO=streams.lost(i))
+            sums.add(inner_TI, residual_PO=_missing(run, streams, i, exact.down_proj(inner_TI), added_TD))
         inners[i] = inner_TI
-        streams.exact[i] = streams.exact[i] + exact.down_proj(exact_TI)
-    run.solve(role, [sums])
+        streams.exact[i] = streams.exact[i] + added_TD
+    run.solve([role], [sums])
     return inners
+
+
+def _missing(run: GptqRun, streams: Streams, index: int, given_TD: Tensor, added_TD: Tensor) -> Tensor:
+    """What the checkpoint's o_proj or down_proj, on the quantized model's inputs, leaves to be made up for, [T, D].
+
+    That is W (x₀ - x) + r: summed as one, it is cheaper than the cross moments of inputs that are wider than D.
+    """
+    missing_TD = added_TD - given_TD
+    return missing_TD + streams.lost(index) if run.settings.take_back_residual else missing_TD
 
 
 def gated_weights(run: GptqRun, layer: int, *, expert: int | None = None, quantized: bool = False) -> GatedWeights:

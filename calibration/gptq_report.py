@@ -14,7 +14,8 @@ class WeightReport:
     """One weight; errors are tr(ΔW H ΔWᵀ) / tr(W H Wᵀ) against the weights aimed at.
 
     ``method`` says whose codes were the better ones: GPTQ's, or plain rounding's ("rtn"); ``damping`` is what the
-    Hessian's inverse took; ``tokens`` how many met the weight.
+    Hessian's inverse took; ``tokens`` how many met the weight.  ``normed_error``, for q_proj and k_proj, is the
+    squared error of their heads after the norm, of all that was quantized so far, relative to the fp32 model's squares.
     """
 
     name: str
@@ -24,6 +25,7 @@ class WeightReport:
     rtn_error: float
     damping: float
     tokens: int
+    normed_error: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,7 +6,7 @@ Shapes: O out, I in
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -18,6 +18,7 @@ from qwen3_export.calibration.window_states import MEMORY_LIMIT, WindowStates
 from qwen3_export.errors import QuantizationError
 from qwen3_export.graph import Graph, Kind, Role, Weight, module_name
 from qwen3_export.quantizers.gptq import GptqResult, GptqSettings, gptq
+from qwen3_export.quantizers.gptq_hessian import InverseFactor, Moments, factor_inverse
 from qwen3_export.quantizers.gptq_slab import NumberFormat
 from qwen3_export.reference_weights import Linear, read_linear, read_tensor
 
@@ -87,23 +88,42 @@ class GptqRun:
         """Whether one of these weights is still to be solved; results of an earlier run are taken over."""
         return any(self._is_open(role) for role in roles)
 
-    def solve(self, role: Role, sums: Sequence[MomentSums]) -> None:
-        """Solve a weight, unless that is done.  Several sums are for equal parts of its rows, in order."""
-        if not self._is_open(role):
+    def solve(self, roles: Sequence[Role], sums: Sequence[MomentSums]) -> None:
+        """Solve weights that share their inputs, but for those that are done: the inputs' Hessian is factored once.
+
+        Several sums are for equal parts of each weight's rows, in order.
+        """
+        wanted = [role for role in roles if self._is_open(role)]
+        if not wanted:
             return
+        name, damping = module_name(wanted[0]), self.settings.solver.damping
+        try:
+            factored = [(part.moments(), factor_inverse(part.moments().hessian_II, damping=damping)) for part in sums]
+        except ValueError as error:
+            raise QuantizationError(f"{name}: {error}") from error
+        for role in wanted:
+            self._solve_one(role, factored, tokens=sums[0].tokens)
+
+    def report_normed_error(self, role: Role, error: float) -> None:
+        """Add to a weight's report what its error is after the norm."""
+        name = module_name(role)
+        if name in self.reports:
+            self.reports[name] = replace(self.reports[name], normed_error=error)
+
+    def _solve_one(self, role: Role, factored: Sequence[tuple[Moments, InverseFactor]], *, tokens: int) -> None:
         weight, number_format = self.graph[role], self.formats[module_name(role)]
-        rows = weight.shape[0] // len(sums)
+        rows = weight.shape[0] // len(factored)
         try:
             parts = [
                 gptq(
                     read_tensor(weight, slice(i * rows, (i + 1) * rows)),
-                    part.moments(),
+                    moments,
                     number_format,
                     settings=self.settings.solver,
-                    factor=part.factor(self.settings.solver.damping),
                     threads=self.threads,
+                    factor=factor,
                 )
-                for i, part in enumerate(sums)
+                for i, (moments, factor) in enumerate(factored)
             ]
         except (QuantizationError, ValueError) as error:
             raise QuantizationError(f"{weight.name}: {error}") from error
@@ -115,7 +135,7 @@ class GptqRun:
             error=result.error,
             rtn_error=result.rtn_error,
             damping=result.damping,
-            tokens=sums[0].tokens,
+            tokens=tokens,
         )
         self.weights[weight.name] = self.folder.save(weight, number_format, result, report)
         self.reports[weight.name] = report

@@ -113,10 +113,10 @@ def _solve_tied_embedding(run: GptqRun, windows: Sequence[Tensor]) -> None:
         return
     hidden_size = run.graph.config.hidden_size
     step = max(1, sum(run.lengths) // (HEAD_TOKENS_PER_COLUMN * hidden_size))
-    sums = MomentSums(hidden_size)
+    sums = MomentSums(hidden_size, has_cross=False)
     for hidden_TD in forward(run.graph, windows[::step]):
-        sums.add(hidden_TD, hidden_TD)
-    run.solve(role, [sums])
+        sums.add(hidden_TD)
+    run.solve([role], [sums])
 
 
 def _solve_head(run: GptqRun, streams: Streams) -> None:
@@ -127,7 +127,7 @@ def _solve_head(run: GptqRun, streams: Streams) -> None:
     sums = MomentSums(len(norm_D))
     for i in range(len(run.lengths)):
         sums.add(*streams.normed(i, norm_D, eps=run.graph.config.rms_norm_eps))
-    run.solve(role, [sums])
+    run.solve([role], [sums])
 
 
 def _embed(run: GptqRun, windows: Sequence[Tensor]) -> Streams:

@@ -89,13 +89,13 @@ def gptq(
     number_format: NumberFormat,
     *,
     settings: GptqSettings = GptqSettings(),
-    factor: InverseFactor | None = None,
     threads: int = 1,
+    factor: InverseFactor | None = None,
 ) -> GptqResult:
     """Quantize one linear weight.  Raises QuantizationError where the format does not fit its shape.
 
-    ``factor`` is that of the moments' Hessian under the settings' damping, for whoever has it: weights that share
-    their inputs share it.  The result does not depend on ``threads``.
+    The result does not depend on ``threads``.  ``factor`` is what ``factor_inverse`` gives for the moments' Hessian
+    and the damping of ``settings``: weights that share their inputs need it only once.
     """
     factor = factor or factor_inverse(moments.hessian_II, damping=settings.damping)
     target_OI = aim(weights_OI, moments, factor, step=settings.step)

@@ -35,7 +35,7 @@ class Moments:
 
     hessian_II: Tensor  # Σ x xᵀ
     cross_II: Tensor | None = None  # Σ x₀ xᵀ
-    residual_OI: Tensor | None = None  # Σ r xᵀ
+    residual_OI: Tensor | None = None  # Σ r xᵀ; without ``cross_II``, r may hold W (x₀ - x) too
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,20 +61,23 @@ def factor_inverse(hessian_II: Tensor, *, damping: float) -> InverseFactor:
         if damping >= MAX_DAMPING:
             raise ValueError("a Hessian with values that are not finite")
         damping = max(10 * damping, 1e-4)
-    identity_II = torch.eye(len(hessian_II), dtype=torch.float64)
-    upper_II = torch.linalg.solve_triangular(root_II, identity_II, upper=True)
+    # Transposed, because LAPACK wants columns; and in place.
+    upper_II = torch.eye(len(hessian_II), dtype=torch.float64).T
+    torch.linalg.solve_triangular(root_II, upper_II, upper=True, out=upper_II)
     return InverseFactor(root_II=root_II, upper_II=upper_II, mean=mean, damping=damping)
 
 
 def aim(weights_OI: Tensor, moments: Moments, factor: InverseFactor, *, step: float = 1.0) -> Tensor:
     """The weights to aim at, [O, I] fp32: ``step`` of the way from W to T."""
-    if moments.cross_II is None or step == 0:
+    if step == 0 or (moments.cross_II is None and moments.residual_OI is None):
         return weights_OI
     # W and T differ by (W (Σ x₀xᵀ - Σ xxᵀ) + Σ r xᵀ) (Σ xxᵀ + λI)⁻¹: small things, so that fp32 loses nothing.
-    pull_OI = weights_OI.double() @ (moments.cross_II - moments.hessian_II).double()
+    pull_OI = torch.zeros(weights_OI.shape, dtype=torch.float64)
     if moments.residual_OI is not None:
-        pull_OI = pull_OI + moments.residual_OI.double()
-    change_OI = (pull_OI / factor.mean) @ factor.upper_II.T @ factor.upper_II
+        pull_OI += moments.residual_OI
+    if moments.cross_II is not None:
+        pull_OI += weights_OI @ (moments.cross_II - moments.hessian_II)
+    change_OI = pull_OI.div_(factor.mean) @ factor.upper_II.T @ factor.upper_II
     return weights_OI + step * change_OI.float()
 
 

@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from qwen3_export.calibration.moments import MomentSums
 from qwen3_export.errors import QuantizationError
 from qwen3_export.quantizers.affine import AffineFormat
 from qwen3_export.quantizers.ggml import GGML_FORMATS
@@ -105,21 +104,6 @@ def test_codes_and_parameters_survive_packing(name: str) -> None:
     result = gptq(weights(), moments_of(correlated_inputs()), number_format)
     packed = number_format.pack(result.codes_OI, result.params)
     assert np.array_equal(number_format.decode(packed), number_format.dequantize(result.codes_OI, result.params))
-
-
-def test_weights_that_share_inputs_share_the_factor(monkeypatch: pytest.MonkeyPatch) -> None:
-    x_TI = torch.randn(300, 64, generator=torch.Generator().manual_seed(0))
-    sums = MomentSums(64)
-    sums.add(x_TI, x_TI)
-    first = sums.factor(0.01)
-    assert sums.factor(0.01) is first
-    weights_OI = torch.randn(32, 64, generator=torch.Generator().manual_seed(1))
-    number_format = AffineFormat(num_bits=4, group_size=32)
-    shared = gptq(weights_OI, sums.moments(), number_format, factor=first)
-    alone = gptq(weights_OI, sums.moments(), number_format)
-    np.testing.assert_array_equal(shared.codes_OI, alone.codes_OI)
-    sums.add(x_TI[:5], x_TI[:5])
-    assert sums.factor(0.01) is not first
 
 
 def test_the_number_of_threads_changes_nothing() -> None:
