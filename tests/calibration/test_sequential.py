@@ -122,6 +122,24 @@ def test_killed_and_started_again_it_gives_the_same_bytes(
     assert len(report.weights) == 14
 
 
+def test_q_and_k_report_their_error_after_the_norm_also_when_resumed(
+    model_graph: Callable[[str], Graph], tmp_path: Path
+) -> None:
+    graph = model_graph("untied").truncated(0, 1)
+    coarse, resumed, fine = (
+        {weight.name.rpartition(".")[2]: weight.normed_error for weight in report.weights}
+        for report in (
+            solve(graph, random_windows(), tmp_path / "coarse", formats=formats_of(graph, "Q2_K"))[1],
+            solve(graph, random_windows(), tmp_path / "coarse", formats=formats_of(graph, "Q2_K"))[1],
+            solve(graph, random_windows(), tmp_path / "fine", formats=formats_of(graph, "Q6_K"))[1],
+        )
+    )
+    assert coarse == resumed
+    assert {name for name, error in coarse.items() if error is not None} == {"q_proj", "k_proj"}
+    for name in ("q_proj", "k_proj"):
+        assert 0 < (fine[name] or 0) < 0.1 * (coarse[name] or 0) < 0.1
+
+
 def test_a_result_that_is_there_is_not_computed_again(model_graph: Callable[[str], Graph], tmp_path: Path) -> None:
     graph = model_graph("untied")
     solve(graph, random_windows(), tmp_path)
