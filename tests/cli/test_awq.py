@@ -19,16 +19,6 @@ from qwen3_export.targets.gguf.metadata import Provenance, build_metadata
 from qwen3_export.targets.gguf.recipes import find_recipe
 
 
-@pytest.fixture(scope="module")
-def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Some two thousand tokens that repeat nothing exactly."""
-    path = tmp_path_factory.mktemp("text") / "text.txt"
-    path.write_text(
-        " ".join(f"{i} times {j} is {i * j}, said the teacher of class {i + j}." for i in range(12) for j in range(12))
-    )
-    return path
-
-
 def test_the_file_and_its_report_say_how_it_was_made(run, text: Path, tmp_path: Path) -> None:
     outcome = run(
         "gguf", "--model", "demo", "--quant", "q4_0", "--method", "awq", "--calibration", text, "--samples", "2"

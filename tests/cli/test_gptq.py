@@ -10,16 +10,6 @@ import pytest
 from models import write_model
 
 
-@pytest.fixture(scope="module")
-def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Some two thousand tokens that repeat nothing exactly."""
-    path = tmp_path_factory.mktemp("text") / "text ü.txt"
-    path.write_text(
-        " ".join(f"{i} times {j} is {i * j}, said the teacher of class {i + j}." for i in range(12) for j in range(12))
-    )
-    return path
-
-
 def tiny(folder: Path) -> Path:
     return write_model(folder / "m", num_hidden_layers=1)
 
