@@ -34,6 +34,9 @@ __all__ = ["KVCache", "Routing", "attend", "gated", "project_heads", "rms_norm",
 # Attention scores held at once (16 MB of fp32); a longer sequence is walked in smaller blocks of queries.
 MAX_SCORES = 1 << 22
 
+# Queries taken at once at most: scores that stay in the cache, and keys that none of them sees are not multiplied.
+MAX_QUERIES = 128
+
 
 @dataclass(slots=True)
 class KVCache:
@@ -101,7 +104,7 @@ def attend(q_TNH: Tensor, k_SKH: Tensor, v_SKH: Tensor) -> Tensor:
     seen, kv_heads, _ = k_SKH.shape
     q_KGTH = q_TNH.reshape(tokens, kv_heads, heads // kv_heads, head_dim).permute(1, 2, 0, 3)
     k_KSH, v_KSH = k_SKH.transpose(0, 1), v_SKH.transpose(0, 1)
-    block = max(1, MAX_SCORES // (heads * seen))
+    block = min(MAX_QUERIES, max(1, MAX_SCORES // (heads * seen)))
     context = torch.empty(tokens, heads * head_dim)
     for first in range(0, tokens, block):
         last = min(first + block, tokens)
