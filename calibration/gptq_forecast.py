@@ -48,30 +48,53 @@ def gptq_forecast(
     """For a run from its beginning; one that goes on with what an earlier one left takes less."""
     settings, num_tokens = settings or SequentialSettings(), sum(map(len, windows))
     rate = _multiplications_a_second(graph.config.hidden_size)
-    work = sum(_multiplications(weight, graph, num_tokens) for weight in graph if len(weight.shape) == 2)
-    moves = sum(_moves(weight, settings) for weight in graph if GGML_FORMATS[formats[weight.name]].block_size > 1)
+    solved = [weight for weight in graph if _is_solved(weight, graph, formats[weight.name])]
+    work = sum(_products(weight, graph, num_tokens) for weight in graph)
+    work += sum(_solving(weight, graph, num_tokens) for weight in solved)
+    moves = sum(_moves(weight, settings) for weight in solved)
     held, spilled = _states(graph, num_tokens, limit=settings.memory_limit)
     stored = sum(_num_bytes(weight, formats[weight.name]) for weight in graph)
     return Forecast(
         seconds=work / rate + moves * SECONDS_PER_MOVE / threads,
-        memory_bytes=BASE_BYTES + held + FP32_BYTES * (2 * _half_layer(graph) + _solving(graph)),
+        memory_bytes=BASE_BYTES + held + FP32_BYTES * (2 * _half_layer(graph) + _held_solving(solved)),
         disk_bytes=stored + spilled,
     )
 
 
-def _multiplications(weight: Weight, graph: Graph, num_tokens: int) -> float:
-    """Of both models' products with a weight, of the sums over its inputs, and of its solution."""
-    rows, columns = weight.shape
-    kind, config = weight.role.kind, graph.config
-    if kind is Kind.EMBED_TOKENS and not config.tie_word_embeddings:
+def _is_solved(weight: Weight, graph: Graph, format_name: str) -> bool:
+    """Whether more than rounding is done to a weight: an embedding that is no head multiplies nothing."""
+    looked_up = weight.role.kind is Kind.EMBED_TOKENS and not graph.config.tie_word_embeddings
+    return GGML_FORMATS[format_name].block_size > 1 and not looked_up
+
+
+def _products(weight: Weight, graph: Graph, num_tokens: int) -> float:
+    """Multiplications of both models' passes through a weight of a layer."""
+    if weight.role.layer is None or len(weight.shape) < 2:
         return 0
-    if weight.role.expert is not None:
-        num_tokens = math.ceil(num_tokens * config.num_experts_per_tok / config.num_experts)
-    products = 2 * rows * columns * num_tokens if weight.role.layer is not None else 0
-    sums = 2 * columns**2 * num_tokens if kind in INPUTS else 0
-    sums += config.hidden_size * columns * num_tokens if kind in ADDING else 0
+    return 2 * math.prod(weight.shape) * _seen(weight, graph, num_tokens)
+
+
+def _solving(weight: Weight, graph: Graph, num_tokens: int) -> float:
+    """Multiplications of the sums over a weight's inputs, of their factors, and of its solution.
+
+    Weights that have the same inputs share sums and factors, which count for one of them.
+    """
+    (rows, columns), kind = weight.shape, weight.role.kind
+    solution = 4 * rows * columns**2
+    if kind not in INPUTS and weight.role.layer is not None:
+        return solution
+    # Half of the symmetric sums; with them those of the fp32 model's inputs, or of what the residual stream has lost.
+    beside = graph.config.hidden_size if kind in ADDING else columns if weight.role.layer is not None else 0
+    sums = (columns / 2 + beside) * columns * _seen(weight, graph, num_tokens)
     # Factoring and inverting are in fp64, which takes twice as long.
-    return products + sums + 2 * columns**3 + 4 * rows * columns**2
+    return solution + sums + 2 * columns**3
+
+
+def _seen(weight: Weight, graph: Graph, num_tokens: int) -> int:
+    """Tokens that reach a weight: of an expert, its share."""
+    if weight.role.expert is None:
+        return num_tokens
+    return math.ceil(num_tokens * graph.config.num_experts_per_tok / graph.config.num_experts)
 
 
 def _moves(weight: Weight, settings: SequentialSettings) -> int:
@@ -88,12 +111,11 @@ def _states(graph: Graph, num_tokens: int, *, limit: int) -> tuple[int, int]:
     return sum(size for size in sizes if size <= limit), sum(size for size in sizes if size > limit)
 
 
-def _solving(graph: Graph) -> int:
+def _held_solving(solved: Sequence[Weight]) -> int:
     """Numbers held while the largest weight is solved: the sums, and two factors, the damped Hessian and the
     identity in fp64; and the weight, its target, its values and codes, what is left of it, and its gradient."""
-    columns = _widest(graph, lambda _: True)
-    largest = max(math.prod(weight.shape) for weight in graph)
-    return 3 * columns**2 + 8 * columns**2 + 6 * largest
+    columns = max((weight.shape[1] for weight in solved), default=0)
+    return 11 * columns**2 + 6 * max((math.prod(weight.shape) for weight in solved), default=0)
 
 
 def _half_layer(graph: Graph) -> int:

@@ -34,7 +34,7 @@ __all__ = [
 RoundActivations = Callable[[Tensor, Weight], Tensor]
 
 # Embedding rows that lie this close together are read in one go.
-MAX_GAP_ROWS = 16
+MAX_GAP_ROWS = 64
 
 
 @dataclass(frozen=True, slots=True)
