@@ -62,6 +62,14 @@ class _Layer:
     importance: Mapping[str, Values]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Search:
+    """How candidates are made and judged: part of the key of a run."""
+
+    alphas: tuple[float, ...]
+    is_judged_raw: bool
+
+
 @torch.inference_mode()
 def awq_graph(
     graph: Graph,
@@ -70,22 +78,25 @@ def awq_graph(
     *,
     work_dir: Path,
     alphas: Sequence[float] = ALPHAS,
+    is_judged_raw: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> AwqResult:
     """Move scales where that makes rounding to ``formats`` (by weight name) cost less, and round.
 
+    ``is_judged_raw``: see ``search_layer``.
     Raises QuantizationError for a weight without a format, OutputError where ``work_dir`` cannot be written.
     """
     chosen = {name: GGML_FORMATS[found] if isinstance(found, str) else found for name, found in formats.items()}
     missing = graph.weights.keys() - chosen.keys()
     if missing:
         raise QuantizationError(f"{min(missing)}: has no number format; give one for each weight")
-    folder = _open_folder(work_dir, graph, windows=windows, formats=chosen, alphas=alphas)
+    search = _Search(alphas=tuple(alphas), is_judged_raw=is_judged_raw)
+    folder = _open_folder(work_dir, graph, windows=windows, formats=chosen, search=search)
     layers = graph.config.num_hidden_layers
     hidden = [embed(graph, torch.from_numpy(np.asarray(window_T, np.int64))) for window_T in windows]
     found: list[_Layer] = []
     for layer in range(layers):
-        result, hidden = _find_layer(graph, layer, hidden=hidden, formats=chosen, alphas=alphas, folder=folder)
+        result, hidden = _find_layer(graph, layer, hidden=hidden, formats=chosen, search=search, folder=folder)
         found.append(result)
         if progress is not None:
             progress(layer + 1, layers + 1)
@@ -110,7 +121,7 @@ def _find_layer(
     *,
     hidden: list[Tensor],
     formats: Mapping[str, NumberFormat],
-    alphas: Sequence[float],
+    search: _Search,
     folder: Path,
 ) -> tuple[_Layer, list[Tensor]]:
     """A layer's scales, searched or taken from an earlier run, and the fp32 model's inputs of the next layer."""
@@ -123,7 +134,13 @@ def _find_layer(
         return weight if number_format.name in UNBLOCKED else round_weight(weight, number_format, importance)
 
     searched, after = search_layer(
-        graph, layer, hidden=hidden, rounding=rounding, alphas=alphas, judged=judged_windows(hidden)
+        graph,
+        layer,
+        hidden=hidden,
+        rounding=rounding,
+        alphas=search.alphas,
+        judged=judged_windows(hidden),
+        is_judged_raw=search.is_judged_raw,
     )
     result = _Layer(scales=searched.scales, importance=searched.importance)
     _save(path, result)
@@ -160,10 +177,10 @@ def _open_folder(
     *,
     windows: Sequence[NDArray[np.int64]],
     formats: Mapping[str, NumberFormat],
-    alphas: Sequence[float],
+    search: _Search,
 ) -> Path:
     names = {name: number_format.name for name, number_format in formats.items()}
-    settings = {"alphas": list(alphas), "search_tokens": SEARCH_TOKENS}
+    settings = {"alphas": list(search.alphas), "raw": search.is_judged_raw, "search_tokens": SEARCH_TOKENS}
     key = run_key(f"awq {VERSION}", graph, windows=windows, formats=names, settings=settings)
     folder = root / f"awq-{key}"
     try:

@@ -29,7 +29,8 @@ __all__ = ["LlamaModel", "LlamaSession", "is_installed", "open_model", "runtime_
 
 logger = logging.getLogger(__name__)
 
-GGML_TYPE_F32, GGML_TYPE_F16 = 0, 1
+GGML_TYPE_F32 = 0
+KEY_TYPES = {"F32": GGML_TYPE_F32, "F16": 1, "Q8_0": 8, "Q4_0": 2}
 LOG_LEVELS = {1: logging.DEBUG, 2: logging.DEBUG, 3: logging.INFO, 4: logging.DEBUG}
 
 # name of the tensor in llama.cpp's graph, its values (flat, token by token)
@@ -81,14 +82,19 @@ class LlamaModel:
 
     @contextmanager
     def session(
-        self, *, positions: int, is_exact: bool = False, observer: Observer | None = None
+        self,
+        *,
+        positions: int,
+        is_exact: bool = False,
+        key_type: str | None = None,
+        observer: Observer | None = None,
     ) -> Iterator[LlamaSession]:
         """A context for sequences of up to ``positions`` tokens.
 
         ``is_exact`` keeps the KV cache in F32 and flash attention off; otherwise llama.cpp's defaults hold
-        (F16, automatic).  ``observer`` is shown the named tensors of the graph as they are computed.
+        (F16, automatic).  ``key_type`` (one of KEY_TYPES) is what cached keys are kept in.  ``observer`` is shown the named tensors of the graph as they are computed.
         """
-        session = LlamaSession(self, positions=positions, is_exact=is_exact, observer=observer)
+        session = LlamaSession(self, positions=positions, is_exact=is_exact, key_type=key_type, observer=observer)
         try:
             yield session
         finally:
@@ -98,7 +104,9 @@ class LlamaModel:
 class LlamaSession:
     """One llama.cpp context; each ``run`` starts from an empty KV cache."""
 
-    def __init__(self, model: LlamaModel, *, positions: int, is_exact: bool, observer: Observer | None) -> None:
+    def __init__(
+        self, model: LlamaModel, *, positions: int, is_exact: bool, key_type: str | None, observer: Observer | None
+    ) -> None:
         self._api = api = _library().api
         self._model = model
         self._error: BaseException | None = None
@@ -111,6 +119,8 @@ class LlamaSession:
             _set_where_known(params, type_k=GGML_TYPE_F32, type_v=GGML_TYPE_F32)
             # Before this field existed (2025), flash attention was off unless asked for.
             _set_where_known(params, flash_attn_type=getattr(api, "LLAMA_FLASH_ATTN_TYPE_DISABLED", 0))
+        if key_type is not None:
+            _set_where_known(params, type_k=KEY_TYPES[key_type])
         if observer is not None:
             self._callback = api.ggml_backend_sched_eval_callback(self._observe(observer))
             params.cb_eval = self._callback

@@ -18,7 +18,7 @@ from qwen3_export.quantizers.awq import LayerScales, search_layer, search_scales
 from qwen3_export.quantizers.coded import RoundedWeight
 from qwen3_export.quantizers.ggml import GGML_FORMATS
 from qwen3_export.quantizers.quantized import QuantizedWeight
-from qwen3_export.quantizers.transforms import Fold, Pair, fold, scaled
+from qwen3_export.quantizers.transforms import Fold, Pair, fold, scaled, scaled
 from qwen3_export.reference import logits, run_layer
 from qwen3_export.reference_layer import rms_norm
 from qwen3_export.reference_weights import embed
@@ -114,6 +114,23 @@ def test_scales_are_the_paper_s(graph: Graph) -> None:
     np.testing.assert_allclose(found.scales[place], expected / expected.log().mean().exp(), rtol=1e-4)
 
 
+def test_a_head_s_size_counts_only_before_its_norm(graph: Graph) -> None:
+    """RMSNorm takes a factor of a head's rows out again; a loss on raw queries follows the head that is largest."""
+    q_proj = graph[Role(Kind.Q_PROJ, 0)]
+    factors = np.ones(q_proj.shape[0], np.float32)
+    factors[: graph.config.head_dim] = 64.0
+    scaled_up = graph.with_weights(dict(graph.weights) | {q_proj.name: scaled(q_proj, rows=factors)})
+
+    def errors(which: Graph, *, is_judged_raw: bool) -> list[float]:
+        found, _ = search_layer(
+            which, 0, hidden=[embed(which, TOKENS)], rounding=plain, alphas=(0.5,), is_judged_raw=is_judged_raw
+        )
+        return [found.choices[0].error_before, found.choices[0].error_after]
+
+    assert errors(scaled_up, is_judged_raw=False) == pytest.approx(errors(graph, is_judged_raw=False), rel=1e-3)
+    assert errors(scaled_up, is_judged_raw=True) != pytest.approx(errors(graph, is_judged_raw=True), rel=1e-2)
+
+
 def test_smoothquant_pays_with_int8_activations(graph: Graph) -> None:
     def eight_bits(weight: Weight, _importance: NDArray[np.float32] | None) -> Weight:
         return RoundedWeight(source=weight, number_format=AffineFormat(num_bits=8, search="range"))
@@ -122,6 +139,7 @@ def test_smoothquant_pays_with_int8_activations(graph: Graph) -> None:
     found = search_scales(
         graph, [TOKENS], rounding=eight_bits, rule="smoothquant", alphas=(0.5, 0.8), round_activations=activations
     )
+    assert {place.pair for place in found.scales} == {Pair.INPUT_LAYERNORM, Pair.POST_ATTENTION_LAYERNORM}
     before = LayerScales(scales={}, importance=found.importance, choices=())
     exact = logits(graph, TOKENS)
     smooth = logits(quantized(graph, found, eight_bits), TOKENS, round_activations=activations)
