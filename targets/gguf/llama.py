@@ -92,7 +92,8 @@ class LlamaModel:
         """A context for sequences of up to ``positions`` tokens.
 
         ``is_exact`` keeps the KV cache in F32 and flash attention off; otherwise llama.cpp's defaults hold
-        (F16, automatic).  ``key_type`` (one of KEY_TYPES) is what cached keys are kept in.  ``observer`` is shown the named tensors of the graph as they are computed.
+        (F16, automatic).  ``key_type`` (one of KEY_TYPES) is what cached keys are kept in.  ``observer`` is shown the
+        named tensors of the graph as they are computed.
         """
         session = LlamaSession(self, positions=positions, is_exact=is_exact, key_type=key_type, observer=observer)
         try:

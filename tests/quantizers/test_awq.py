@@ -18,7 +18,7 @@ from qwen3_export.quantizers.awq import LayerScales, search_layer, search_scales
 from qwen3_export.quantizers.coded import RoundedWeight
 from qwen3_export.quantizers.ggml import GGML_FORMATS
 from qwen3_export.quantizers.quantized import QuantizedWeight
-from qwen3_export.quantizers.transforms import Fold, Pair, fold, scaled, scaled
+from qwen3_export.quantizers.transforms import Fold, Pair, fold, scaled
 from qwen3_export.reference import logits, run_layer
 from qwen3_export.reference_layer import rms_norm
 from qwen3_export.reference_weights import embed
