@@ -8,15 +8,14 @@ stored blocks and from nothing else.
     gptq-1f0c…/model.layers.3.mlp.down_proj.blocks   the bytes of its rows
                model.layers.3.mlp.down_proj.json     how good they are; written last, so it says that all is there
 
-Codes and parameters of formats other than GGML's lie in a ``.npz`` instead.
+Codes and parameters of formats other than GGML's lie in ``.npy`` files instead (``quantizers.stored_codes``).
 """
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,19 +27,16 @@ from qwen3_export.calibration.digests import run_key
 from qwen3_export.calibration.gptq_report import WeightReport
 from qwen3_export.errors import OutputError
 from qwen3_export.graph import Graph, Weight
-from qwen3_export.quantizers.affine import AffineFormat
-from qwen3_export.quantizers.affine.params import AffineParams
-from qwen3_export.quantizers.coded import EncodedWeight
 from qwen3_export.quantizers.ggml import GgmlFormat
 from qwen3_export.quantizers.gptq import GptqResult
 from qwen3_export.quantizers.gptq_slab import NumberFormat
-from qwen3_export.quantizers.palette import PaletteParams
 from qwen3_export.quantizers.stored_blocks import StoredBlocks
+from qwen3_export.quantizers.stored_codes import StoredCodes, save_codes
 
 __all__ = ["GptqFolder", "open_gptq_folder"]
 
 # To be raised when a change makes the results of older runs differ.
-VERSION = 2
+VERSION = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,10 +67,7 @@ class GptqFolder:
             with partial_file(self._file(weight, "blocks"), num_bytes=len(data)) as descriptor:
                 write_all(descriptor, data)
         else:
-            arrays = {field.name: getattr(result.params, field.name) for field in fields(result.params)}
-            path = self._file(weight, "npz")
-            with partial_file(path) as descriptor, os.fdopen(descriptor, "wb", closefd=False) as file:
-                np.savez(file, codes=result.codes_OI, **arrays)
+            save_codes(self.path / weight.name, result.codes_OI, result.params)
         write_text(self._file(weight, "json"), json.dumps(asdict(report)))
         return self._stored(weight, number_format)
 
@@ -86,12 +79,8 @@ class GptqFolder:
                 number_format=number_format,
                 path=self._file(weight, "blocks"),
             )
-        with np.load(self._file(weight, "npz")) as arrays:
-            kept: dict[str, Any] = {name: arrays[name] for name in arrays.files if name != "codes"}
-            codes_RI = arrays["codes"]
-        params = AffineParams(**kept) if isinstance(number_format, AffineFormat) else PaletteParams(**kept)
-        return EncodedWeight(
-            name=weight.name, role=weight.role, number_format=number_format, codes_RI=codes_RI, params=params
+        return StoredCodes(
+            role=weight.role, shape=weight.shape, number_format=number_format, path=self.path / weight.name
         )
 
     def _file(self, weight: Weight, suffix: str) -> Path:

@@ -20,8 +20,10 @@ from numpy.typing import NDArray
 from qwen3_export.calibration.forecast import Forecast
 from qwen3_export.calibration.gptq_run import SequentialSettings
 from qwen3_export.graph import ATTENTION, Graph, Kind, Weight
-from qwen3_export.quantizers.ggml import GGML_FORMATS
+from qwen3_export.quantizers.ggml import GGML_FORMATS, GgmlFormat
 from qwen3_export.quantizers.gptq import SLAB_COLUMNS
+from qwen3_export.quantizers.gptq_slab import NumberFormat
+from qwen3_export.quantizers.rounding import UNBLOCKED
 
 __all__ = ["gptq_forecast"]
 
@@ -39,7 +41,7 @@ ADDING = frozenset({Kind.O_PROJ, Kind.DOWN_PROJ})
 
 def gptq_forecast(
     graph: Graph,
-    formats: Mapping[str, str],
+    formats: Mapping[str, str | NumberFormat],
     windows: Sequence[NDArray[np.int64]],
     *,
     settings: SequentialSettings | None = None,
@@ -61,10 +63,11 @@ def gptq_forecast(
     )
 
 
-def _is_solved(weight: Weight, graph: Graph, format_name: str) -> bool:
+def _is_solved(weight: Weight, graph: Graph, number_format: str | NumberFormat) -> bool:
     """Whether more than rounding is done to a weight: an embedding that is no head multiplies nothing."""
     looked_up = weight.role.kind is Kind.EMBED_TOKENS and not graph.config.tie_word_embeddings
-    return GGML_FORMATS[format_name].block_size > 1 and not looked_up
+    name = number_format if isinstance(number_format, str) else number_format.name
+    return name not in UNBLOCKED and not looked_up
 
 
 def _products(weight: Weight, graph: Graph, num_tokens: int) -> float:
@@ -130,8 +133,12 @@ def _widest(graph: Graph, chosen: object) -> int:
     return max((weight.shape[1] for weight in graph if len(weight.shape) == 2 and chosen(weight)), default=0)
 
 
-def _num_bytes(weight: Weight, format_name: str) -> int:
-    return math.prod(weight.shape[:-1]) * GGML_FORMATS[format_name].row_bytes(weight.shape[-1])
+def _num_bytes(weight: Weight, number_format: str | NumberFormat) -> int:
+    """What a solved weight takes in the work folder: blocks of GGML's, or a byte a code."""
+    found = GGML_FORMATS[number_format] if isinstance(number_format, str) else number_format
+    if isinstance(found, GgmlFormat):
+        return math.prod(weight.shape[:-1]) * found.row_bytes(weight.shape[-1])
+    return math.prod(weight.shape) * (8 + math.ceil(found.bits_per_weight(weight.shape[-1]))) // 8
 
 
 def _multiplications_a_second(hidden_size: int) -> float:

@@ -21,7 +21,7 @@ from qwen3_export.graph import ALL_ROWS, DerivedWeight, Graph, Role, Weight
 from qwen3_export.quantizers.affine import AffineFormat
 from qwen3_export.quantizers.palette import PaletteFormat
 
-__all__ = ["CodedFormat", "CodedWeight", "EncodedWeight", "RoundedWeight", "round_weights"]
+__all__ = ["CodedFormat", "CodedWeight", "EncodedWeight", "RoundedWeight", "read_coded", "round_weights"]
 
 CodedFormat = AffineFormat | PaletteFormat
 
@@ -70,7 +70,7 @@ class RoundedWeight(DerivedWeight):
 
     def read(self, rows: slice = ALL_ROWS) -> np.ndarray:
         """What a runtime computes from the codes, fp32; any rows, whole tables are read around them."""
-        return _read(self, rows)
+        return read_coded(self, rows)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,7 +102,7 @@ class EncodedWeight:
 
     def read(self, rows: slice = ALL_ROWS) -> np.ndarray:
         """What a runtime computes from the codes, fp32; any rows."""
-        return _read(self, rows)
+        return read_coded(self, rows)
 
 
 def round_weights(
@@ -131,8 +131,8 @@ def round_weights(
     return graph.with_weights(MappingProxyType(weights))
 
 
-def _read(weight: CodedWeight, rows: slice) -> np.ndarray:
-    """Decode the whole tables (or single rows) around a block of rows, and keep the block."""
+def read_coded(weight: CodedWeight, rows: slice) -> np.ndarray:
+    """The values of a block of rows: whole tables (or single rows) around it are decoded, and the block is kept."""
     count = weight.shape[0]
     first, last, _ = rows.indices(count)
     together = weight.number_format.rows_together or count

@@ -44,7 +44,9 @@ __all__ = [
     "fold",
     "folds_of",
     "multiplied",
+    "parse_place",
     "place_before",
+    "place_text",
     "scale_length",
     "scaled",
 ]
@@ -126,6 +128,18 @@ def fold(graph: Graph, scales: Mapping[Fold, Values]) -> Graph:
             else:
                 weights[name] = scaled(weights[name], columns=column_factors(graph.config, place, scale))
     return graph.with_weights(weights)
+
+
+def place_text(place: Fold) -> str:
+    """A place in a file's metadata: ``input_layernorm.3``, ``up_proj.3.17`` (layer 3, expert 17)."""
+    expert = "" if place.expert is None else f".{place.expert}"
+    return f"{place.pair.value}.{place.layer}{expert}"
+
+
+def parse_place(text: str) -> Fold:
+    """The inverse of ``place_text``; ValueError for another text."""
+    pair, layer, *expert = text.split(".")
+    return Fold(Pair(pair), int(layer), int(expert[0]) if expert else None)
 
 
 def scaled(weight: Weight, *, rows: Values | None = None, columns: Values | None = None) -> ScaledWeight:

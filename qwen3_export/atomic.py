@@ -1,4 +1,4 @@
-"""Output files that appear under their final name only when they are whole.
+"""Output files and folders that appear under their final name only when they are whole.
 
 A file is written beside its final place under ``NAME.partial``, made durable and then renamed, so an app or a
 CI job never sees half of one.  Whatever ends the writing early (an error, Ctrl-C) removes the partial file; one
@@ -11,13 +11,21 @@ import errno
 import fcntl
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from qwen3_export.errors import OutputError
 
-__all__ = ["check_output", "partial_file", "partial_files", "write_all", "write_text"]
+__all__ = [
+    "check_output",
+    "check_output_folder",
+    "partial_file",
+    "partial_files",
+    "partial_folder",
+    "write_all",
+    "write_text",
+]
 
 
 def check_output(path: Path, *, force: bool, inputs: Iterable[Path] = ()) -> None:
@@ -63,6 +71,73 @@ def partial_files(files: list[tuple[Path, int]]) -> Iterator[list[int]]:
             raise _as_output_error(files[0][0], error) from error
         for path, _ in files:
             _partial(path).replace(path)
+
+
+def check_output_folder(
+    path: Path, *, force: bool, is_ours: Callable[[str], bool], inputs: Iterable[Path] = ()
+) -> None:
+    """Refuse an output folder that cannot or should not be written, before any work is done.
+
+    A folder with something in it is replaced only with ``force``, and only where ``is_ours`` knows every name in it:
+    a folder of somebody's other files is never removed.  ``inputs`` are files that must stay.  Raises OutputError.
+    """
+    if path.exists() and not path.is_dir():
+        raise OutputError(f"{path}: a file; --out takes the name of the folder to write")
+    if not path.parent.is_dir():
+        raise OutputError(f"{path}: there is no folder {path.parent}; create it first")
+    if not os.access(path.parent, os.W_OK):
+        raise OutputError(f"{path.parent}: not writable; check its permissions, or choose another --out")
+    if not path.exists():
+        return
+    if any(source.resolve().is_relative_to(path.resolve()) for source in inputs):
+        raise OutputError(f"{path}: holds the checkpoint that is being read; choose another --out")
+    names = sorted(entry.name for entry in path.iterdir())
+    if names and not force:
+        raise OutputError(f"{path}: exists already and is not empty; --force replaces it")
+    foreign = [name for name in names if not is_ours(name)]
+    if foreign:
+        raise OutputError(f"{path}: holds {foreign[0]}, which is no part of an export; choose another --out")
+
+
+@contextmanager
+def partial_folder(path: Path) -> Iterator[Path]:
+    """A folder beside ``path`` to fill; it takes the place of ``path`` when the block ends well.
+
+    Raises OutputError when the disk is or becomes full, or another run is writing the same folder.
+    """
+    partial = _partial(path)
+    descriptor = None
+    try:
+        partial.mkdir(exist_ok=True)
+        descriptor = os.open(partial, os.O_RDONLY)
+        _lock(descriptor, path)
+    except OSError as error:
+        raise _as_output_error(path, error) from error
+    except OutputError:
+        if descriptor is not None:
+            os.close(descriptor)
+        raise
+    try:
+        for left in partial.iterdir():  # by a power cut
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
+        yield partial
+        _replace_folder(partial, path)
+    except OSError as error:
+        raise _as_output_error(path, error) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+        os.close(descriptor)
+
+
+def _replace_folder(partial: Path, path: Path) -> None:
+    """Put ``partial`` in the place of ``path``; what was there goes last."""
+    if not path.exists():
+        partial.replace(path)
+        return
+    old = path.with_name(f"{path.name}.replaced")
+    path.replace(old)
+    partial.replace(path)
+    shutil.rmtree(old)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -26,11 +26,15 @@ from qwen3_export.calibration.tokens import Calibration
 from qwen3_export.errors import ExportError
 from qwen3_export.graph import Graph
 from qwen3_export.parallel import default_threads
+from qwen3_export.quantizers.gptq_slab import NumberFormat
 from qwen3_export.quantizers.transforms import Fold
 
-__all__ = ["SOLVERS", "Solution", "forecast_solving", "solve"]
+__all__ = ["SOLVERS", "Formats", "Solution", "forecast_solving", "solve"]
 
 SOLVERS = ("gptq", "awq")
+
+Formats = Mapping[str, str | NumberFormat]
+"""A number format for the name of each weight: one of GGML's by name, or any."""
 
 Progress = Callable[[int, int], None]
 
@@ -64,7 +68,7 @@ class Solution:
 def solve(
     method: str,
     graph: Graph,
-    formats: Mapping[str, str],
+    formats: Formats,
     calibration: Calibration,
     *,
     work_dir: Path,
@@ -92,7 +96,7 @@ def solve(
 
 
 def forecast_solving(
-    method: str, graph: Graph, formats: Mapping[str, str], calibration: Calibration, *, threads: int | None = None
+    method: str, graph: Graph, formats: Formats, calibration: Calibration, *, threads: int | None = None
 ) -> Forecast:
     """What ``solve`` will take in time, memory and disk."""
     _check_method(method)

@@ -46,3 +46,13 @@ def demo_folder() -> Path:
 @pytest.fixture(scope="session")
 def demo_graph() -> Graph:
     return open_checkpoint(DEMO)
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Some two thousand tokens that repeat nothing exactly."""
+    path = tmp_path_factory.mktemp("text") / "text ü.txt"
+    path.write_text(
+        " ".join(f"{i} times {j} is {i * j}, said the teacher of class {i + j}." for i in range(12) for j in range(12))
+    )
+    return path

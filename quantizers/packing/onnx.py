@@ -33,15 +33,22 @@ class MatMulNBits:
     zero_points_OY: NDArray[np.uint8] | None
 
 
-def pack_matmul_nbits(codes_OI: NDArray[np.int8], params: AffineParams, *, num_bits: int) -> MatMulNBits:
-    """Codes of 2, 4 or 8 bits; group sizes are powers of two from 16 on."""
+def pack_matmul_nbits(
+    codes_OI: NDArray[np.int8], params: AffineParams, *, num_bits: int, has_zero_points: bool | None = None
+) -> MatMulNBits:
+    """Codes of 2, 4 or 8 bits; group sizes are powers of two from 16 on.
+
+    ``has_zero_points`` None leaves them out where all are the default; a block of rows of a larger matrix cannot know.
+    """
     require_bits(FORM, num_bits, (2, 4, 8))
     size = group_size_of(FORM, codes_OI, params)
     if size < 16 or size & (size - 1):
         raise QuantizationError(f"{FORM} has blocks of 16, 32, 64, 128 or 256 columns, not {size}")
     rows, groups = params.scale_RG.shape
     weight = pack_bits(to_unsigned(codes_OI, num_bits).reshape(rows, groups, size), num_bits)
-    zero_points = _pack_zero_points(params.zero_point_RG, num_bits) if params.zero_point_RG.any() else None
+    if has_zero_points is None:
+        has_zero_points = bool(params.zero_point_RG.any())
+    zero_points = _pack_zero_points(params.zero_point_RG, num_bits) if has_zero_points else None
     return MatMulNBits(weight_OGY=weight, scale_OG=params.scale_RG, zero_points_OY=zero_points)
 
 

@@ -17,7 +17,6 @@ from qwen3_export.cli.options import (
     RevisionOption,
     ThreadsOption,
 )
-from qwen3_export.errors import ExportError
 
 if TYPE_CHECKING:
     from qwen3_export.model import Model
@@ -27,6 +26,8 @@ EPILOG = """Examples:
 
   qwen3-export check demo-q4_k_m.gguf --model demo
 
+  qwen3-export check demo-onnx-int4 --model demo
+
   qwen3-export check app/model.gguf --model Qwen3-1.7B --full --max-mean-kld 0.02 --json report.json
 """
 
@@ -34,7 +35,10 @@ OUT_OF_BOUNDS = 3
 
 
 def check(
-    artifact: Annotated[Path, typer.Argument(help="The GGUF file; of a split one, any part.", show_default=False)],
+    artifact: Annotated[
+        Path,
+        typer.Argument(help="A GGUF file (of a split one, any part), or an exported folder.", show_default=False),
+    ],
     model: ModelOption,
     full: Annotated[bool, typer.Option("--full", help="Every layer, every prompt, every stored value.")] = False,
     json: Annotated[Path | None, typer.Option("--json", help="Write the report here.", show_default=False)] = None,
@@ -47,11 +51,11 @@ def check(
     offline: OfflineOption = False,
 ) -> None:
     """Compare an artifact with its checkpoint, and exit with 3 if it is out of bounds."""
+    from qwen3_export.artifacts import target_of
     from qwen3_export.model import load
     from qwen3_export.parity.report import Gates
 
-    if not artifact.exists():
-        raise ExportError(f"{artifact}: no such file; name the artifact to check")
+    target_of(artifact)
     gates = Gates(max_mean_kld=max_mean_kld, max_p99_kld=max_p99_kld, min_top1=min_top1)
     opened = load(model, revision=revision, offline=offline)
     report = run_check(artifact, opened, full=full, gates=gates, threads=threads)
@@ -63,11 +67,11 @@ def run_check(
     artifact: Path, model: Model, *, full: bool = False, gates: Gates | None = None, threads: int | None = None
 ) -> Report:
     """Check one artifact, telling what is being done on standard error."""
+    from qwen3_export.artifacts import check_artifact
     from qwen3_export.parallel import use_threads
-    from qwen3_export.targets.gguf.check import check_gguf
 
     use_threads(threads)
-    return check_gguf(artifact, model.graph, model.tokenizer, full=full, gates=gates, threads=threads, say=say)
+    return check_artifact(artifact, model, full=full, gates=gates, threads=threads, say=say)
 
 
 def show_and_exit(report: Report) -> None:

@@ -1,4 +1,4 @@
-"""``qwen3-export inspect``: what is in a checkpoint or in a GGUF file, without running it."""
+"""``qwen3-export inspect``: what is in a checkpoint or in an artifact, without running it."""
 
 from __future__ import annotations
 
@@ -21,19 +21,26 @@ EPILOG = """Examples:
   qwen3-export inspect demo
 
   qwen3-export inspect demo-q4_k_m.gguf --tensors
+
+  qwen3-export inspect demo-onnx-int4
 """
 
 
 def inspect(
-    subject: Annotated[str, typer.Argument(help="A model, as for --model, or a GGUF file.", metavar="MODEL|ARTIFACT")],
+    subject: Annotated[str, typer.Argument(help="A model, as for --model, or an artifact.", metavar="MODEL|ARTIFACT")],
     tensors: Annotated[bool, typer.Option("--tensors", help="List every tensor.")] = False,
     template: Annotated[bool, typer.Option("--template", help="Print the chat template.")] = False,
     revision: RevisionOption = None,
     offline: OfflineOption = False,
 ) -> None:
     """Show config, sizes, types, metadata, end tokens and how the file was made."""
+    from qwen3_export.artifacts import is_onnx
+
     if subject.endswith(".gguf"):
         _inspect_gguf(Path(subject), tensors=tensors, template=template)
+        return
+    if is_onnx(Path(subject)):
+        _inspect_onnx(Path(subject), tensors=tensors, template=template)
         return
     from qwen3_export.model import load
 
@@ -90,6 +97,31 @@ def _inspect_gguf(path: Path, *, tensors: bool, template: bool) -> None:
             print(f"{tensor.format:6} {list(tensor.shape)!s:22} {tensor.name}{error}")
     if template and chat_template is not None:
         print(chat_template)
+
+
+def _inspect_onnx(path: Path, *, tensors: bool, template: bool) -> None:
+    from qwen3_export.targets.onnx.provenance import PREFIX, read_calibration_record
+    from qwen3_export.targets.onnx.read import open_onnx
+
+    artifact = open_onnx(path)
+    places = artifact.initializers.values()
+    operators = Counter(node.op_type for node in artifact.proto.graph.node)
+    rows: dict[str, object] = {
+        "graph": artifact.graph_path,
+        "weights": f"{artifact.data_path.name}, {human_size(artifact.data_path.stat().st_size)}",
+        "operators": ", ".join(f"{count} {name}" for name, count in operators.most_common()),
+        "inputs": ", ".join(value.name for value in artifact.proto.graph.input if "past" not in value.name),
+    }
+    _rows(rows | {key.removeprefix(PREFIX): _shortened(value) for key, value in artifact.metadata.items()})
+    if tensors:
+        for place in places:
+            print(f"{place.dtype.strip('<|'):3} {list(place.shape)!s:22} {place.name}")
+        errors = (read_calibration_record(artifact.metadata) or {}).get("tensor_errors", {})
+        for name, error in errors.items():
+            print(f"output error {error:.2e}  {name}")
+    chat_template = artifact.folder / "chat_template.jinja"
+    if template and chat_template.exists():
+        print(chat_template.read_text(encoding="utf-8"))
 
 
 def _sampling(generation: Any) -> str:

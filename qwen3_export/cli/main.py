@@ -15,7 +15,7 @@ from typing import Annotated
 import typer
 
 from qwen3_export import __version__
-from qwen3_export.cli import calibrate, check, gguf, inspect, quants
+from qwen3_export.cli import calibrate, check, gguf, inspect, onnx, quants
 from qwen3_export.errors import ExportError
 
 __all__ = ["app", "main"]
@@ -33,6 +33,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.command(name="gguf")(gguf.gguf)
+app.command(name="onnx")(onnx.onnx)
 app.command(name="calibrate")(calibrate.calibrate)
 app.command(name="check")(check.check)
 app.command(name="inspect")(inspect.inspect)

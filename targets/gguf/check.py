@@ -27,10 +27,17 @@ from qwen3_export.parity.check import (
     decode_difference,
     first_divergence,
 )
+from qwen3_export.parity.judgement import (
+    ROUNDING_METHODS,
+    decode_text,
+    judge_decode,
+    judge_end_to_end,
+    longest_text,
+    shipped_bound,
+)
 from qwen3_export.parity.metrics import NOT_RUN, Comparison
 from qwen3_export.parity.prompts import Prompt, tokenization_text, tokenize_prompts
 from qwen3_export.parity.report import (
-    Decode,
     FirstDivergence,
     Gates,
     Report,
@@ -54,18 +61,9 @@ __all__ = ["check_gguf"]
 
 # Measured: 1e-12 to 7e-12 on the demo model for every recipe.  A wrong eps (1e-5) gives 1e-5 and more.
 CONVERSION_BOUND = 1e-9
-# The floor models int8 activations and the F16 cache, and is met within 10 %; twice it leaves room for other
-# kernels.  The constant is for files whose floor is next to nothing.
-SHIPPED_FLOORS, SHIPPED_CONSTANT = 2.0, 1e-8
-# F32, another order of summation: 5e-6 measured.
-DECODE_BOUND = 1e-3
 
 # An F32 twin may take this much disk and memory (a single layer always may).
 QUICK_TWIN_BYTES, FULL_TWIN_BYTES = 1 << 29, 4 << 30
-QUICK_DECODE_TOKENS, FULL_DECODE_TOKENS = 24, 128
-
-# Methods whose values are the nearest ones; others aim elsewhere.  (Of an unknown one, the worst is assumed.)
-ROUNDING_METHODS = frozenset({"rtn", "awq"})
 
 PACKAGES = ("qwen3-export", "llama-cpp-python", "gguf", "torch", "numpy", "tokenizers")
 
@@ -88,11 +86,6 @@ class _Job:
     @property
     def texts(self) -> list[list[int]]:
         return [list(prompt.tokens) for prompt in self.prompts]
-
-    def decode_text(self, texts: Sequence[Sequence[int]]) -> list[int]:
-        """What runs token by token: the start of the longest text."""
-        longest = max(texts, key=len)
-        return list(longest[: FULL_DECODE_TOKENS if self.is_full else QUICK_DECODE_TOKENS])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,7 +137,7 @@ def check_gguf(
         expected, wrong = _expected_values(file, graph)
         problems += wrong
         values = check_values(stored, expected, is_full=full, is_solved=_method(file) not in ROUNDING_METHODS)
-        prompts = tokenize_prompts(tokenizer, quick=not full, max_tokens=_longest_text(graph))
+        prompts = tokenize_prompts(tokenizer, quick=not full, max_tokens=longest_text(graph))
         job = _Job(file=file, original=graph, stored=stored, prompts=prompts, is_full=full, threads=threads,
                    work_dir=work_dir, say=say)  # fmt: skip
         can_run = llama.is_installed() and all(difference.is_runnable for difference in found)
@@ -166,10 +159,6 @@ def _expected_values(file: GgufFile, graph: Graph) -> tuple[Graph, list[str]]:
         return fold(graph, read_scales(file.metadata)), []
     except (CheckpointError, QuantizationError) as error:
         return graph, [str(error)]
-
-
-def _longest_text(graph: Graph) -> int:
-    return min(1024, graph.config.max_position_embeddings)
 
 
 def _tokenization_differences(job: _Job, tokenizer: Tokenizer) -> list[str]:
@@ -201,7 +190,7 @@ def _run_exact(job: _Job) -> _Exact:
             with model.session(positions=max(map(len, texts)), is_exact=True) as session:
                 numbers = compare_exact(part, texts, session.logits).judged(CONVERSION_BOUND)
                 if decode is None:
-                    decode = decode_difference(_chunks(session), job.decode_text(texts))
+                    decode = decode_difference(_chunks(session), decode_text(texts, is_full=job.is_full))
             if numbers.status == "fail" and divergence is None:
                 divergence = _find_divergence(model, part, texts[0], window)
         if worst.mean_kld is None or (numbers.mean_kld or 0.0) > worst.mean_kld:
@@ -247,7 +236,7 @@ def _run_shipped(job: _Job, *, can_run: bool) -> _Shipped:
         model.session(positions=max(map(len, job.texts))) as session,
     ):
         numbers = compare_shipped(job.original, job.stored, job.texts, run=session.logits, arithmetic=arithmetic)
-        decode = decode_difference(_chunks(session), job.decode_text(job.texts))
+        decode = decode_difference(_chunks(session), decode_text(job.texts, is_full=job.is_full))
     return _Shipped(numbers=numbers, decode=decode)
 
 
@@ -265,10 +254,7 @@ def _report(
     seconds: float,
 ) -> Report:
     numbers = shipped.numbers
-    floor = numbers.floor.mean_kld
-    bound = None if floor is None else SHIPPED_FLOORS * floor + SHIPPED_CONSTANT
-    failures = gates.failures(numbers.end_to_end)
-    end_to_end = numbers.end_to_end.judged(gates.max_mean_kld)
+    end_to_end, failures = judge_end_to_end(numbers, gates)
     sampled = None
     if values is not None:
         sampled = Sampling(
@@ -285,11 +271,11 @@ def _report(
         size_bytes=file.size_bytes,
         bits_per_weight=file.bits_per_weight,
         conversion=exact.conversion,
-        shipped=numbers.shipped.judged(bound),
+        shipped=numbers.shipped.judged(shipped_bound(numbers.floor)),
         quantization=numbers.quantization.judged(None),
-        end_to_end=replace(end_to_end, status="fail") if failures else end_to_end,
+        end_to_end=end_to_end,
         floor=replace(numbers.floor.judged(None), bound=None),
-        decode=_judge_decode(exact, shipped),
+        decode=judge_decode(exact.decode, shipped.decode, numbers),
         calibration=recorded_calibration(file),
         metadata=tuple(problems),
         values=values.differences if values is not None else (),
@@ -301,21 +287,6 @@ def _report(
         versions=package_versions(PACKAGES),
         seconds=seconds,
         peak_memory_bytes=peak_memory_bytes(),
-    )
-
-
-def _judge_decode(exact: _Exact, shipped: _Shipped) -> Decode:
-    """As shipped, chunks and prefill differ as two roundings do: twice the floor's largest logit difference."""
-    if exact.decode is None or shipped.decode is None or shipped.numbers.floor.max_abs is None:
-        return Decode()
-    bound = SHIPPED_FLOORS * shipped.numbers.floor.max_abs + DECODE_BOUND
-    within = exact.decode <= DECODE_BOUND and shipped.decode <= bound
-    return Decode(
-        max_abs_vs_prefill=exact.decode,
-        bound=DECODE_BOUND,
-        shipped_max_abs_vs_prefill=shipped.decode,
-        shipped_bound=bound,
-        status="pass" if within else "fail",
     )
 
 

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qwen3_export.errors import CheckpointError
-from qwen3_export.quantizers.transforms import Fold, Pair
+from qwen3_export.quantizers.transforms import Fold, parse_place, place_text
 from qwen3_export.targets.gguf.container import MetaType, MetaValue
 
 __all__ = ["read_scales", "scales_metadata"]
@@ -36,7 +36,7 @@ def scales_metadata(scales: Scales) -> dict[str, MetaValue]:
         return {}
     values = [base64.b64encode(np.ascontiguousarray(scale, "<f4").tobytes()).decode() for scale in scales.values()]
     return {
-        PLACES: MetaValue(MetaType.STRING, [_place_text(place) for place in scales], is_array=True),
+        PLACES: MetaValue(MetaType.STRING, [place_text(place) for place in scales], is_array=True),
         VALUES: MetaValue(MetaType.STRING, values, is_array=True),
     }
 
@@ -46,18 +46,8 @@ def read_scales(metadata: Mapping[str, Any]) -> Scales:
     places, values = metadata.get(PLACES, []), metadata.get(VALUES, [])
     try:
         return {
-            _parse_place(place): np.frombuffer(base64.b64decode(value, validate=True), "<f4")
+            parse_place(place): np.frombuffer(base64.b64decode(value, validate=True), "<f4")
             for place, value in zip(places, values, strict=True)
         }
     except (TypeError, ValueError, binascii.Error) as error:
         raise CheckpointError(f"{PLACES} and {VALUES} of the file cannot be read ({error}); export it again") from error
-
-
-def _place_text(place: Fold) -> str:
-    expert = "" if place.expert is None else f".{place.expert}"
-    return f"{place.pair.value}.{place.layer}{expert}"
-
-
-def _parse_place(text: str) -> Fold:
-    pair, layer, *expert = text.split(".")
-    return Fold(Pair(pair), int(layer), int(expert[0]) if expert else None)

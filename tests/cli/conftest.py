@@ -20,16 +20,6 @@ class Outcome:
     err: str
 
 
-@pytest.fixture(scope="module")
-def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Some two thousand tokens that repeat nothing exactly."""
-    path = tmp_path_factory.mktemp("text") / "text ü.txt"
-    path.write_text(
-        " ".join(f"{i} times {j} is {i * j}, said the teacher of class {i + j}." for i in range(12) for j in range(12))
-    )
-    return path
-
-
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capfd, tmp_path: Path) -> Iterator[Callable[..., Outcome]]:
     """Run ``qwen3-export`` in ``tmp_path`` with the given arguments."""

@@ -1,0 +1,52 @@
+"""Which target an artifact is of: a table from what lies at a path to the module that checks it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from qwen3_export.errors import ExportError
+
+if TYPE_CHECKING:
+    from qwen3_export.model import Model
+    from qwen3_export.parity.report import Gates, Report
+
+__all__ = ["check_artifact", "is_onnx", "target_of"]
+
+
+def target_of(path: Path) -> str:
+    """``gguf`` or ``onnx``; ExportError for what is no artifact."""
+    if not path.exists():
+        raise ExportError(f"{path}: no such file; name the artifact to check")
+    if is_onnx(path):
+        return "onnx"
+    if path.is_dir():
+        raise ExportError(f"{path}: a folder without an .onnx file in it; name a GGUF file, or what an export wrote")
+    return "gguf"
+
+
+def is_onnx(path: Path) -> bool:
+    """Whether a path is an ONNX graph, or a folder with one."""
+    if path.is_dir():
+        return any(path.glob("*.onnx")) or any(path.glob("onnx/*.onnx"))
+    return path.suffix == ".onnx" and path.exists()
+
+
+def check_artifact(
+    path: Path,
+    model: Model,
+    *,
+    full: bool = False,
+    gates: Gates | None = None,
+    threads: int | None = None,
+    say: Callable[[str], None] | None = None,
+) -> Report:
+    """Compare an artifact of any target with the checkpoint that it was made of."""
+    if target_of(path) == "onnx":
+        from qwen3_export.targets.onnx.check import check_onnx
+
+        return check_onnx(path, model.graph, model.tokenizer, full=full, gates=gates, threads=threads, say=say)
+    from qwen3_export.targets.gguf.check import check_gguf
+
+    return check_gguf(path, model.graph, model.tokenizer, full=full, gates=gates, threads=threads, say=say)

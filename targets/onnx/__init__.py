@@ -1,0 +1,1 @@
+"""ONNX: one graph in two flavours, for onnxruntime-genai (and plain onnxruntime) and for transformers.js."""

@@ -1,0 +1,330 @@
+"""The check of an ONNX folder: configs, values, and the four numbers through onnxruntime.
+
+``conversion`` and ``decode`` run the graph in its exact form (``surgery``) over the shipped data file; ``shipped`` and
+``end_to_end`` run it as it is. What onnxruntime's int8 activations cost is modelled by the reference: a scale for each
+block of a token, as long as the weight's blocks.
+"""
+
+# T tokens  I in_features
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from qwen3_export.errors import CheckpointError, QuantizationError
+from qwen3_export.graph import Graph, Weight
+from qwen3_export.parity.check import (
+    Arithmetic,
+    ShippedNumbers,
+    compare_exact,
+    compare_shipped,
+    decided_parts,
+    decode_difference,
+    first_divergence,
+)
+from qwen3_export.parity.judgement import (
+    ROUNDING_METHODS,
+    decode_text,
+    judge_decode,
+    judge_end_to_end,
+    longest_text,
+    shipped_bound,
+)
+from qwen3_export.parity.metrics import NOT_RUN, Comparison
+from qwen3_export.parity.prompts import Prompt, tokenize_prompts
+from qwen3_export.parity.report import (
+    FirstDivergence,
+    Gates,
+    Report,
+    Runtime,
+    Sampling,
+    package_versions,
+    peak_memory_bytes,
+)
+from qwen3_export.parity.values import ValueCheck
+from qwen3_export.quantizers.activations import Int8Activations
+from qwen3_export.quantizers.transforms import fold
+from qwen3_export.reference import KVCache
+from qwen3_export.targets.onnx import run, surgery
+from qwen3_export.targets.onnx.metadata_check import metadata_differences
+from qwen3_export.targets.onnx.provenance import PREFIX, read_calibration_record, read_scales_record
+from qwen3_export.targets.onnx.read import OnnxFile, OnnxWeight, open_onnx, read_graph, tensor_differences
+from qwen3_export.targets.onnx.run import OnnxSession
+from qwen3_export.targets.onnx.values import check_values
+from qwen3_export.tokenizer import Tokenizer
+
+__all__ = ["check_onnx"]
+
+# Measured: 1e-11 to 4e-11 on the demo model for every recipe. A wrong eps (1e-5) gives 1e-5 and more.
+CONVERSION_BOUND = 1e-9
+# The floor of plain fp16 rounds what is multiplied and what is cached, not every sum between: 8 times it was measured.
+FP16_FLOORS, INT8_FLOORS = 32.0, 2.0
+
+PACKAGES = ("qwen3-export", "onnxruntime", "onnxruntime-genai", "onnx", "torch", "numpy", "tokenizers")
+
+Say = Callable[[str], None]
+
+
+class _HalfCache(KVCache):
+    """Keys and values in fp16, for one prefill."""
+
+    def extend(self, layer: int, k_TKH: Tensor, v_TKH: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ARG002 (kept)
+        return k_TKH.half().float(), v_TKH.half().float()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Job:
+    """One check: what is compared with what, and how thoroughly."""
+
+    file: OnnxFile
+    original: Graph
+    stored: Graph
+    prompts: tuple[Prompt, ...]
+    is_full: bool
+    threads: int | None
+    say: Say
+
+    @property
+    def texts(self) -> list[list[int]]:
+        return [list(prompt.tokens) for prompt in self.prompts]
+
+    @property
+    def is_half(self) -> bool:
+        """Whether activations are fp16."""
+        return any(weight.format == "F16" for weight in self.stored)
+
+    def session(self, proto: object | None = None) -> OnnxSession:
+        """The graph as shipped, or another form of it over the same data."""
+        config = self.original.config
+        if proto is None:
+            return OnnxSession(self.file.graph_path, config, threads=self.threads)
+        data = proto.SerializeToString()  # type: ignore[attr-defined]
+        return OnnxSession(data, config, folder=self.file.graph_path.parent, threads=self.threads)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Exact:
+    """What the exact form showed."""
+
+    conversion: Comparison = NOT_RUN
+    decode: float | None = None
+    divergence: FirstDivergence | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Shipped:
+    """What the folder itself showed."""
+
+    numbers: ShippedNumbers
+    decode: float | None = None
+
+
+def check_onnx(
+    path: Path,
+    graph: Graph,
+    tokenizer: Tokenizer,
+    *,
+    full: bool = False,
+    gates: Gates | None = None,
+    threads: int | None = None,
+    say: Say | None = None,
+) -> Report:
+    """Compare an exported folder with the checkpoint that it was made of.
+
+    Values are compared with the checkpoint's, moved by the scales that the graph records. Raises CheckpointError if
+    there is no graph or no data file; whatever else is wrong is in the report.
+    """
+    started = time.monotonic()
+    say = say or (lambda _text: None)
+    say("reading the folder back")
+    file = open_onnx(path)
+    missing = tensor_differences(file, graph)
+    problems = [*metadata_differences(file, graph, tokenizer), *missing]
+    values, exact, shipped = None, _Exact(), _Shipped(numbers=ShippedNumbers(quantization=NOT_RUN))
+    prompts: tuple[Prompt, ...] = ()
+    if not missing:
+        stored = read_graph(file, graph)
+        expected, wrong = _expected_values(file, graph)
+        problems += wrong
+        values = check_values(
+            stored, expected, is_full=full, is_solved=_recorded(file, "method") not in ROUNDING_METHODS
+        )
+        prompts = tokenize_prompts(tokenizer, quick=not full, max_tokens=longest_text(graph))
+        job = _Job(file=file, original=graph, stored=stored, prompts=prompts, is_full=full, threads=threads, say=say)
+        can_run = run.is_installed()
+        try:
+            exact = _run_exact(job) if can_run else exact
+            shipped = _run_shipped(job, can_run=can_run)
+        except CheckpointError as error:  # onnxruntime refuses the graph
+            problems.append(str(error))
+    return _report(
+        file,
+        graph,
+        values=values,
+        exact=exact,
+        shipped=shipped,
+        prompts=prompts,
+        problems=problems,
+        is_full=full,
+        gates=gates or Gates(),
+        seconds=time.monotonic() - started,
+    )
+
+
+def _expected_values(file: OnnxFile, graph: Graph) -> tuple[Graph, list[str]]:
+    """The graph whose values were to be stored: an equal function, whatever the scales; and what is wrong with them."""
+    try:
+        return fold(graph, read_scales_record(file.metadata)), []
+    except (CheckpointError, QuantizationError) as error:
+        return graph, [str(error)]
+
+
+def _run_exact(job: _Job) -> _Exact:
+    """Conversion and decoding without int8 or fp16 activations; where it is out of bounds, the first site that is."""
+    job.say("running the graph exactly, with fp32 activations")
+    texts = decided_parts(job.stored, job.texts)
+    if not texts:
+        return _Exact()
+    proto = surgery.exact(job.file.proto, job.original.config)
+    session = job.session(proto)
+    numbers = compare_exact(job.stored, texts, session.logits).judged(CONVERSION_BOUND)
+    text = decode_text(texts, is_full=job.is_full)
+    decode = max(decode_difference(_chunks(session), text), _padding_difference(session, text))
+    divergence = _find_divergence(job, texts[0]) if numbers.status == "fail" else None
+    return _Exact(conversion=numbers, decode=decode, divergence=divergence)
+
+
+def _padding_difference(session: OnnxSession, text: Sequence[int]) -> float:
+    """The largest difference of a logit between a text alone, and in a batch of two, padded on the right."""
+    alone = session.logits(text).copy()
+    short = text[: max(1, len(text) // 2)]
+    found = session.padded_logits([short, text])
+    return max(
+        float(np.abs(found[0] - alone[: len(short)]).max()),
+        float(np.abs(found[1] - alone).max()),
+    )
+
+
+def _find_divergence(job: _Job, text: Sequence[int]) -> FirstDivergence | None:
+    """The first layer and place where hidden states part from the reference's."""
+    session = job.session(surgery.observed(surgery.exact(job.file.proto, job.original.config), job.original))
+    found = first_divergence(
+        job.stored, text, lambda tokens: surgery.to_sites(dict(session.outputs(tokens)), job.original)
+    )
+    return (
+        None if found is None else FirstDivergence(layer=found[0].layer, site=found[0].place.value, relative=found[1])
+    )
+
+
+def _run_shipped(job: _Job, *, can_run: bool) -> _Shipped:
+    """The folder as it is; without a runtime, only what the stored values cost."""
+    if not can_run:
+        job.say("comparing the stored values with the original")
+        return _Shipped(numbers=compare_shipped(job.original, job.stored, job.texts, run=None))
+    job.say("running the graph as shipped")
+    session = job.session()
+    numbers = compare_shipped(job.original, job.stored, job.texts, run=session.logits, arithmetic=_arithmetic(job))
+    decode = decode_difference(_chunks(session), decode_text(job.texts, is_full=job.is_full))
+    return _Shipped(numbers=numbers, decode=decode)
+
+
+def _arithmetic(job: _Job) -> Arithmetic:
+    """What onnxruntime's CPU does to activations, by the attributes of the graph that is shipped."""
+    has_int8 = _has_int8_activations(job.file)
+
+    def round_activations(x_TI: Tensor, weight: Weight) -> Tensor:
+        if job.is_half:
+            x_TI = x_TI.half().float()
+        if has_int8 and isinstance(weight, OnnxWeight):
+            return Int8Activations(block_size=weight.number_format.group_size).round(x_TI, weight)
+        return x_TI
+
+    return Arithmetic(round_activations=round_activations, make_cache=_HalfCache if job.is_half else KVCache)
+
+
+def _has_int8_activations(file: OnnxFile) -> bool:
+    return any(attributes.get("accuracy_level") == 4 for attributes in file.attributes.values())
+
+
+def _chunks(session: OnnxSession) -> Callable[[Sequence[int], int], Iterator[np.ndarray]]:
+    return lambda tokens, chunk: session.run(tokens, chunk=chunk)
+
+
+def _report(
+    file: OnnxFile,
+    graph: Graph,
+    *,
+    values: ValueCheck | None,
+    exact: _Exact,
+    shipped: _Shipped,
+    prompts: Sequence[Prompt],
+    problems: Sequence[str],
+    is_full: bool,
+    gates: Gates,
+    seconds: float,
+) -> Report:
+    numbers = shipped.numbers
+    end_to_end, failures = judge_end_to_end(numbers, gates)
+    is_half = any(place.dtype == "<f2" for place in file.initializers.values())
+    floors = FP16_FLOORS if is_half and not _has_int8_activations(file) else INT8_FLOORS
+    sampled = None
+    if values is not None:
+        sampled = Sampling(
+            mode="full" if is_full else "quick",
+            prompts=tuple(prompt.name for prompt in prompts),
+            exact_form="all layers, fp32 activations",
+            weights=values.weights,
+            rows=values.rows,
+            rows_in_all=values.rows_in_all,
+        )
+    return Report(
+        artifact=file.folder.name,
+        target="onnx",
+        recipe=_recorded(file, "recipe"),
+        method=_recorded(file, "method"),
+        model=graph.name,
+        size_bytes=file.size_bytes,
+        bits_per_weight=_bits_per_weight(file, graph),
+        conversion=exact.conversion,
+        shipped=numbers.shipped.judged(shipped_bound(numbers.floor, floors=floors)),
+        quantization=numbers.quantization.judged(None),
+        end_to_end=end_to_end,
+        floor=numbers.floor.judged(None),
+        decode=judge_decode(exact.decode, shipped.decode, numbers, floors=floors),
+        calibration=_calibration(file),
+        metadata=tuple(problems),
+        values=values.differences if values is not None else (),
+        gates=tuple(failures),
+        first_divergence=exact.divergence,
+        positions=sum(len(prompt.tokens) for prompt in prompts),
+        sampled=sampled,
+        runtime=Runtime(name="onnxruntime", version=run.runtime_version()),
+        versions=package_versions(PACKAGES),
+        seconds=seconds,
+        peak_memory_bytes=peak_memory_bytes(),
+    )
+
+
+def _bits_per_weight(file: OnnxFile, graph: Graph) -> float:
+    """Bits of stored weights over their number; bytes that two initializers share count once."""
+    places = {
+        place.offset: place.num_bytes for place in file.initializers.values() if not place.name.endswith("_cache")
+    }
+    return 8 * sum(places.values()) / graph.num_parameters
+
+
+def _calibration(file: OnnxFile) -> dict[str, object] | None:
+    try:
+        return read_calibration_record(file.metadata)
+    except CheckpointError:  # told among the problems by whoever reads it first
+        return None
+
+
+def _recorded(file: OnnxFile, key: str) -> str:
+    return file.metadata.get(PREFIX + key, "unknown")

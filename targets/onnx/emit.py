@@ -1,0 +1,129 @@
+"""From a quantized graph to the external data file in one pass: no matrix is ever whole in memory.
+
+A few threads draw blocks of rows, each of which is read from the checkpoint, rounded, packed and written where the
+plan says; order does not matter, so the bytes are the same from run to run and for any thread count.
+"""
+
+# R rows  I columns  G groups a row  Y bytes a group
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from qwen3_export.errors import QuantizationError
+from qwen3_export.graph import Graph, Weight
+from qwen3_export.parallel import default_threads, run_jobs
+from qwen3_export.quantizers.affine import AffineFormat
+from qwen3_export.quantizers.coded import CodedWeight
+from qwen3_export.quantizers.packing.onnx import pack_matmul_nbits
+from qwen3_export.quantizers.quantized import BlockWeight
+from qwen3_export.targets.onnx.layout import CODES, SCALES, VALUES, ZERO_POINTS, DataPlan, StoredMatrix
+
+__all__ = ["write_data"]
+
+WEIGHTS_PER_BLOCK = 1 << 19
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowBlock:
+    """The same rows of weights that are stored in turn, and the row of the stored matrix where they begin."""
+
+    matrix: StoredMatrix
+    weights: tuple[Weight, ...]
+    rows: slice
+    first: int
+
+    @property
+    def num_weights(self) -> int:
+        columns = self.weights[0].shape[-1]
+        return (self.rows.stop - self.rows.start) * columns * len(self.weights)
+
+
+def write_data(
+    descriptor: int,
+    graph: Graph,
+    plan: DataPlan,
+    *,
+    threads: int | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> None:
+    """Fill the open data file. ``progress`` is called with the number of weights of each block.
+
+    Raises CheckpointError for weights that cannot be read, QuantizationError for those that cannot be stored.
+    """
+    for place, array in plan.constants.values():
+        _write(descriptor, np.ascontiguousarray(array).tobytes(), place.offset)
+
+    def convert(block: RowBlock) -> None:
+        for part, data in _encode(block).items():
+            place = plan.initializers[block.matrix.name][part]
+            _write(descriptor, data.tobytes(), place.offset + block.first * place.row_bytes)
+        if progress is not None:
+            progress(block.num_weights)
+
+    run_jobs(convert, _row_blocks(graph, plan), threads=threads or default_threads())
+
+
+def _row_blocks(graph: Graph, plan: DataPlan) -> Iterator[RowBlock]:
+    for matrix in plan.matrices.values():
+        first = 0
+        for segment in matrix.segments:
+            weights = tuple(_ready(graph[role], matrix) for role in segment)
+            yield from _blocks_of(matrix, weights, first)
+            first += sum(weight.shape[0] for weight in weights)
+
+
+def _blocks_of(matrix: StoredMatrix, weights: tuple[Weight, ...], first: int) -> Iterator[RowBlock]:
+    shape = weights[0].shape
+    if len(shape) == 1:
+        yield RowBlock(matrix=matrix, weights=weights, rows=slice(0, 1), first=first)
+        return
+    step = max(WEIGHTS_PER_BLOCK // (shape[1] * len(weights)), 1)
+    for start in range(0, shape[0], step):
+        rows = slice(start, min(start + step, shape[0]))
+        yield RowBlock(matrix=matrix, weights=weights, rows=rows, first=first + start * len(weights))
+
+
+def _ready(weight: Weight, matrix: StoredMatrix) -> Weight:
+    is_coded = isinstance(matrix.number_format, AffineFormat)
+    if not isinstance(weight, CodedWeight if is_coded else BlockWeight):
+        raise QuantizationError(f"{weight.name}: has no number format yet; quantize the graph first")
+    return weight
+
+
+def _encode(block: RowBlock) -> Mapping[str, np.ndarray]:
+    """The bytes of each part, [R, …]; rows of several weights alternate."""
+    encoded = [_encode_one(weight, block.rows, block.matrix.number_format) for weight in block.weights]
+    if len(encoded) == 1:
+        return encoded[0]
+    return {
+        part: np.stack([parts[part] for parts in encoded], axis=1).reshape(-1, *encoded[0][part].shape[1:])
+        for part in encoded[0]
+    }
+
+
+def _encode_one(weight: Weight, rows: slice, number_format: str | AffineFormat) -> Mapping[str, np.ndarray]:
+    if isinstance(number_format, str):
+        assert isinstance(weight, BlockWeight)
+        return {VALUES: weight.encode(rows if len(weight.shape) > 1 else slice(None))}
+    assert isinstance(weight, CodedWeight)
+    codes_RI, params = weight.encode(rows)
+    packed = pack_matmul_nbits(
+        codes_RI, params, num_bits=number_format.num_bits, has_zero_points=not number_format.symmetric
+    )
+    scale_type = "<f4" if number_format.scale_dtype == "f32" else "<f2"
+    parts = {CODES: packed.weight_OGY, SCALES: packed.scale_OG.astype(scale_type)}
+    if packed.zero_points_OY is not None:
+        parts[ZERO_POINTS] = packed.zero_points_OY
+    return parts
+
+
+def _write(descriptor: int, data: bytes, offset: int) -> None:
+    view = memoryview(data)
+    while view:
+        written = os.pwrite(descriptor, view, offset)
+        view, offset = view[written:], offset + written

@@ -1,0 +1,241 @@
+"""One ONNX export from options to plan, and the plan to a folder.
+
+Everything that can be refused is refused in ``prepare``, before a byte is written.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal, get_args
+
+from qwen3_export.atomic import partial_file, partial_folder
+from qwen3_export.errors import MissingExtraError, QuantizationError
+from qwen3_export.graph import Graph, Weight
+from qwen3_export.methods import Solution
+from qwen3_export.model import Model
+from qwen3_export.quantizers.affine import AffineFormat
+from qwen3_export.quantizers.ggml import GGML_FORMATS
+from qwen3_export.quantizers.rounding import round_weight
+from qwen3_export.targets.onnx.layout import DataPlan, plan_data, stored_matrices
+from qwen3_export.targets.onnx.names import rope_caches
+from qwen3_export.targets.onnx.provenance import describe
+from qwen3_export.targets.onnx.recipes import OnnxFormat, Recipe, assign
+
+__all__ = ["FLAVOURS", "Flavour", "OnnxExport", "default_path", "is_export_file", "prepare", "with_solution", "write"]
+
+Flavour = Literal["genai", "transformers.js"]
+FLAVOURS: tuple[Flavour, ...] = get_args(Flavour)
+
+# The graph's file, by flavour and recipe; transformers.js finds it by its own names for number types.
+JS_SUFFIXES = {
+    "fp32": "",
+    "fp16": "_fp16",
+    "int8": "_quantized",
+    "int4": "_q4",
+    "int4_int8": "_q4",
+    "int4_fp16": "_q4f16",
+}
+JS_DTYPES = {
+    "fp32": "fp32",
+    "fp16": "fp16",
+    "int8": "q8",
+    "int4": "q4",
+    "int4_int8": "q4",
+    "int4_fp16": "q4f16",
+}
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
+MODEL_FILES = ("config.json", "generation_config.json")
+ACCURACY_LEVELS = (0, 1, 2, 3, 4)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OnnxExport:
+    """An export that is ready to be written; ``formats`` by weight name, ``graph`` with the stored values."""
+
+    model: Model
+    recipe: Recipe
+    flavour: Flavour
+    accuracy_level: int
+    graph: Graph
+    out: Path
+    formats: Mapping[str, OnnxFormat]
+    plan: DataPlan
+    solution: Solution | None = None
+
+    @property
+    def graph_file(self) -> str:
+        """Relative to the folder."""
+        return "model.onnx" if self.flavour == "genai" else f"onnx/model{JS_SUFFIXES[self.recipe.name]}.onnx"
+
+    @property
+    def data_file(self) -> str:
+        return self.graph_file + (".data" if self.flavour == "genai" else "_data")
+
+    @property
+    def js_dtype(self) -> str:
+        """What transformers.js calls this number type."""
+        return JS_DTYPES[self.recipe.name]
+
+    @property
+    def num_bytes(self) -> int:
+        return self.plan.num_bytes
+
+    @property
+    def num_weights(self) -> int:
+        """Weights as they are stored: what ``write`` counts."""
+        return self.graph.num_parameters
+
+    @property
+    def weight_formats(self) -> Mapping[str, OnnxFormat]:
+        return self.formats
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Bits of stored weights over their number; a shared embedding counts once."""
+        stored = sum(part.num_bytes for parts in self.plan.initializers.values() for part in parts.values())
+        return 8 * stored / self.graph.num_parameters
+
+
+def default_path(model: Model, recipe: Recipe, flavour: Flavour) -> Path:
+    """``Qwen3-1.7B-onnx-int4`` in the current folder."""
+    return Path(f"{model.name}-{'onnx' if flavour == 'genai' else 'transformers.js'}-{recipe.name}")
+
+
+def prepare(
+    model: Model,
+    recipe: Recipe,
+    *,
+    out: Path,
+    flavour: Flavour = "genai",
+    block_size: int = 32,
+    is_symmetric: bool = True,
+    accuracy_level: int = 4,
+) -> OnnxExport:
+    """Choose every weight's format, round to nearest, and lay out the data file.
+
+    Raises QuantizationError for what onnxruntime cannot multiply, MissingExtraError without onnx-ir.
+    """
+    _require_onnx_ir()
+    config = model.graph.config
+    if accuracy_level not in ACCURACY_LEVELS:
+        raise QuantizationError(f"--accuracy-level {accuracy_level}: MatMulNBits has 0 to 4")
+    if config.is_moe and recipe.float_type == "F16":
+        raise QuantizationError(
+            f"--quant {recipe.name}: onnxruntime's CPU has no fp16 mixture of experts, so that nothing could be "
+            "checked; use fp32, int8 or int4"
+        )
+    formats = assign(model.graph, recipe, block_size=block_size, is_symmetric=is_symmetric)
+    caches = rope_caches(config, length=config.max_position_embeddings, float_type=recipe.float_type)
+    return OnnxExport(
+        model=model,
+        recipe=recipe,
+        flavour=flavour,
+        accuracy_level=accuracy_level,
+        graph=rounded(model.graph, formats),
+        out=out,
+        formats=formats,
+        plan=plan_data(model.graph, stored_matrices(config, formats), caches),
+    )
+
+
+def rounded(graph: Graph, formats: Mapping[str, OnnxFormat]) -> Graph:
+    """Every weight in its format, rounded to nearest when it is read."""
+    weights: dict[str, Weight] = {}
+    for weight in graph:
+        number_format = formats[weight.name]
+        weights[weight.name] = round_weight(
+            weight, number_format if isinstance(number_format, AffineFormat) else GGML_FORMATS[number_format]
+        )
+    return graph.with_weights(weights)
+
+
+def with_solution(export: OnnxExport, solution: Solution) -> OnnxExport:
+    """The export with the values that a solver has chosen, in the formats that it had."""
+    return replace(export, graph=solution.graph, solution=solution)
+
+
+def write(export: OnnxExport, *, threads: int | None = None, progress: Callable[[int], None] | None = None) -> None:
+    """Write the folder; it appears under its name when it is whole.
+
+    Raises CheckpointError for weights that cannot be read or are not finite, OutputError for a full disk.
+    """
+    from qwen3_export.targets.onnx.emit import write_data
+
+    with partial_folder(export.out) as folder:
+        data = folder / export.data_file
+        data.parent.mkdir(exist_ok=True)
+        with partial_file(data, num_bytes=export.num_bytes) as descriptor:
+            write_data(descriptor, export.graph, export.plan, threads=threads, progress=progress)
+        _write_bytes(folder / export.graph_file, graph_bytes(export))
+        for name, text in _documents(export).items():
+            _write_bytes(folder / name, text.encode("utf-8"))
+        for name in TOKENIZER_FILES:
+            if (export.model.folder / name).exists():
+                shutil.copyfile(export.model.folder / name, folder / name)
+
+
+def graph_bytes(export: OnnxExport, *, accuracy_level: int | None = None) -> bytes:
+    """The graph as protobuf, with its weights in the data file."""
+    import onnx_ir as ir
+
+    from qwen3_export.targets.onnx.graph import GraphOptions, build_model
+
+    options = GraphOptions(
+        float_type=export.recipe.float_type,
+        accuracy_level=export.accuracy_level if accuracy_level is None else accuracy_level,
+        has_position_ids=export.flavour == "transformers.js",
+        data_file=Path(export.data_file).name,
+    )
+    metadata = describe(
+        model=export.model.name, recipe=export.recipe.name, flavour=export.flavour, solution=export.solution
+    )
+    model = build_model(export.graph.config, export.plan, options, metadata=metadata)
+    return bytes(ir.to_proto(model).SerializeToString())
+
+
+def is_export_file(name: str) -> bool:
+    """Whether a name at the top of a folder is one that an export writes."""
+    known = {"onnx", "chat_template.jinja", "genai_config.json", "report.json", *TOKENIZER_FILES, *MODEL_FILES}
+    return name in known or name in ("model.onnx", "model.onnx.data")
+
+
+def _documents(export: OnnxExport) -> dict[str, str]:
+    """The small text files beside the graph."""
+    from qwen3_export.targets.onnx.genai_config import build_genai_config
+    from qwen3_export.targets.onnx.transformers_js import build_config, build_generation_config
+
+    found = {}
+    if export.flavour == "genai":
+        found["genai_config.json"] = _json(build_genai_config(export.model, graph_file=export.graph_file))
+    else:
+        found["config.json"] = _json(
+            build_config(export.model, graph_file=export.graph_file, has_fp16_cache=export.recipe.float_type == "F16")
+        )
+        found["generation_config.json"] = _json(build_generation_config(export.model))
+    template = export.model.tokenizer.chat_template
+    if template is not None:
+        found["chat_template.jinja"] = template
+    return found
+
+
+def _json(document: object) -> str:
+    return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+
+
+def _write_bytes(path: Path, data: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _require_onnx_ir() -> None:
+    try:
+        import onnx_ir  # noqa: F401 (its absence is the finding)
+    except ImportError as error:
+        raise MissingExtraError(package="onnx-ir", extra="onnx", purpose="writing an ONNX graph") from error

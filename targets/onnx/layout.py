@@ -1,0 +1,204 @@
+"""What lies where in the external data file: every initializer, laid out before a weight is read.
+
+A matrix of the graph is stored as one initializer (floats) or as two or three (packed codes, scales, zero points).
+Some matrices are stored together, because onnxruntime multiplies with them at once:
+
+    qkv_proj        q_proj, k_proj and v_proj, one below the other, where they have one format
+    experts.fc1     gate_proj and up_proj of every expert, row by row in turn, [experts, 2 · intermediate, hidden]
+    experts.fc2     down_proj of every expert, [experts, hidden, intermediate]
+
+Rows of the graph's matrices stay rows here (MatMulNBits, and FusedMatMul with transB), so that a block of rows of a
+weight is a block of bytes of each initializer, and can be written on its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from qwen3_export.config import Qwen3Config
+from qwen3_export.graph import Graph, Kind, Role, module_name
+from qwen3_export.quantizers.affine import AffineFormat
+from qwen3_export.targets.onnx.recipes import OnnxFormat
+
+__all__ = [
+    "CODES",
+    "ROWS",
+    "SCALES",
+    "VALUES",
+    "ZERO_POINTS",
+    "DataPlan",
+    "Initializer",
+    "StoredMatrix",
+    "experts_names",
+    "fused_name",
+    "plan_data",
+    "stored_matrices",
+]
+
+CODES, SCALES, ZERO_POINTS, VALUES = "weight_codes", "weight_scales", "weight_zero_points", "weight"
+
+# The codes of the embedding as rows without groups, which is how they are gathered: the same bytes.
+ROWS = "weight_rows"
+
+# onnxruntime maps large initializers into memory; they begin at a page.
+PAGE, ALIGNMENT, PAGED_BYTES = 4096, 64, 1 << 20
+
+FLOAT_TYPES: Mapping[str, np.dtype] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2")}  # type: ignore[type-arg]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Initializer:
+    """One array in the data file; ``dtype`` is numpy's name."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+
+    @property
+    def num_bytes(self) -> int:
+        return int(np.prod(self.shape)) * np.dtype(self.dtype).itemsize
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a row of the graph's weights: all of a vector's."""
+        return self.num_bytes // self.num_rows
+
+    @property
+    def num_rows(self) -> int:
+        return 1 if len(self.shape) == 1 else self.shape[0]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredMatrix:
+    """Weights stored together: ``segments`` follow one another, and the roles of one alternate row by row."""
+
+    name: str
+    segments: tuple[tuple[Role, ...], ...]
+    number_format: OnnxFormat
+    is_stacked: bool = False
+
+    @property
+    def roles(self) -> Iterator[Role]:
+        return (role for segment in self.segments for role in segment)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataPlan:
+    """The data file to be: matrices, the initializers of each by the name of what they hold, and constants."""
+
+    matrices: Mapping[str, StoredMatrix]
+    initializers: Mapping[str, Mapping[str, Initializer]]
+    constants: Mapping[str, tuple[Initializer, np.ndarray]]
+    num_bytes: int
+
+
+def stored_matrices(config: Qwen3Config, formats: Mapping[str, OnnxFormat]) -> list[StoredMatrix]:
+    """Everything that the graph reads, in the order of a forward pass, with the format that it is stored in."""
+
+    def alone(kind: Kind, layer: int | None = None) -> StoredMatrix:
+        role = Role(kind, layer)
+        return StoredMatrix(name=module_name(role), segments=((role,),), number_format=formats[module_name(role)])
+
+    found = [alone(Kind.EMBED_TOKENS)]
+    for layer in range(config.num_hidden_layers):
+        found += [alone(kind, layer) for kind in (Kind.INPUT_LAYERNORM, Kind.Q_NORM, Kind.K_NORM)]
+        found += _attention(layer, formats)
+        found += [alone(kind, layer) for kind in (Kind.O_PROJ, Kind.POST_ATTENTION_LAYERNORM)]
+        if config.is_sparse_layer(layer):
+            found += [alone(Kind.ROUTER, layer), *_experts(config, layer, formats)]
+        else:
+            found += [alone(kind, layer) for kind in (Kind.GATE_PROJ, Kind.UP_PROJ, Kind.DOWN_PROJ)]
+    found.append(alone(Kind.NORM))
+    return found if config.tie_word_embeddings else [*found, alone(Kind.LM_HEAD)]
+
+
+def plan_data(graph: Graph, matrices: Sequence[StoredMatrix], constants: Mapping[str, np.ndarray]) -> DataPlan:
+    """Offsets of everything, from shapes and formats alone."""
+    place = _Places()
+    initializers = {
+        matrix.name: {
+            part: place.next(f"{matrix.name}.{part}", dtype, shape)
+            for part, (dtype, shape) in _parts(matrix, _shape(graph, matrix)).items()
+        }
+        for matrix in matrices
+    }
+    placed = {name: (place.next(name, array.dtype.str, array.shape), array) for name, array in constants.items()}
+    return DataPlan(
+        matrices={matrix.name: matrix for matrix in matrices},
+        initializers=initializers,
+        constants=placed,
+        num_bytes=place.end,
+    )
+
+
+def fused_name(layer: int) -> str:
+    return f"model.layers.{layer}.self_attn.qkv_proj"
+
+
+def experts_names(layer: int) -> tuple[str, str]:
+    """fc1 (gate_proj and up_proj) and fc2 (down_proj)."""
+    return f"model.layers.{layer}.mlp.experts.fc1", f"model.layers.{layer}.mlp.experts.fc2"
+
+
+def _attention(layer: int, formats: Mapping[str, OnnxFormat]) -> list[StoredMatrix]:
+    roles = [Role(kind, layer) for kind in (Kind.Q_PROJ, Kind.K_PROJ, Kind.V_PROJ)]
+    chosen = [formats[module_name(role)] for role in roles]
+    if chosen.count(chosen[0]) == len(chosen):
+        segments = tuple((role,) for role in roles)
+        return [StoredMatrix(name=fused_name(layer), segments=segments, number_format=chosen[0])]
+    return [
+        StoredMatrix(name=module_name(role), segments=((role,),), number_format=number_format)
+        for role, number_format in zip(roles, chosen, strict=True)
+    ]
+
+
+def _experts(config: Qwen3Config, layer: int, formats: Mapping[str, OnnxFormat]) -> list[StoredMatrix]:
+    experts = range(config.num_experts)
+    gated = tuple((Role(Kind.GATE_PROJ, layer, e), Role(Kind.UP_PROJ, layer, e)) for e in experts)
+    down = tuple((Role(Kind.DOWN_PROJ, layer, e),) for e in experts)
+    fc1, fc2 = experts_names(layer)
+    return [
+        StoredMatrix(name=name, segments=segments, number_format=formats[module_name(segments[0][0])], is_stacked=True)
+        for name, segments in ((fc1, gated), (fc2, down))
+    ]
+
+
+def _shape(graph: Graph, matrix: StoredMatrix) -> tuple[int, ...]:
+    shapes = [graph[role].shape for role in matrix.roles]
+    if len(shapes[0]) == 1:
+        return shapes[0]
+    rows = sum(shape[0] for shape in shapes)
+    return (rows, shapes[0][1])
+
+
+def _parts(matrix: StoredMatrix, shape: tuple[int, ...]) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """What a matrix is stored as, as rows [rows, …], whatever dimensions the operator wants above."""
+    number_format = matrix.number_format
+    if not isinstance(number_format, AffineFormat):
+        return {VALUES: (FLOAT_TYPES[number_format].str, shape)}
+    rows, columns = shape
+    size = number_format.columns_a_group(columns)
+    groups, bits = columns // size, number_format.num_bits
+    scale_type = FLOAT_TYPES["F32" if number_format.scale_dtype == "f32" else "F16"].str
+    parts = {CODES: ("|u1", (rows, groups, size * bits // 8)), SCALES: (scale_type, (rows, groups))}
+    if not number_format.symmetric:
+        parts[ZERO_POINTS] = ("|u1", (rows, -(-groups * bits // 8)))
+    return parts
+
+
+class _Places:
+    """Hands out offsets."""
+
+    def __init__(self) -> None:
+        self.end = 0
+
+    def next(self, name: str, dtype: str, shape: tuple[int, ...]) -> Initializer:
+        num_bytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        step = PAGE if num_bytes >= PAGED_BYTES else ALIGNMENT
+        offset = -(-self.end // step) * step
+        self.end = offset + num_bytes
+        return Initializer(name=name, dtype=dtype, shape=shape, offset=offset)

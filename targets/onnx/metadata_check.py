@@ -1,0 +1,175 @@
+"""What an ONNX folder says of the model, against the checkpoint: attributes of operators, RoPE tables, configs.
+
+Expected values come from the checkpoint's config and tokenizer, not from what this toolkit writes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from qwen3_export.config import Qwen3Config
+from qwen3_export.graph import Graph
+from qwen3_export.positional import read_exactly
+from qwen3_export.rope import rotation
+from qwen3_export.targets.onnx.names import COS_CACHE, SIN_CACHE
+from qwen3_export.targets.onnx.read import OnnxFile, nodes_with_attributes
+from qwen3_export.tokenizer import Tokenizer
+
+__all__ = ["metadata_differences"]
+
+Attributes = Mapping[str, Any]
+
+# Positions of the RoPE tables that are compared.
+COMPARED_POSITIONS = 4096
+
+
+def metadata_differences(file: OnnxFile, graph: Graph, tokenizer: Tokenizer) -> list[str]:
+    """One sentence for each thing that is not the checkpoint's."""
+    config = graph.config
+    return [
+        *_operators(file, config),
+        *_rope_tables(file, config),
+        *_genai(file.folder / "genai_config.json", config, tokenizer),
+        *_javascript(file.folder / "config.json", config),
+        *_tokenizer_files(file.folder, tokenizer),
+    ]
+
+
+def _operators(file: OnnxFile, config: Qwen3Config) -> Iterator[str]:
+    """Each kind of operator's attributes; the first node that differs stands for all of its kind."""
+    told: set[tuple[str, str]] = set()
+    counts = {"GroupQueryAttention": 0}
+    for node, attributes in nodes_with_attributes(file.proto.graph):
+        if node.op_type in counts:
+            counts[node.op_type] += 1
+        expected = EXPECTED.get(node.op_type)
+        for key, value in (expected(config, attributes) if expected else {}).items():
+            found = attributes.get(key)
+            if not _equal(found, value) and (node.op_type, key) not in told:
+                told.add((node.op_type, key))
+                yield f"{node.name}: {key} is {found}, the checkpoint has {value}"
+    if counts["GroupQueryAttention"] != config.num_hidden_layers:
+        yield f"the graph has {counts['GroupQueryAttention']} layers, the checkpoint {config.num_hidden_layers}"
+
+
+def _equal(found: object, expected: object) -> bool:
+    if isinstance(expected, float) and isinstance(found, float):
+        return bool(np.float32(found) == np.float32(expected))
+    if isinstance(found, bytes):
+        found = found.decode(errors="replace")
+    return found == expected
+
+
+def _norm(config: Qwen3Config, _attributes: Attributes) -> dict[str, Any]:
+    return {"epsilon": config.rms_norm_eps}
+
+
+def _attention(config: Qwen3Config, _attributes: Attributes) -> dict[str, Any]:
+    return {
+        "num_heads": config.num_attention_heads,
+        "kv_num_heads": config.num_key_value_heads,
+        "scale": config.head_dim**-0.5,
+    }
+
+
+def _mixture(config: Qwen3Config, _attributes: Attributes) -> dict[str, Any]:
+    return {
+        "k": config.num_experts_per_tok,
+        "normalize_routing_weights": 1,
+        "activation_type": "swiglu",
+        "activation_alpha": 1.0,
+        "activation_beta": 0.0,
+    }
+
+
+EXPECTED: Mapping[str, Callable[[Qwen3Config, Attributes], dict[str, Any]]] = {
+    "SimplifiedLayerNormalization": _norm,
+    "SkipSimplifiedLayerNormalization": _norm,
+    "GroupQueryAttention": _attention,
+    "MoE": _mixture,
+    "QMoE": _mixture,
+}
+
+
+def _rope_tables(file: OnnxFile, config: Qwen3Config) -> Iterator[str]:
+    places = [file.initializers.get(name) for name in (COS_CACHE, SIN_CACHE)]
+    for name, place in zip((COS_CACHE, SIN_CACHE), places, strict=True):
+        if place is None:
+            yield f"{name} is missing"
+            continue
+        length = min(place.num_rows, COMPARED_POSITIONS)
+        if place.shape[1:] != (config.head_dim // 2,) or place.num_rows < config.max_position_embeddings:
+            yield (
+                f"{name} has shape {list(place.shape)}, the checkpoint needs "
+                f"{[config.max_position_embeddings, config.head_dim // 2]}"
+            )
+            continue
+        turn = rotation(config, start=0, count=length)
+        expected = (turn.cos if name == COS_CACHE else turn.sin).numpy()
+        data = read_exactly(file.data_path, place.offset, length * place.row_bytes, part=name)
+        found = np.frombuffer(data, np.dtype(place.dtype)).reshape(length, -1)
+        if not np.array_equal(found, expected.astype(found.dtype)):
+            yield f"{name} holds other angles than the checkpoint's rope_theta and rope_scaling give"
+
+
+def _genai(path: Path, config: Qwen3Config, tokenizer: Tokenizer) -> Iterator[str]:
+    if not path.exists():
+        return
+    document = _read(path)
+    if document is None:
+        yield f"{path.name} cannot be read"
+        return
+    model = document.get("model", {})
+    decoder = model.get("decoder", {})
+    eos = model.get("eos_token_id")
+    expected = {
+        "vocab_size": (model.get("vocab_size"), config.vocab_size),
+        "context_length": (model.get("context_length"), config.max_position_embeddings),
+        "eos_token_id": (eos if isinstance(eos, list) else [eos], list(tokenizer.generation.eos_token_ids)),
+        "head_size": (decoder.get("head_size"), config.head_dim),
+        "hidden_size": (decoder.get("hidden_size"), config.hidden_size),
+        "num_attention_heads": (decoder.get("num_attention_heads"), config.num_attention_heads),
+        "num_hidden_layers": (decoder.get("num_hidden_layers"), config.num_hidden_layers),
+        "num_key_value_heads": (decoder.get("num_key_value_heads"), config.num_key_value_heads),
+    }
+    for key, (found, wanted) in expected.items():
+        if found != wanted:
+            yield f"{path.name}: {key} is {found}, the checkpoint has {wanted}"
+
+
+def _javascript(path: Path, config: Qwen3Config) -> Iterator[str]:
+    if not path.exists():
+        return
+    document = _read(path)
+    if document is None:
+        yield f"{path.name} cannot be read"
+        return
+    for key in ("vocab_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "hidden_size"):
+        if document.get(key) != getattr(config, key):
+            yield f"{path.name}: {key} is {document.get(key)}, the checkpoint has {getattr(config, key)}"
+
+
+def _tokenizer_files(folder: Path, tokenizer: Tokenizer) -> Iterator[str]:
+    path = folder / "tokenizer.json"
+    if not path.exists():
+        yield "tokenizer.json is missing"
+    elif _read(path) != _read(tokenizer.folder / "tokenizer.json"):
+        yield "tokenizer.json is not the checkpoint's"
+    template = folder / "chat_template.jinja"
+    if tokenizer.chat_template is not None:
+        if not template.exists():
+            yield "chat_template.jinja is missing"
+        elif template.read_text(encoding="utf-8") != tokenizer.chat_template:
+            yield "chat_template.jinja is not the checkpoint's"
+
+
+def _read(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None

@@ -1,0 +1,313 @@
+"""Reading an ONNX folder back: values from the data file, wiring and hyperparameters from the checkpoint.
+
+Initializers say where their bytes lie, and the operators that use them how codes are to be read (bits, block size);
+rows are fetched by position. What is missing or of another shape is a list of sentences: a report wants all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from qwen3_export.errors import CheckpointError, MissingExtraError, QuantizationError
+from qwen3_export.graph import ALL_ROWS, Graph, Kind, Role, Weight, module_name
+from qwen3_export.positional import read_exactly
+from qwen3_export.quantizers.affine import AffineFormat, AffineParams
+from qwen3_export.quantizers.packing.onnx import MatMulNBits, unpack_matmul_nbits
+from qwen3_export.targets.onnx.layout import (
+    CODES,
+    ROWS,
+    SCALES,
+    VALUES,
+    ZERO_POINTS,
+    Initializer,
+    experts_names,
+    fused_name,
+)
+
+if TYPE_CHECKING:
+    from onnx import GraphProto, ModelProto
+
+__all__ = ["FloatWeight", "OnnxFile", "OnnxWeight", "open_onnx", "read_graph", "tensor_differences"]
+
+# onnx.TensorProto.DataType
+NUMPY_TYPES = {1: "<f4", 2: "|u1", 7: "<i8", 10: "<f2"}
+FLOAT_NAMES = {"<f4": "F32", "<f2": "F16"}
+ATTENTION = (Kind.Q_PROJ, Kind.K_PROJ, Kind.V_PROJ)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnnxFile:
+    """An ONNX graph without its weights, ``proto``, and where they lie; ``folder`` is what was exported."""
+
+    folder: Path
+    graph_path: Path
+    proto: ModelProto
+
+    @cached_property
+    def initializers(self) -> Mapping[str, Initializer]:
+        """Those in the data file, by name."""
+        return {place.name: place for place in map(_place, self.proto.graph.initializer) if place is not None}
+
+    @cached_property
+    def attributes(self) -> Mapping[str, Mapping[str, Any]]:
+        """The attributes of the operator that reads each codes initializer, by its name."""
+        return {
+            name: attributes
+            for node, attributes in nodes_with_attributes(self.proto.graph)
+            for name in node.input
+            if node.op_type in ("MatMulNBits", "GatherBlockQuantized", "QMoE")
+        }
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        return {entry.key: entry.value for entry in self.proto.metadata_props}
+
+    @property
+    def data_path(self) -> Path:
+        """Of all external initializers; CheckpointError where there are none, or several files."""
+        names = {
+            entry.value
+            for tensor in self.proto.graph.initializer
+            for entry in tensor.external_data
+            if entry.key == "location"
+        }
+        if len(names) != 1:
+            raise CheckpointError(f"{self.graph_path}: weights in {len(names)} data files, where this reader knows one")
+        return self.graph_path.parent / names.pop()
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(path.stat().st_size for path in self.folder.rglob("*") if path.is_file())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FloatWeight:
+    """A weight of the graph stored as floats; rows begin at ``first`` and come ``stride`` rows apart."""
+
+    role: Role
+    shape: tuple[int, ...]
+    place: Initializer
+    path: Path
+    first: int = 0
+    stride: int = 1
+
+    @property
+    def name(self) -> str:
+        return module_name(self.role)
+
+    @property
+    def format(self) -> str:
+        return FLOAT_NAMES[self.place.dtype]
+
+    def read(self, rows: slice = ALL_ROWS) -> np.ndarray:
+        if len(self.shape) == 1:
+            return _rows(self, self.place, slice(0, 1)).reshape(-1).astype(np.float32)[rows]
+        return _rows(self, self.place, rows).astype(np.float32)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OnnxWeight:
+    """A weight of the graph stored as codes; the parts lie in places of their own."""
+
+    role: Role
+    shape: tuple[int, ...]
+    number_format: AffineFormat
+    places: Mapping[str, Initializer]
+    path: Path
+    first: int = 0
+    stride: int = 1
+
+    @property
+    def name(self) -> str:
+        return module_name(self.role)
+
+    @property
+    def format(self) -> str:
+        return self.number_format.name
+
+    def encode(self, rows: slice = ALL_ROWS) -> tuple[np.ndarray, AffineParams]:
+        """The stored codes and parameters of a block of rows."""
+        parts = {part: _rows(self, place, rows) for part, place in self.places.items()}
+        count = len(parts[SCALES])
+        size = self.number_format.columns_a_group(self.shape[1])
+        packed = MatMulNBits(
+            weight_OGY=parts[CODES].reshape(count, -1, size * self.number_format.num_bits // 8),
+            scale_OG=parts[SCALES].reshape(count, -1).astype(np.float32),
+            zero_points_OY=parts[ZERO_POINTS].reshape(count, -1) if ZERO_POINTS in parts else None,
+        )
+        return unpack_matmul_nbits(packed, num_bits=self.number_format.num_bits)
+
+    def read(self, rows: slice = ALL_ROWS) -> np.ndarray:
+        return self.number_format.dequantize(*self.encode(rows))
+
+
+def open_onnx(folder: Path) -> OnnxFile:
+    """Read the graph of an exported folder (or the graph's own path), not its weights.
+
+    Raises CheckpointError if there is no graph in it, or several, or it cannot be parsed.
+    """
+    try:
+        import onnx
+    except ImportError as error:
+        raise MissingExtraError(package="onnx", extra="onnx", purpose="reading an ONNX graph") from error
+    from google.protobuf.message import DecodeError
+
+    path = _graph_path(folder)
+    try:
+        proto = onnx.load(str(path), load_external_data=False)
+    except (DecodeError, OSError) as error:
+        raise CheckpointError(f"{path}: no ONNX graph ({error})") from error
+    root = path.parent if folder.is_file() and path.parent.name != "onnx" else folder
+    if folder.is_file() and path.parent.name == "onnx":
+        root = path.parent.parent
+    file = OnnxFile(folder=root, graph_path=path, proto=proto)
+    _check_length(file)
+    return file
+
+
+def read_graph(file: OnnxFile, checkpoint: Graph) -> Graph:
+    """The checkpoint's graph with the values that the data file holds.
+
+    Raises CheckpointError where ``tensor_differences`` finds something.
+    """
+    missing = tensor_differences(file, checkpoint)
+    if missing:
+        raise CheckpointError(f"{file.graph_path}: {missing[0]}")
+    weights = {weight.name: _stored(file, weight) for weight in checkpoint}
+    return checkpoint.with_weights(MappingProxyType(weights))
+
+
+def tensor_differences(file: OnnxFile, checkpoint: Graph) -> list[str]:
+    """Weights that are missing or of another shape, one sentence each."""
+    found = []
+    for weight in checkpoint:
+        try:
+            stored = _stored(file, weight)
+        except (KeyError, QuantizationError) as error:
+            found.append(f"{weight.name} is missing, or cannot be read ({error})")
+            continue
+        rows, columns = weight.shape[0], weight.shape[-1]
+        if isinstance(stored, FloatWeight):
+            fits = stored.place.row_bytes == columns * np.dtype(stored.place.dtype).itemsize
+        else:
+            size = stored.number_format.columns_a_group(columns)
+            fits = stored.places[SCALES].row_bytes == columns // size * np.dtype(stored.places[SCALES].dtype).itemsize
+        last = stored.first + (rows - 1) * stored.stride
+        height = (stored.place if isinstance(stored, FloatWeight) else stored.places[SCALES]).num_rows
+        if not fits or (len(weight.shape) > 1 and last >= height):
+            found.append(f"{weight.name} has another shape than the checkpoint's {list(weight.shape)}")
+    return found
+
+
+def nodes_with_attributes(graph: GraphProto) -> Iterator[tuple[Any, dict[str, Any]]]:
+    """Every node with its attributes as plain values."""
+    from onnx.helper import get_attribute_value
+
+    for node in graph.node:
+        yield node, {attribute.name: get_attribute_value(attribute) for attribute in node.attribute}
+
+
+def _stored(file: OnnxFile, weight: Weight) -> FloatWeight | OnnxWeight:
+    """Where a weight of the checkpoint lies in the file; KeyError where it does not."""
+    role, shape = weight.role, weight.shape
+    name, first, stride = module_name(role), 0, 1
+    is_alone = any(f"{name}.{part}" in file.initializers for part in (VALUES, CODES))
+    if role.kind in ATTENTION and not is_alone:
+        assert role.layer is not None
+        name, first = fused_name(role.layer), _rows_before(file, weight)
+    elif role.expert is not None:
+        assert role.layer is not None
+        fc1, fc2 = experts_names(role.layer)
+        is_down = role.kind is Kind.DOWN_PROJ
+        name, stride = (fc2, 1) if is_down else (fc1, 2)
+        first = role.expert * shape[0] * stride + (role.kind is Kind.UP_PROJ)
+    if f"{name}.{VALUES}" in file.initializers:
+        place = file.initializers[f"{name}.{VALUES}"]
+        return FloatWeight(role=role, shape=shape, place=place, path=file.data_path, first=first, stride=stride)
+    codes = f"{name}.{CODES}" if f"{name}.{CODES}" in file.initializers else f"{name}.{ROWS}"
+    places = {CODES: file.initializers[codes], SCALES: file.initializers[f"{name}.{SCALES}"]}
+    if f"{name}.{ZERO_POINTS}" in file.initializers:
+        places[ZERO_POINTS] = file.initializers[f"{name}.{ZERO_POINTS}"]
+    return OnnxWeight(
+        role=role,
+        shape=shape,
+        number_format=_number_format(file.attributes[codes], places, is_fc2=name.endswith(".fc2")),
+        places=places,
+        path=file.data_path,
+        first=first,
+        stride=stride,
+    )
+
+
+def _rows_before(file: OnnxFile, weight: Weight) -> int:
+    """The rows of the weights above this one in a fused matrix: q_proj, then k_proj, then v_proj."""
+    kind = weight.role.kind
+    if kind is Kind.Q_PROJ:
+        return 0
+    assert weight.role.layer is not None
+    parts = [f"{fused_name(weight.role.layer)}.{part}" for part in (VALUES, SCALES)]
+    whole = next(file.initializers[part].num_rows for part in parts if part in file.initializers)
+    return whole - weight.shape[0] * (2 if kind is Kind.K_PROJ else 1)
+
+
+def _number_format(attributes: Mapping[str, Any], places: Mapping[str, Initializer], *, is_fc2: bool) -> AffineFormat:
+    bits = attributes.get("bits", attributes.get("expert_weight_bits", 4))
+    if is_fc2:
+        bits = attributes.get("fc2_expert_weight_bits", bits)
+    is_symmetric = ZERO_POINTS not in places
+    return AffineFormat(
+        num_bits=bits,
+        group_size=attributes["block_size"],
+        symmetric=is_symmetric,
+        negative_scales=is_symmetric,
+        scale_dtype="f32" if places[SCALES].dtype == "<f4" else "f16",
+    )
+
+
+def _rows(weight: FloatWeight | OnnxWeight, place: Initializer, rows: slice) -> np.ndarray:
+    """Rows of one part: one contiguous read, of which every ``stride``-th row is kept."""
+    start, stop = (0, 1) if len(weight.shape) == 1 else rows.indices(weight.shape[0])[:2]
+    count = max(stop - start, 0)
+    first, size = weight.first + start * weight.stride, max((count - 1) * weight.stride + 1, 0)
+    data = read_exactly(weight.path, place.offset + first * place.row_bytes, size * place.row_bytes, part=weight.name)
+    return np.frombuffer(data, np.dtype(place.dtype)).reshape(size, -1)[:: weight.stride]
+
+
+def _place(tensor: Any) -> Initializer | None:
+    """An initializer in the data file; stacked ones [experts, rows, …] as rows."""
+    entries = {entry.key: entry.value for entry in tensor.external_data}
+    if "location" not in entries or tensor.data_type not in NUMPY_TYPES:
+        return None
+    shape = tuple(tensor.dims)
+    if ".experts." in tensor.name and len(shape) > 2:
+        shape = (shape[0] * shape[1], *shape[2:])
+    dtype = NUMPY_TYPES[tensor.data_type]
+    return Initializer(name=tensor.name, dtype=dtype, shape=shape, offset=int(entries.get("offset", 0)))
+
+
+def _graph_path(folder: Path) -> Path:
+    if folder.is_file():
+        return folder
+    found = sorted([*folder.glob("*.onnx"), *folder.glob("onnx/*.onnx")])
+    if not found:
+        raise CheckpointError(f"{folder}: holds no .onnx file; name the folder that an export has written")
+    if len(found) > 1:
+        raise CheckpointError(f"{folder}: holds {len(found)} graphs; name one of them, such as {found[0]}")
+    return found[0]
+
+
+def _check_length(file: OnnxFile) -> None:
+    """A data file that is cut short must not look like one."""
+    path = file.data_path
+    if not path.exists():
+        raise CheckpointError(f"{path}: is missing; the graph keeps its weights there")
+    end = max(place.offset + place.num_bytes for place in file.initializers.values())
+    if path.stat().st_size < end:
+        raise CheckpointError(f"{path}: {path.stat().st_size:,} bytes where the graph needs {end:,}; it is cut short")

@@ -1,0 +1,130 @@
+"""An ONNX folder through onnxruntime: tokens in, every position's logits out, with a KV cache between.
+
+A session can be made of an altered graph (another accuracy level, more outputs) over the same data file, which is how
+the check gets onnxruntime's exact form and its hidden states.
+"""
+
+# B batch  T tokens  V vocabulary
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from qwen3_export.config import Qwen3Config
+from qwen3_export.errors import CheckpointError, MissingExtraError
+from qwen3_export.parallel import default_threads
+
+__all__ = ["OnnxSession", "is_installed", "runtime_version"]
+
+ERRORS_ONLY = 3
+
+
+def is_installed() -> bool:
+    return importlib.util.find_spec("onnxruntime") is not None
+
+
+def runtime_version() -> str | None:
+    """The version of onnxruntime; None where it is not installed."""
+    try:
+        return importlib.metadata.version("onnxruntime")
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+class OnnxSession:
+    """One graph in onnxruntime on the CPU.
+
+    ``graph`` is the file, or its bytes with ``folder`` where the data file lies. Raises MissingExtraError without
+    onnxruntime, CheckpointError where it refuses the graph.
+    """
+
+    def __init__(
+        self, graph: Path | bytes, config: Qwen3Config, *, folder: Path | None = None, threads: int | None = None
+    ) -> None:
+        try:
+            import onnxruntime
+        except ImportError as error:
+            raise MissingExtraError(package="onnxruntime", extra="onnx", purpose="running an ONNX graph") from error
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = ERRORS_ONLY
+        options.intra_op_num_threads = threads or default_threads()
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        if folder is not None:
+            options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
+        source = graph if isinstance(graph, bytes) else str(graph)
+        try:
+            self._session: Any = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # onnxruntime raises many types
+            where = folder if isinstance(graph, bytes) else graph
+            raise CheckpointError(f"{where}: onnxruntime cannot load it ({_first_line(error)})") from error
+        self._config = config
+        types = {value.name: value.type for value in self._session.get_inputs()}
+        self._has_position_ids = "position_ids" in types
+        self._float = np.float16 if types["past_key_values.0.key"] == "tensor(float16)" else np.float32
+        self._outputs = [value.name for value in self._session.get_outputs()]
+
+    def logits(self, tokens: Sequence[int]) -> np.ndarray:
+        """Logits of every position in one prefill, [T, V] fp32."""
+        return next(self.run(tokens))
+
+    def run(self, tokens: Sequence[int], *, chunk: int | None = None) -> Iterator[np.ndarray]:
+        """Logits chunk by chunk through the KV cache, each [chunk, V] fp32."""
+        caches, step = self._empty_caches(1), chunk or len(tokens)
+        for start in range(0, len(tokens), step):
+            part = np.array([tokens[start : start + step]], np.int64)
+            mask = np.ones((1, start + part.shape[1]), np.int64)
+            found = self._call(part, mask, start, caches)
+            caches = self._next_caches(found)
+            yield found["logits"][0].astype(np.float32, copy=False)
+
+    def padded_logits(self, texts: Sequence[Sequence[int]], *, pad: int = 0) -> list[np.ndarray]:
+        """Logits of several texts in one batch, padded on the right; [T, V] each."""
+        longest = max(map(len, texts))
+        ids_BT = np.full((len(texts), longest), pad, np.int64)
+        mask_BT = np.zeros((len(texts), longest), np.int64)
+        for i, text in enumerate(texts):
+            ids_BT[i, : len(text)], mask_BT[i, : len(text)] = text, 1
+        found = self._call(ids_BT, mask_BT, 0, self._empty_caches(len(texts)))
+        logits_BTV = found["logits"].astype(np.float32, copy=False)
+        return [logits_BTV[i, : len(text)] for i, text in enumerate(texts)]
+
+    def outputs(self, tokens: Sequence[int]) -> Mapping[str, np.ndarray]:
+        """Every output of one prefill, by name."""
+        ids = np.array([tokens], np.int64)
+        return self._call(ids, np.ones_like(ids), 0, self._empty_caches(1))
+
+    def _call(
+        self, ids_BT: np.ndarray, mask: np.ndarray, start: int, caches: Mapping[str, np.ndarray]
+    ) -> dict[str, np.ndarray]:
+        feeds = {"input_ids": ids_BT, "attention_mask": mask, **caches}
+        if self._has_position_ids:
+            feeds["position_ids"] = np.broadcast_to(start + np.arange(ids_BT.shape[1]), ids_BT.shape).astype(np.int64)
+        try:
+            return dict(zip(self._outputs, self._session.run(None, feeds), strict=True))
+        except Exception as error:  # onnxruntime raises many types
+            raise CheckpointError(f"onnxruntime cannot run the graph ({_first_line(error)})") from error
+
+    def _empty_caches(self, batch: int) -> dict[str, np.ndarray]:
+        shape = (batch, self._config.num_key_value_heads, 0, self._config.head_dim)
+        return {
+            f"past_key_values.{layer}.{part}": np.zeros(shape, self._float)
+            for layer in range(self._config.num_hidden_layers)
+            for part in ("key", "value")
+        }
+
+    def _next_caches(self, found: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return {
+            f"past_key_values.{name.removeprefix('present.')}": values
+            for name, values in found.items()
+            if name.startswith("present.")
+        }
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -1,0 +1,33 @@
+"""What transformers.js reads beside the graph: the checkpoint's own configs, and one object of its own."""
+
+from __future__ import annotations
+
+import json
+from pathlib import PurePosixPath
+from typing import Any
+
+from qwen3_export.model import Model
+
+__all__ = ["build_config", "build_generation_config"]
+
+
+def build_config(model: Model, *, graph_file: str, has_fp16_cache: bool) -> dict[str, Any]:
+    """The checkpoint's ``config.json`` with ``transformers.js_config``: which graphs keep their weights beside them.
+
+    The value is the number of data files: ``model_q4.onnx_data`` is the first and only one. The number type of the
+    KV cache is for releases that do not take it from the graph.
+    """
+    document = json.loads((model.folder / "config.json").read_text(encoding="utf-8"))
+    own: dict[str, Any] = {"use_external_data_format": {PurePosixPath(graph_file).name: 1}}
+    own |= {"kv_cache_dtype": "float16"} if has_fp16_cache else {}
+    return {**document, "transformers.js_config": own}
+
+
+def build_generation_config(model: Model) -> dict[str, Any]:
+    """The checkpoint's ``generation_config.json``, or what its tokenizer says of it."""
+    path = model.folder / "generation_config.json"
+    if path.exists():
+        document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return document
+    generation = model.tokenizer.generation
+    return {"eos_token_id": list(generation.eos_token_ids), "pad_token_id": generation.pad_token_id}

@@ -1,0 +1,92 @@
+"""qwen3-export onnx, as a user types it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("onnx_ir")
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+FILES = [
+    "chat_template.jinja", "genai_config.json", "model.onnx", "model.onnx.data", "tokenizer.json",
+    "tokenizer_config.json",
+]  # fmt: skip
+
+
+def test_a_folder_and_its_report(run, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    outcome = run("onnx", "--model", "demo", "--quant", "int4")
+    assert outcome.code == 0, outcome.err
+    assert names(tmp_path) == ["demo-onnx-int4"]
+    folder = tmp_path / "demo-onnx-int4"
+    assert names(folder) == sorted([*FILES, "report.json"])
+    report = json.loads((folder / "report.json").read_text())
+    assert (report["verdict"], report["target"]) == ("pass", "onnx")
+    assert outcome.out.startswith("wrote demo-onnx-int4 (6.07 MB of weights)")
+    assert run("check", folder, "--model", "demo", "--max-mean-kld", "1").code == 0
+    assert run("check", folder, "--model", "demo", "--max-mean-kld", "1e-6").code == 3
+    shown = run("inspect", folder, "--tensors").out
+    assert "31 MatMulNBits" in shown
+    assert "model.layers.0.self_attn.qkv_proj.weight_codes" in shown
+
+
+def test_a_solved_export_says_so(run, text: Path, tmp_path: Path) -> None:
+    out = tmp_path / "ein Ordner ü"
+    outcome = run(
+        "onnx", "-m", "demo", "-q", "q4", "--method", "gptq", "--calibration", text, "--sequence-length", "64",
+        "--block-size", "128", "--asymmetric", "--no-check", "-o", out,
+    )  # fmt: skip
+    assert outcome.code == 0, outcome.err
+    assert "forecast: about" in outcome.err
+    assert names(tmp_path) == [out.name]
+    shown = run("inspect", out, "--tensors").out
+    assert "method     gptq" in shown or "gptq" in shown
+    assert "output error" in shown
+
+
+def test_what_is_there_is_kept(run, tmp_path: Path) -> None:
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "thesis.txt").write_text("years of work")
+    arguments = ("onnx", "-m", "demo", "--no-check", "-o", folder)
+    assert "--force replaces it" in run(*arguments).err
+    assert "holds thesis.txt, which is no part of an export" in run(*arguments, "--force").err
+    assert names(folder) == ["thesis.txt"]
+    (folder / "thesis.txt").unlink()
+    assert run(*arguments).code == 0
+    assert run(*arguments, "--quant", "fp16", "--force").code == 0
+    assert names(folder) == FILES
+    file = tmp_path / "file"
+    file.write_text("x")
+    assert "a file; --out takes the name of the folder" in run(*arguments[:-1], file).err
+    assert "there is no folder" in run(*arguments[:-1], tmp_path / "no" / "such").err
+    assert names(tmp_path) == ["file", "mine"]
+
+
+def test_dry_run_and_refusals(run, tmp_path: Path) -> None:
+    shown = run("onnx", "-m", "demo", "-q", "int4", "--dry-run")
+    assert shown.code == 0
+    assert "[8192, 8, 16]" in shown.out
+    for arguments, told in [
+        (("--block-size", "48"), "onnxruntime has 16, 32, 64, 128, 256"),
+        (("--quant", "q4_k_m"), "no ONNX recipe"),
+        (("--accuracy-level", "9"), "MatMulNBits has 0 to 4"),
+        (("--calibration", "x.txt"), "--calibration is for --method gptq and awq"),
+    ]:
+        refused = run("onnx", "-m", "demo", *arguments)
+        assert refused.code == 1
+        assert told in refused.err
+    assert names(tmp_path) == []
+
+
+def test_recipes_are_listed(run) -> None:
+    shown = run("quants", "onnx").out
+    assert shown.splitlines()[0].startswith("recipe")
+    assert "int4       5.02    6.07 MB" in shown

@@ -1,0 +1,164 @@
+"""Folders broken on purpose, each in one way: the check must catch every one, and say where."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("onnxruntime")
+pytest.importorskip("onnx")
+
+import onnx
+
+from qwen3_export.errors import CheckpointError
+from qwen3_export.parity.report import Report
+from qwen3_export.targets.onnx.check import check_onnx
+
+Edit = Callable[[Any], None]
+
+
+@pytest.fixture
+def check_edited(exported: Callable[..., Any], tmp_path: Path) -> Callable[..., Report]:
+    """The report of a copy whose graph was edited."""
+
+    def check(edit: Edit, *, variant: str = "tied", recipe: str = "int4", **options: object) -> Report:
+        written = exported(variant, recipe, **options)
+        folder = tmp_path / "edited"
+        shutil.copytree(written.folder, folder)
+        path = folder / written.export.graph_file
+        proto = onnx.load(str(path), load_external_data=False)
+        edit(proto)
+        path.write_bytes(proto.SerializeToString())
+        return check_onnx(folder, written.model.graph, written.model.tokenizer)
+
+    return check
+
+
+def nodes(proto: Any, op_type: str) -> list[Any]:
+    return [node for node in proto.graph.node if node.op_type == op_type]
+
+
+def set_attribute(node: Any, name: str, value: object) -> None:
+    kept = [attribute for attribute in node.attribute if attribute.name != name]
+    del node.attribute[:]
+    node.attribute.extend([*kept, onnx.helper.make_attribute(name, value)])
+
+
+def wrong_eps(proto: Any) -> None:
+    for node in nodes(proto, "SkipSimplifiedLayerNormalization"):
+        set_attribute(node, "epsilon", 1e-5)
+
+
+def swapped_head_norms(proto: Any) -> None:
+    for node in nodes(proto, "SimplifiedLayerNormalization"):
+        for a, b in (("q_norm", "k_norm"), ("k_norm", "q_norm")):
+            if f".{a}.weight" in node.input[1]:
+                node.input[1] = node.input[1].replace(a, b)
+                break
+
+
+def interleaved_rope(proto: Any) -> None:
+    for node in nodes(proto, "GroupQueryAttention"):
+        set_attribute(node, "rotary_interleaved", 1)
+
+
+def no_k_norm(proto: Any) -> None:
+    renamed = {}
+    for node in nodes(proto, "SimplifiedLayerNormalization"):
+        if ".k_norm." in node.input[1]:
+            renamed[node.output[0]] = node.input[0]
+    for node in proto.graph.node:
+        for i, name in enumerate(node.input):
+            node.input[i] = renamed.get(name, name)
+
+
+def swapped_gate_and_up(proto: Any) -> None:
+    for node in nodes(proto, "MatMulNBits"):
+        for i, name in enumerate(node.input):
+            if ".gate_proj." in name:
+                node.input[i] = name.replace("gate_proj", "up_proj")
+            elif ".up_proj." in name:
+                node.input[i] = name.replace("up_proj", "gate_proj")
+
+
+def fewer_experts(proto: Any) -> None:
+    for node in nodes(proto, "QMoE"):
+        set_attribute(node, "k", 2)
+
+
+@pytest.mark.parametrize(
+    ("edit", "site"),
+    [(swapped_head_norms, "k_rope"), (interleaved_rope, "k_rope"), (no_k_norm, "k_rope"), (swapped_gate_and_up, "mlp")],
+)
+def test_wrong_wiring_is_found_and_placed(check_edited: Callable[..., Report], edit: Edit, site: str) -> None:
+    report = check_edited(edit)
+    assert report.conversion.status == "fail"
+    assert report.first_divergence is not None
+    assert (report.first_divergence.layer, report.first_divergence.site) == (0, site)
+
+
+def test_a_wrong_eps_is_found_twice(check_edited: Callable[..., Report]) -> None:
+    report = check_edited(wrong_eps)
+    assert "epsilon is 9.9" in report.metadata[0]
+    assert report.conversion.status == "fail"
+
+
+def test_wrong_experts(check_edited: Callable[..., Report]) -> None:
+    report = check_edited(fewer_experts, variant="moe")
+    assert "k is 2, the checkpoint has 3" in report.metadata[0]
+    assert report.conversion.status == "fail"
+    assert report.first_divergence is not None
+    assert report.first_divergence.site == "mlp"
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "told"),
+    [("eos_token_id", 0, "eos_token_id"), ("context_length", 4, "context_length"), ("vocab_size", 5, "vocab_size")],
+)
+def test_a_wrong_genai_config(exported: Callable[..., Any], tmp_path: Path, key: str, value: int, told: str) -> None:
+    written = exported("tied", "fp32")
+    shutil.copytree(written.folder, tmp_path / "edited")
+    path = tmp_path / "edited" / "genai_config.json"
+    document = json.loads(path.read_text())
+    document["model"][key] = value
+    path.write_text(json.dumps(document))
+    report = check_onnx(tmp_path / "edited", written.model.graph, written.model.tokenizer)
+    assert report.verdict == "fail"
+    assert told in report.metadata[0]
+
+
+def test_damaged_codes_and_another_model(exported: Callable[..., Any], tmp_path: Path) -> None:
+    written = exported("tied", "int4")
+    shutil.copytree(written.folder, tmp_path / "edited")
+    place = written.export.plan.initializers["model.layers.1.mlp.down_proj"]["weight_codes"]
+    with (tmp_path / "edited" / "model.onnx.data").open("r+b") as file:
+        file.seek(place.offset + 3 * place.row_bytes)
+        file.write(b"\xff" * 16)
+    report = check_onnx(tmp_path / "edited", written.model.graph, written.model.tokenizer)
+    assert "model.layers.1.mlp.down_proj: a block of row 3" in report.values[0]
+    other = exported("untied", "int4").model
+    report = check_onnx(written.folder, other.graph, other.tokenizer)
+    assert any("lm_head is missing" in sentence for sentence in report.metadata)
+
+
+def test_what_cannot_be_read_is_refused(exported: Callable[..., Any], tmp_path: Path) -> None:
+    written = exported("tied", "int4")
+    shutil.copytree(written.folder, tmp_path / "cut")
+    data = tmp_path / "cut" / "model.onnx.data"
+    data.write_bytes(data.read_bytes()[:-5000])
+    with pytest.raises(CheckpointError, match="cut short"):
+        check_onnx(tmp_path / "cut", written.model.graph, written.model.tokenizer)
+    data.unlink()
+    with pytest.raises(CheckpointError, match="is missing"):
+        check_onnx(tmp_path / "cut", written.model.graph, written.model.tokenizer)
+    (tmp_path / "cut" / "model.onnx").write_bytes(b"no graph at all")
+    with pytest.raises(CheckpointError, match="no ONNX graph"):
+        check_onnx(tmp_path / "cut", written.model.graph, written.model.tokenizer)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CheckpointError, match=r"no \.onnx file"):
+        check_onnx(tmp_path / "empty", written.model.graph, written.model.tokenizer)
