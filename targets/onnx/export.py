@@ -11,12 +11,11 @@ import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 from qwen3_export.atomic import partial_file, partial_folder
 from qwen3_export.errors import MissingExtraError, QuantizationError
 from qwen3_export.graph import Graph, Weight
-from qwen3_export.methods import Solution
 from qwen3_export.model import Model
 from qwen3_export.quantizers.affine import AffineFormat
 from qwen3_export.quantizers.ggml import GGML_FORMATS
@@ -25,6 +24,9 @@ from qwen3_export.targets.onnx.layout import DataPlan, plan_data, stored_matrice
 from qwen3_export.targets.onnx.names import rope_caches
 from qwen3_export.targets.onnx.provenance import describe
 from qwen3_export.targets.onnx.recipes import OnnxFormat, Recipe, assign
+
+if TYPE_CHECKING:
+    from qwen3_export.methods import Solution
 
 __all__ = ["FLAVOURS", "Flavour", "OnnxExport", "default_path", "is_export_file", "prepare", "with_solution", "write"]
 

@@ -60,7 +60,7 @@ class Initializer:
 
     @property
     def num_bytes(self) -> int:
-        return int(np.prod(self.shape)) * np.dtype(self.dtype).itemsize
+        return _num_bytes(self.dtype, self.shape)
 
     @property
     def row_bytes(self) -> int:
@@ -118,20 +118,19 @@ def stored_matrices(config: Qwen3Config, formats: Mapping[str, OnnxFormat]) -> l
 
 def plan_data(graph: Graph, matrices: Sequence[StoredMatrix], constants: Mapping[str, np.ndarray]) -> DataPlan:
     """Offsets of everything, from shapes and formats alone."""
-    place = _Places()
-    initializers = {
-        matrix.name: {
-            part: place.next(f"{matrix.name}.{part}", dtype, shape)
-            for part, (dtype, shape) in _parts(matrix, _shape(graph, matrix)).items()
-        }
+    wanted = {
+        f"{matrix.name}.{part}": described
         for matrix in matrices
+        for part, described in _parts(matrix, _shape(graph, matrix)).items()
     }
-    placed = {name: (place.next(name, array.dtype.str, array.shape), array) for name, array in constants.items()}
+    wanted |= {name: (array.dtype.str, array.shape) for name, array in constants.items()}
+    places, num_bytes = _lay_out(wanted)
+    parts_of = {matrix.name: _parts(matrix, _shape(graph, matrix)) for matrix in matrices}
     return DataPlan(
         matrices={matrix.name: matrix for matrix in matrices},
-        initializers=initializers,
-        constants=placed,
-        num_bytes=place.end,
+        initializers={name: {part: places[f"{name}.{part}"] for part in parts} for name, parts in parts_of.items()},
+        constants={name: (places[name], array) for name, array in constants.items()},
+        num_bytes=num_bytes,
     )
 
 
@@ -190,15 +189,18 @@ def _parts(matrix: StoredMatrix, shape: tuple[int, ...]) -> dict[str, tuple[str,
     return parts
 
 
-class _Places:
-    """Hands out offsets."""
+def _lay_out(wanted: Mapping[str, tuple[str, tuple[int, ...]]]) -> tuple[dict[str, Initializer], int]:
+    """Large arrays first, which are whole pages as a rule, so that hardly anything lies between; and the end."""
+    places: dict[str, Initializer] = {}
+    end = 0
+    for name in sorted(wanted, key=lambda name: _num_bytes(*wanted[name]) < PAGED_BYTES):
+        dtype, shape = wanted[name]
+        step = PAGE if _num_bytes(dtype, shape) >= PAGED_BYTES else ALIGNMENT
+        offset = -(-end // step) * step
+        places[name] = Initializer(name=name, dtype=dtype, shape=shape, offset=offset)
+        end = offset + places[name].num_bytes
+    return places, end
 
-    def __init__(self) -> None:
-        self.end = 0
 
-    def next(self, name: str, dtype: str, shape: tuple[int, ...]) -> Initializer:
-        num_bytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
-        step = PAGE if num_bytes >= PAGED_BYTES else ALIGNMENT
-        offset = -(-self.end // step) * step
-        self.end = offset + num_bytes
-        return Initializer(name=name, dtype=dtype, shape=shape, offset=offset)
+def _num_bytes(dtype: str, shape: tuple[int, ...]) -> int:
+    return int(np.prod(shape)) * np.dtype(dtype).itemsize

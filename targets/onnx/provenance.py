@@ -6,17 +6,19 @@ import base64
 import binascii
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from qwen3_export import __version__
 from qwen3_export.errors import CheckpointError
-from qwen3_export.methods import Solution
 from qwen3_export.quantizers.transforms import Fold, parse_place, place_text
 
-__all__ = ["describe", "read_calibration_record", "read_scales_record"]
+if TYPE_CHECKING:
+    from qwen3_export.methods import Solution
+
+__all__ = ["PREFIX", "describe", "read_calibration_record", "read_scales_record"]
 
 PREFIX = "qwen3_export."
 
