@@ -32,6 +32,9 @@ FP32_BYTES = 4
 # Python, torch, numba and the tokenizer.
 BASE_BYTES = 450 << 20
 
+# Codes lie as bytes, and parameters beside them: of groups of this size at least.
+SMALLEST_GROUP = 16
+
 # Seconds of one thread to improve one weight's code and scales once (Q4_K; others take less).
 SECONDS_PER_MOVE = 3e-7
 
@@ -134,11 +137,13 @@ def _widest(graph: Graph, chosen: object) -> int:
 
 
 def _num_bytes(weight: Weight, number_format: str | NumberFormat) -> int:
-    """What a solved weight takes in the work folder: blocks of GGML's, or a byte a code."""
+    """What a solved weight takes in the work folder: blocks of GGML's, or a byte a code and its parameters."""
     found = GGML_FORMATS[number_format] if isinstance(number_format, str) else number_format
     if isinstance(found, GgmlFormat):
         return math.prod(weight.shape[:-1]) * found.row_bytes(weight.shape[-1])
-    return math.prod(weight.shape) * (8 + math.ceil(found.bits_per_weight(weight.shape[-1]))) // 8
+    if len(weight.shape) == 1:
+        return FP32_BYTES * weight.shape[0]
+    return math.prod(weight.shape) + FP32_BYTES * math.prod(weight.shape) // SMALLEST_GROUP
 
 
 def _multiplications_a_second(hidden_size: int) -> float:

@@ -39,8 +39,8 @@ class RowBlock:
 
     @property
     def num_weights(self) -> int:
-        columns = self.weights[0].shape[-1]
-        return (self.rows.stop - self.rows.start) * columns * len(self.weights)
+        count: int = self.rows.stop - self.rows.start
+        return count * self.weights[0].shape[-1] * len(self.weights)
 
 
 def write_data(

@@ -95,7 +95,7 @@ class _Writer:
         return ir.Model(graph, ir_version=IR_VERSION, producer_name="qwen3-export", metadata_props=dict(metadata))
 
     def _cache(self, prefix: str, layer: int, length: str) -> tuple[ir.Value, ir.Value]:
-        shape = ["batch_size", self.config.num_key_value_heads, length, self.config.head_dim]
+        shape: list[int | str] = ["batch_size", self.config.num_key_value_heads, length, self.config.head_dim]
         key, value = (_value(f"{prefix}.{layer}.{part}", self.dtype, shape) for part in ("key", "value"))
         return key, value
 

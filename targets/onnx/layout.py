@@ -46,7 +46,7 @@ ROWS = "weight_rows"
 # onnxruntime maps large initializers into memory; they begin at a page.
 PAGE, ALIGNMENT, PAGED_BYTES = 4096, 64, 1 << 20
 
-FLOAT_TYPES: Mapping[str, np.dtype] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2")}  # type: ignore[type-arg]
+FLOAT_TYPES: Mapping[str, str] = {"F32": "<f4", "F16": "<f2"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -178,11 +178,11 @@ def _parts(matrix: StoredMatrix, shape: tuple[int, ...]) -> dict[str, tuple[str,
     """What a matrix is stored as, as rows [rows, …], whatever dimensions the operator wants above."""
     number_format = matrix.number_format
     if not isinstance(number_format, AffineFormat):
-        return {VALUES: (FLOAT_TYPES[number_format].str, shape)}
+        return {VALUES: (FLOAT_TYPES[number_format], shape)}
     rows, columns = shape
     size = number_format.columns_a_group(columns)
     groups, bits = columns // size, number_format.num_bits
-    scale_type = FLOAT_TYPES["F32" if number_format.scale_dtype == "f32" else "F16"].str
+    scale_type = FLOAT_TYPES["F32" if number_format.scale_dtype == "f32" else "F16"]
     parts = {CODES: ("|u1", (rows, groups, size * bits // 8)), SCALES: (scale_type, (rows, groups))}
     if not number_format.symmetric:
         parts[ZERO_POINTS] = ("|u1", (rows, -(-groups * bits // 8)))

@@ -72,8 +72,8 @@ class OnnxFile:
     @property
     def data_path(self) -> Path:
         """Of all external initializers; CheckpointError where there are none, or several files."""
-        names = {
-            entry.value
+        names: set[str] = {
+            str(entry.value)
             for tensor in self.proto.graph.initializer
             for entry in tensor.external_data
             if entry.key == "location"
