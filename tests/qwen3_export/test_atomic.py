@@ -9,7 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from qwen3_export.atomic import check_output, partial_file, partial_files, write_text
+from qwen3_export.atomic import (
+    check_output,
+    check_output_folder,
+    partial_file,
+    partial_files,
+    partial_folder,
+    write_text,
+)
 from qwen3_export.errors import OutputError
 
 
@@ -83,3 +90,62 @@ def test_outputs_that_are_refused(tmp_path: Path) -> None:
     check_output(taken, force=True)
     with pytest.raises(OutputError, match="belongs to the checkpoint"):
         check_output(taken, force=True, inputs=[taken])
+
+
+def test_a_folder_appears_whole_and_replaces_what_was_there(tmp_path: Path) -> None:
+    path = tmp_path / "out ü"
+    with partial_folder(path) as folder:
+        (folder / "a").write_text("1")
+        assert not path.exists()
+    assert [entry.name for entry in path.iterdir()] == ["a"]
+    with partial_folder(path) as folder:
+        (folder / "b").write_text("2")
+    assert [entry.name for entry in path.iterdir()] == ["b"]
+    with pytest.raises(KeyboardInterrupt), partial_folder(path) as folder:
+        _write_and_stop(folder / "c")
+    assert [entry.name for entry in path.iterdir()] == ["b"]
+    assert [entry.name for entry in tmp_path.iterdir()] == ["out ü"]
+
+
+def _write_and_stop(path: Path) -> None:
+    path.write_text("3")
+    raise KeyboardInterrupt
+
+
+def test_two_runs_cannot_fill_one_folder(tmp_path: Path) -> None:
+    with partial_folder(tmp_path / "out") as folder:
+        (folder / "mine").write_text("1")
+        with pytest.raises(OutputError, match="another run"), partial_folder(tmp_path / "out"):
+            pass
+        assert (folder / "mine").exists()
+
+
+def test_what_a_power_cut_left_is_cleared(tmp_path: Path) -> None:
+    left = tmp_path / "out.partial"
+    (left / "deep").mkdir(parents=True)
+    (left / "deep" / "old").write_text("x")
+    with partial_folder(tmp_path / "out") as folder:
+        assert list(folder.iterdir()) == []
+
+
+def test_folders_that_are_refused(tmp_path: Path) -> None:
+    def check(path: Path, *, force: bool = False, inputs: tuple[Path, ...] = ()) -> None:
+        check_output_folder(path, force=force, is_ours=lambda name: name == "ours", inputs=inputs)
+
+    check(tmp_path / "new")
+    folder = tmp_path / "there"
+    folder.mkdir()
+    check(folder)
+    (folder / "ours").write_text("x")
+    with pytest.raises(OutputError, match="--force replaces it"):
+        check(folder)
+    check(folder, force=True)
+    with pytest.raises(OutputError, match="holds the checkpoint"):
+        check(folder, force=True, inputs=(folder / "ours",))
+    (folder / "theirs").write_text("x")
+    with pytest.raises(OutputError, match="holds theirs, which is no part of an export"):
+        check(folder, force=True)
+    with pytest.raises(OutputError, match="a file"):
+        check(folder / "ours")
+    with pytest.raises(OutputError, match="there is no folder"):
+        check(tmp_path / "no" / "such")

@@ -116,6 +116,19 @@ def test_wrong_experts(check_edited: Callable[..., Report]) -> None:
     assert report.first_divergence.site == "mlp"
 
 
+def newer_opset(proto: Any) -> None:
+    for opset in proto.opset_import:
+        if opset.domain == "":
+            opset.version = 99
+
+
+def test_an_opset_that_this_onnxruntime_lacks(check_edited: Callable[..., Report]) -> None:
+    report = check_edited(newer_opset)
+    assert report.verdict == "fail"
+    assert "onnxruntime cannot load it" in report.metadata[-1]
+    assert "99" in report.metadata[-1]
+
+
 @pytest.mark.parametrize(
     ("key", "value", "told"),
     [("eos_token_id", 0, "eos_token_id"), ("context_length", 4, "context_length"), ("vocab_size", 5, "vocab_size")],
