@@ -16,8 +16,6 @@ Numbers are mean KL divergences from the checkpoint in fp32, means over the sour
 with strong norm weights.
 """
 
-# T tokens  K kv heads  H head_dim
-
 from __future__ import annotations
 
 import argparse
@@ -34,9 +32,9 @@ import numpy as np
 import torch
 from evaluation import Windows, compare, read_windows
 from numpy.typing import NDArray
-from torch import Tensor
 
 from qwen3_export.calibration.awq_run import awq_graph
+from qwen3_export.calibration.key_balance import balance_keys, sizes_of_keys_and_queries
 from qwen3_export.calibration.sequential import SequentialSettings, gptq_graph
 from qwen3_export.calibration.tokens import read_calibration
 from qwen3_export.graph import Graph
@@ -46,7 +44,6 @@ from qwen3_export.quantizers.affine import AffineFormat
 from qwen3_export.quantizers.quantized import quantize
 from qwen3_export.quantizers.transforms import Fold, Pair, fold
 from qwen3_export.reference import forward, head_logits
-from qwen3_export.reference_probe import Place, Site
 from qwen3_export.targets.gguf.emit import emit, plan_files
 from qwen3_export.targets.gguf.llama import open_model
 from qwen3_export.targets.gguf.metadata import Provenance, build_metadata
@@ -54,7 +51,6 @@ from qwen3_export.targets.gguf.names import gguf_tensors
 from qwen3_export.targets.gguf.recipes import assign, find_recipe
 
 INT4 = AffineFormat(num_bits=4, group_size=128, symmetric=False, scale_dtype="f16")
-Sizes = NDArray[np.float32]
 Tokens = Sequence[NDArray[np.int64]]
 
 
@@ -99,39 +95,19 @@ def search_losses(model: Model, windows: Windows, tokens: Tokens, folder: Path) 
 def balanced_keys(model: Model, windows: Windows, tokens: Tokens, folder: Path) -> Iterator[tuple[str, float]]:
     """llama.cpp's quantized key cache, with the channels of keys as they are and balanced."""
     sizes = sizes_of_keys_and_queries(model.graph, tokens)
+    even = {Fold(Pair.K_NORM, layer): k_H / np.exp(np.log(k_H).mean()) for layer, (k_H, _) in sizes.items()}
     for name, scales in {
         "as they are": {},
-        "keys even": {layer: k_H for layer, (k_H, _) in sizes.items()},
-        "keys like queries": {layer: (k_H / q_H) ** 0.5 for layer, (k_H, q_H) in sizes.items()},
+        "keys even": even,
+        "keys like queries": balance_keys(model.graph, tokens),
     }.items():
-        graph = fold(model.graph, {Fold(Pair.K_NORM, layer): _normed(scale) for layer, scale in scales.items()})
+        graph = fold(model.graph, scales)
         file = folder / "keys.gguf"
         metadata = build_metadata(model, Provenance(recipe="f32", file_type=0, method="rtn"))
         emit(plan_files(quantize(graph, {weight.name: "F32" for weight in graph}), metadata, file))
-        for key_type in ("F32", "Q8_0", "Q4_0"):
+        for key_type in ("Q8_0", "Q4_0"):
             yield f"{name}, kept as {key_type}", _llama_kld(model.graph, file, windows, key_type=key_type)
         file.unlink()
-
-
-def sizes_of_keys_and_queries(
-    graph: Graph, tokens: Tokens
-) -> dict[int, tuple[NDArray[np.float32], NDArray[np.float32]]]:
-    """The root mean square of each rotated pair of channels, [H / 2], of each layer's keys and queries."""
-    sums: dict[Site, Tensor] = {}
-
-    def observe(site: Site, _sequence: int, x_TKH: Tensor) -> None:
-        if site.place in (Place.K_ROPE, Place.Q_ROPE):
-            sums[site] = sums.get(site, torch.zeros(x_TKH.shape[-1])) + x_TKH.square().mean((0, 1))
-
-    forward(graph, [torch.from_numpy(window_T) for window_T in tokens], observe=observe)
-    sizes = {site: (squares_H / len(tokens)).view(2, -1).mean(0).sqrt().numpy() for site, squares_H in sums.items()}
-    layers = range(graph.config.num_hidden_layers)
-    return {layer: (sizes[Site(Place.K_ROPE, layer)], sizes[Site(Place.Q_ROPE, layer)]) for layer in layers}
-
-
-def _normed(scale: NDArray[np.float32]) -> NDArray[np.float32]:
-    """With a geometric mean of 1."""
-    return np.asarray(scale / np.exp(np.log(scale).mean()), np.float32)
 
 
 def _mean_kld(original: Graph, stored: Graph, windows: Windows) -> float:

@@ -37,7 +37,7 @@ class SequentialSettings:
     """
 
     solver: GptqSettings = field(default_factory=GptqSettings)
-    qk_norm: QkNorm = "off"
+    qk_norm: QkNorm = "averaged"
     take_back_residual: bool = True
     expert_shrinkage: float = 64.0
     memory_limit: int = MEMORY_LIMIT

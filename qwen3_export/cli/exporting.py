@@ -72,9 +72,10 @@ class Solving:
     work_dir: Path | None
     resume: bool
     threads: int | None
+    measures_text: bool = False
 
     def __post_init__(self) -> None:
-        if self.method is Method.RTN and self.calibration is not None:
+        if self.calibration is not None and not (self.is_calibrated or self.measures_text):
             raise ExportError("--calibration is for --method gptq and awq; rtn uses no text")
 
     @property
@@ -83,10 +84,12 @@ class Solving:
 
     def read_text(self, model: Model) -> Calibration | None:
         """The calibration text as tokens, and its digest told; None for rtn."""
+        return self.read_any_text(model) if self.is_calibrated else None
+
+    def read_any_text(self, model: Model) -> Calibration:
+        """The calibration text, whatever the method."""
         from qwen3_export.calibration.tokens import read_calibration
 
-        if not self.is_calibrated:
-            return None
         text = read_calibration(
             self.calibration,
             model.tokenizer,

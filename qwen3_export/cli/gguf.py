@@ -31,6 +31,11 @@ from qwen3_export.cli.options import (
 from qwen3_export.errors import ExportError
 
 if TYPE_CHECKING:
+    from numpy import float32
+    from numpy.typing import NDArray
+
+    from qwen3_export.model import Model
+    from qwen3_export.quantizers.transforms import Fold
     from qwen3_export.targets.gguf.export import GgufExport
 
 EPILOG = """Examples:
@@ -40,6 +45,8 @@ EPILOG = """Examples:
   qwen3-export gguf --model demo --quant q4_k_m --method gptq
 
   qwen3-export gguf --model Qwen3-1.7B --quant q4_k_m --imatrix imatrix.gguf
+
+  qwen3-export gguf --model Qwen3-1.7B --quant q4_k_m --balance-keys    (for llama.cpp's -ctk q8_0 and q4_0)
 
   qwen3-export gguf --model ./my-finetune --quant q5_k_m --tensor-type attn_v=q8_0 --out app/model.gguf
 """
@@ -76,6 +83,13 @@ def gguf(
         str | None,
         typer.Option("--split-max-size", help="Split into files of at most this, such as 2G.", show_default=False),
     ] = None,
+    balance_keys: Annotated[
+        bool,
+        typer.Option(
+            "--balance-keys",
+            help="Move scales between q_norm and k_norm, exactly, so that a quantized cache of keys loses less.",
+        ),
+    ] = False,
     modelfile: Annotated[
         bool, typer.Option("--modelfile", help="Write a Modelfile for Ollama beside the file.")
     ] = False,
@@ -109,12 +123,14 @@ def gguf(
         work_dir=work_dir,
         resume=resume,
         threads=threads,
+        measures_text=balance_keys,
     )
     recipe = find_recipe(quant)
     overrides = parse_overrides(tensor_type or [], output_type=output_type, embedding_type=embedding_type)
     opened = load(model, revision=revision, offline=offline)
     for note in opened.graph.notes:
         say(f"note: {note}")
+    scales = _balanced(solving, opened) if balance_keys else None
     export = prepare(
         opened,
         recipe,
@@ -122,6 +138,7 @@ def gguf(
         overrides=overrides,
         imatrix=None if imatrix is None else read_imatrix(imatrix),
         is_calibrated=solving.is_calibrated,
+        scales=scales,
         split_max_size=None if split_max_size is None else parse_size(split_max_size),
     )
     say(_forecast(export))
@@ -138,6 +155,17 @@ def gguf(
     if not no_check:
         path = export.files[0].path
         finish_with_check(path, path.with_suffix(".report.json"), opened, threads=threads)
+
+
+def _balanced(solving: Solving, model: Model) -> dict[Fold, NDArray[float32]]:
+    """Scales between q_norm and k_norm, measured on the calibration text."""
+    from qwen3_export.calibration.key_balance import balance_keys
+    from qwen3_export.parallel import use_threads
+
+    use_threads(solving.threads)
+    text = solving.read_any_text(model)
+    with progress("measuring keys", model.graph.config.num_hidden_layers) as advance:
+        return balance_keys(model.graph, text.windows, progress=lambda _done, _total: advance(1))
 
 
 def _check_outputs(export: GgufExport, *, force: bool, modelfile: bool) -> None:

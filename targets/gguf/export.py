@@ -6,16 +6,19 @@ Everything that can be refused is refused here, before a byte is written.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
+from numpy.typing import NDArray
 
 from qwen3_export.errors import QuantizationError
 from qwen3_export.graph import Graph
 from qwen3_export.methods import Solution
 from qwen3_export.model import Model
 from qwen3_export.quantizers.quantized import quantize
+from qwen3_export.quantizers.transforms import Fold, fold
 from qwen3_export.targets.gguf.emit import FilePlan, plan_files
 from qwen3_export.targets.gguf.imatrix import Imatrix, check_fits
 from qwen3_export.targets.gguf.metadata import CalibrationOrigin, Provenance, build_metadata
@@ -23,12 +26,17 @@ from qwen3_export.targets.gguf.names import GgufTensor, check_representable, ggu
 from qwen3_export.targets.gguf.recipes import Overrides, Recipe, assign
 from qwen3_export.targets.gguf.sizes import bits_per_weight
 
+Scales = Mapping[Fold, NDArray[np.float32]]
+
 __all__ = ["GgufExport", "default_path", "prepare", "with_solution"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GgufExport:
-    """An export that is ready to be written; ``formats`` by GGUF tensor name, ``graph`` with the stored values."""
+    """An export that is ready to be written; ``formats`` by GGUF tensor name, ``graph`` with the stored values.
+
+    ``scales`` were moved in ``model`` before anything was rounded.
+    """
 
     model: Model
     recipe: Recipe
@@ -38,6 +46,7 @@ class GgufExport:
     tensors: tuple[GgufTensor, ...]
     formats: Mapping[str, str]
     files: tuple[FilePlan, ...]
+    scales: Scales = field(default_factory=lambda: MappingProxyType({}))
 
     @property
     def num_bytes(self) -> int:
@@ -66,16 +75,19 @@ def prepare(
     overrides: Overrides | None = None,
     imatrix: Imatrix | None = None,
     is_calibrated: bool = False,
+    scales: Scales | None = None,
     split_max_size: int | None = None,
 ) -> GgufExport:
     """Choose every tensor's format, round to nearest, and lay out the file.
 
     ``is_calibrated`` says that a solver will choose the values afterwards (``with_solution``): mixes that depend on
-    an importance matrix count that as one.  Raises UnsupportedModelError for what llama.cpp cannot represent,
-    QuantizationError for formats that do not fit the rows and for an importance matrix of another model.
+    an importance matrix count that as one.  ``scales`` are moved first; ``model`` is then that model.  Raises
+    UnsupportedModelError for what llama.cpp cannot represent, QuantizationError for formats that do not fit the rows
+    and for an importance matrix of another model.
     """
-    config = model.graph.config
+    config, scales = model.graph.config, scales or {}
     check_representable(config)
+    model = replace(model, graph=fold(model.graph, scales)) if scales else model
     tensors = tuple(gguf_tensors(model.graph))
     if imatrix is not None:
         check_fits(imatrix, tensors)
@@ -84,7 +96,8 @@ def prepare(
     by_weight = {member.name: formats[tensor.name] for tensor in tensors for member in tensor.members}
     importance = {} if imatrix is None else _importance_by_weight(imatrix, tensors)
     graph = quantize(model.graph, by_weight, importance=importance)
-    files = plan_files(graph, build_metadata(model, _provenance(recipe, imatrix)), out, split_max_size=split_max_size)
+    provenance = replace(_provenance(recipe, imatrix), scales=scales)
+    files = plan_files(graph, build_metadata(model, provenance), out, split_max_size=split_max_size)
     return GgufExport(
         model=model,
         recipe=recipe,
@@ -94,6 +107,7 @@ def prepare(
         tensors=tensors,
         formats=formats,
         files=tuple(files),
+        scales=scales,
     )
 
 
@@ -111,7 +125,7 @@ def with_solution(export: GgufExport, solution: Solution) -> GgufExport:
         file_type=recipe.file_type,
         method=solution.method,
         calibration=origin,
-        scales=solution.scales,
+        scales={**export.scales, **solution.scales},
     )
     metadata = build_metadata(export.model, provenance)
     files = plan_files(solution.graph, metadata, export.out, split_max_size=export.split_max_size)

@@ -136,3 +136,17 @@ def test_interrupted_half_way_leaves_nothing(number: signal.Signals, tmp_path: P
     assert process.returncode == 1
     assert err.splitlines()[-1] == "qwen3-export: interrupted; no unfinished file was left behind"
     assert names(tmp_path) == []
+
+
+def test_balanced_keys_are_the_same_function(run, text: Path, tmp_path: Path) -> None:
+    pytest.importorskip("llama_cpp")
+    outcome = run("gguf", "-m", "demo", "-q", "q8_0", "--balance-keys", "--calibration", text)
+    assert outcome.code == 0, outcome.err
+    reader = gguf.GGUFReader(tmp_path / "demo-q8_0.gguf")
+    places = reader.fields["qwen3_export.scales.places"].contents()
+    assert places == [f"k_norm.{layer}" for layer in range(6)]
+    report = json.loads((tmp_path / "demo-q8_0.report.json").read_text())
+    assert report["verdict"] == "pass"
+    assert report["quantization"]["mean_kld"] < 1e-4
+    refused = run("gguf", "-m", "demo", "-q", "q8_0", "--calibration", text, "--dry-run")
+    assert "--calibration is for" in refused.err
