@@ -4,7 +4,7 @@
 
 The weights of q_norm and k_norm are multiplied channel by channel with exp(N(0, 1)), which breaks the model; then
 everything but them is trained, in fp32, until it gives the original's distribution again (KL divergence on windows of
-256 tokens of the text).  The published Qwen3 models have a few such channels in most layers.  It takes some minutes.
+256 tokens of the text).  It takes some minutes.
 """
 
 from __future__ import annotations
