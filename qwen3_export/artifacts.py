@@ -12,17 +12,19 @@ if TYPE_CHECKING:
     from qwen3_export.model import Model
     from qwen3_export.parity.report import Gates, Report
 
-__all__ = ["check_artifact", "is_onnx", "target_of"]
+__all__ = ["check_artifact", "is_executorch", "is_onnx", "target_of"]
 
 
 def target_of(path: Path) -> str:
-    """``gguf`` or ``onnx``; ExportError for what is no artifact."""
+    """``gguf``, ``onnx`` or ``executorch``; ExportError for what is no artifact."""
     if not path.exists():
         raise ExportError(f"{path}: no such file; name the artifact to check")
     if is_onnx(path):
         return "onnx"
+    if is_executorch(path):
+        return "executorch"
     if path.is_dir():
-        raise ExportError(f"{path}: a folder without an .onnx file in it; name a GGUF file, or what an export wrote")
+        raise ExportError(f"{path}: a folder without an .onnx or .pte file; name a GGUF file, or what an export wrote")
     return "gguf"
 
 
@@ -31,6 +33,11 @@ def is_onnx(path: Path) -> bool:
     if path.is_dir():
         return any(path.glob("*.onnx")) or any(path.glob("onnx/*.onnx"))
     return path.suffix == ".onnx" and path.exists()
+
+
+def is_executorch(path: Path) -> bool:
+    """Whether a path is an ExecuTorch program, or a folder with one."""
+    return any(path.glob("*.pte")) if path.is_dir() else path.suffix == ".pte" and path.exists()
 
 
 def check_artifact(
@@ -43,7 +50,12 @@ def check_artifact(
     say: Callable[[str], None] | None = None,
 ) -> Report:
     """Compare an artifact of any target with the checkpoint that it was made of."""
-    if target_of(path) == "onnx":
+    target = target_of(path)
+    if target == "executorch":
+        from qwen3_export.targets.executorch.check import check_executorch
+
+        return check_executorch(path, model.graph, model.tokenizer, full=full, gates=gates, say=say)
+    if target == "onnx":
         from qwen3_export.targets.onnx.check import check_onnx
 
         return check_onnx(path, model.graph, model.tokenizer, full=full, gates=gates, threads=threads, say=say)

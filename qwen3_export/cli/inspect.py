@@ -34,13 +34,16 @@ def inspect(
     offline: OfflineOption = False,
 ) -> None:
     """Show config, sizes, types, metadata, end tokens and how the file was made."""
-    from qwen3_export.artifacts import is_onnx
+    from qwen3_export.artifacts import is_executorch, is_onnx
 
     if subject.endswith(".gguf"):
         _inspect_gguf(Path(subject), tensors=tensors, template=template)
         return
     if is_onnx(Path(subject)):
         _inspect_onnx(Path(subject), tensors=tensors, template=template)
+        return
+    if is_executorch(Path(subject)):
+        _inspect_executorch(Path(subject), tensors=tensors, template=template)
         return
     from qwen3_export.model import load
 
@@ -100,7 +103,7 @@ def _inspect_gguf(path: Path, *, tensors: bool, template: bool) -> None:
 
 
 def _inspect_onnx(path: Path, *, tensors: bool, template: bool) -> None:
-    from qwen3_export.targets.onnx.provenance import PREFIX, read_calibration_record
+    from qwen3_export.provenance import PREFIX, read_calibration_record
     from qwen3_export.targets.onnx.read import open_onnx
 
     artifact = open_onnx(path)
@@ -120,6 +123,27 @@ def _inspect_onnx(path: Path, *, tensors: bool, template: bool) -> None:
         for name, error in errors.items():
             print(f"output error {error:.2e}  {name}")
     chat_template = artifact.folder / "chat_template.jinja"
+    if template and chat_template.exists():
+        print(chat_template.read_text(encoding="utf-8"))
+
+
+def _inspect_executorch(path: Path, *, tensors: bool, template: bool) -> None:
+    from qwen3_export.provenance import PREFIX, read_calibration_record
+    from qwen3_export.targets.executorch.stored import read_index
+
+    folder = path if path.is_dir() else path.parent
+    document = read_index(folder)
+    size = (folder / "model.pte").stat().st_size
+    rows: dict[str, object] = {"program": f"{folder / 'model.pte'}, {human_size(size)}"}
+    rows |= {"layouts": _counted(entry["layout"] for entry in document["weights"].values())}
+    origin = {key.removeprefix(PREFIX): _shortened(value) for key, value in document.items() if PREFIX in key}
+    _rows(rows | {"group size": document["group_size"]} | origin)
+    if tensors:
+        errors = (read_calibration_record(document) or {}).get("tensor_errors", {})
+        for name, entry in document["weights"].items():
+            error = f"  output error {errors[name]:.2e}" if name in errors else ""
+            print(f"{entry['layout']:16} at {entry['codes']:12,}  {name}{error}")
+    chat_template = folder / "chat_template.jinja"
     if template and chat_template.exists():
         print(chat_template.read_text(encoding="utf-8"))
 

@@ -102,6 +102,25 @@ def _onnx(model: Model) -> Iterator[_Row]:
         )
 
 
-SIZES: Mapping[str, Callable[[Model], Iterator[_Row]]] = {"gguf": _gguf, "onnx": _onnx}
+def _executorch(model: Model) -> Iterator[_Row]:
+    from qwen3_export.targets.executorch.export import prepare
+    from qwen3_export.targets.executorch.recipes import RECIPES
+
+    for recipe in RECIPES.values():
+        export = prepare(model, recipe, out=Path(recipe.name), max_seq_len=2)
+        yield _Row(
+            name=recipe.name,
+            bits_per_weight=export.bits_per_weight,
+            num_bytes=export.num_bytes,
+            description=recipe.description,
+            bytes_per_cached_value=4,
+        )
+
+
+SIZES: Mapping[str, Callable[[Model], Iterator[_Row]]] = {
+    "gguf": _gguf,
+    "onnx": _onnx,
+    "executorch": _executorch,
+}
 
 quants.__doc__ = f"{quants.__doc__}\n\n{EPILOG}"

@@ -90,9 +90,14 @@ class _Side:
         return head_logits(self.graph, hidden_PD, round_activations=self.arithmetic.round_activations)
 
 
-def compare_exact(graph: Graph, texts: Sequence[Sequence[int]], run: RunLogits) -> Comparison:
-    """A runtime in its most exact form against the reference over the same values, not judged yet."""
-    reference = _run_reference(graph, texts)
+def compare_exact(
+    graph: Graph, texts: Sequence[Sequence[int]], run: RunLogits, *, arithmetic: Arithmetic | None = None
+) -> Comparison:
+    """A runtime in its most exact form against the reference over the same values, not judged yet.
+
+    ``arithmetic``: of a runtime that has no other form, modelled by the reference.
+    """
+    reference = _run_reference(graph, texts, arithmetic)
     gathered = Divergence()
     for text, part, candidate_PV, (reference_PV,) in _walk([reference], texts, run):
         assert candidate_PV is not None

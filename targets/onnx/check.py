@@ -48,15 +48,15 @@ from qwen3_export.parity.report import (
     peak_memory_bytes,
 )
 from qwen3_export.parity.values import ValueCheck
+from qwen3_export.provenance import PREFIX, read_calibration_record, read_scales_record
 from qwen3_export.quantizers.activations import Int8Activations
 from qwen3_export.quantizers.transforms import fold
 from qwen3_export.reference import KVCache
+from qwen3_export.targets.affine_values import check_affine_values
 from qwen3_export.targets.onnx import run, surgery
 from qwen3_export.targets.onnx.metadata_check import metadata_differences
-from qwen3_export.targets.onnx.provenance import PREFIX, read_calibration_record, read_scales_record
 from qwen3_export.targets.onnx.read import OnnxFile, OnnxWeight, open_onnx, read_graph, tensor_differences
 from qwen3_export.targets.onnx.run import OnnxSession
-from qwen3_export.targets.onnx.values import check_values
 from qwen3_export.tokenizer import Tokenizer
 
 __all__ = ["check_onnx"]
@@ -152,7 +152,7 @@ def check_onnx(
         stored = read_graph(file, graph)
         expected, wrong = _expected_values(file, graph)
         problems += wrong
-        values = check_values(
+        values = check_affine_values(
             stored, expected, is_full=full, is_solved=_recorded(file, "method") not in ROUNDING_METHODS
         )
         prompts = tokenize_prompts(tokenizer, quick=not full, max_tokens=longest_text(graph))

@@ -17,12 +17,12 @@ from qwen3_export.atomic import partial_file, partial_folder
 from qwen3_export.errors import MissingExtraError, QuantizationError
 from qwen3_export.graph import Graph, Weight
 from qwen3_export.model import Model
+from qwen3_export.provenance import describe
 from qwen3_export.quantizers.affine import AffineFormat
 from qwen3_export.quantizers.ggml import GGML_FORMATS
 from qwen3_export.quantizers.rounding import round_weight
 from qwen3_export.targets.onnx.layout import DataPlan, plan_data, stored_matrices
 from qwen3_export.targets.onnx.names import rope_caches
-from qwen3_export.targets.onnx.provenance import describe
 from qwen3_export.targets.onnx.recipes import OnnxFormat, Recipe, assign
 
 if TYPE_CHECKING:

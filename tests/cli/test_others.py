@@ -61,7 +61,7 @@ def test_inspect_shows_checkpoints_and_files(run, artifact: Path) -> None:
 
 def test_quants_lists_sizes_that_come_true(run, artifact: Path) -> None:
     listed = run("quants", "--model", "demo").out
-    assert "q4_k_m    5.19    5.19 MB" in listed
+    assert "q4_k_m     5.19    5.19 MB" in listed
     assert run("quants", "nowhere").code == 1
 
 

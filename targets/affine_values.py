@@ -1,4 +1,4 @@
-"""An ONNX folder's values against the checkpoint's (``parity.values``): how far off affine blocks may be.
+"""Values in affine blocks against the checkpoint's (``parity.values``): how far off affine blocks may be.
 
 In blocks of n columns with a step of s times the largest magnitude, the error of a block relative to its values is at
 most s·sqrt(n/12), where all but one value are near zero; twice that is allowed, and less than 1, which is what a block
@@ -10,20 +10,21 @@ from __future__ import annotations
 
 from qwen3_export.graph import Graph, Weight
 from qwen3_export.parity.values import Limits, ValueCheck, compare_values
-from qwen3_export.targets.onnx.read import OnnxWeight
+from qwen3_export.quantizers.affine import AffineFormat
+from qwen3_export.quantizers.coded import CodedWeight
 
-__all__ = ["check_values"]
+__all__ = ["check_affine_values"]
 
 TENSOR_LIMIT_AT_4_BITS, MOST = 0.28, 0.95
 
 
-def check_values(stored: Graph, expected: Graph, *, is_full: bool, is_solved: bool) -> ValueCheck:
+def check_affine_values(stored: Graph, expected: Graph, *, is_full: bool, is_solved: bool) -> ValueCheck:
     """Compare the values read back (``stored``) with the graph that was meant to be stored."""
     return compare_values(stored, expected, limits=_limits, is_full=is_full, is_solved=is_solved)
 
 
 def _limits(weight: Weight) -> Limits | None:
-    if not isinstance(weight, OnnxWeight):
+    if not isinstance(weight, CodedWeight) or not isinstance(weight.number_format, AffineFormat):
         return None
     bits, size = weight.number_format.num_bits, weight.number_format.columns_a_group(weight.shape[1])
     steps = 1 << (bits - 1)

@@ -1,4 +1,4 @@
-"""How the stored values were chosen, as metadata of the graph: strings, as ONNX has them."""
+"""How stored values were chosen, as a flat mapping of strings: what an artifact that is a folder says of itself."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ __all__ = ["PREFIX", "describe", "read_calibration_record", "read_scales_record"
 PREFIX = "qwen3_export."
 
 
-def describe(*, model: str, recipe: str, flavour: str, solution: Solution | None) -> dict[str, str]:
+def describe(*, model: str, recipe: str, solution: Solution | None, **more: str) -> dict[str, str]:
     """The metadata of an export."""
-    found = {"version": __version__, "model": model, "recipe": recipe, "flavour": flavour, "method": "rtn"}
+    found = {"version": __version__, "model": model, "recipe": recipe, "method": "rtn", **more}
     if solution is not None:
         calibration = {"dataset": solution.dataset, "sha256": solution.sha256, "tokens": solution.num_tokens}
         scales = {
@@ -46,7 +46,9 @@ def read_calibration_record(metadata: Mapping[str, str]) -> dict[str, Any] | Non
     try:
         found = json.loads(text)
     except ValueError as error:
-        raise CheckpointError(f"{PREFIX}calibration of the graph cannot be read ({error}); export it again") from error
+        raise CheckpointError(
+            f"{PREFIX}calibration of the artifact cannot be read ({error}); export it again"
+        ) from error
     return dict(found)
 
 
@@ -59,4 +61,4 @@ def read_scales_record(metadata: Mapping[str, str]) -> dict[Fold, NDArray[np.flo
             for place, value in found.items()
         }
     except (TypeError, ValueError, AttributeError, binascii.Error) as error:
-        raise CheckpointError(f"{PREFIX}scales of the graph cannot be read ({error}); export it again") from error
+        raise CheckpointError(f"{PREFIX}scales of the artifact cannot be read ({error}); export it again") from error

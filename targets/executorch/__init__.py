@@ -1,0 +1,1 @@
+"""ExecuTorch: a .pte for the LLM runners on phones, lowered to XNNPACK."""

@@ -1,0 +1,281 @@
+"""The check of an ExecuTorch folder: what the program says of itself, values, and the four numbers through its runtime.
+
+XNNPACK has one form: int8 activations a token, which the reference models. Where no activation lies half-way between
+two codes the two agree to 1e-13 in KL divergence; where one does, it may go either way, after which roundings part
+layer by layer. So what is lowered has bounds as wide as int8 rounding itself, and ``--full`` lowers an fp32 twin of the
+values read back as well, which agrees to 1e-12 where all is right. A program gives the last token's logits: positions
+are run token by token through the KV cache, and whole chunks are held to that (``decode``).
+"""
+
+# T tokens  I in_features
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from qwen3_export.errors import CheckpointError, QuantizationError
+from qwen3_export.graph import Graph
+from qwen3_export.parity.check import Arithmetic, ShippedNumbers, compare_exact, compare_shipped
+from qwen3_export.parity.judgement import (
+    DECODE_BOUND,
+    ROUNDING_METHODS,
+    SHIPPED_FLOORS,
+    decode_text,
+    judge_end_to_end,
+    longest_text,
+    shipped_bound,
+)
+from qwen3_export.parity.metrics import NOT_RUN, Comparison
+from qwen3_export.parity.prompts import Prompt, tokenize_prompts
+from qwen3_export.parity.report import Decode, Gates, Report, Runtime, Sampling, package_versions, peak_memory_bytes
+from qwen3_export.parity.values import ValueCheck
+from qwen3_export.provenance import PREFIX, read_calibration_record, read_scales_record
+from qwen3_export.quantizers.activations import Int8Activations
+from qwen3_export.quantizers.transforms import fold
+from qwen3_export.targets.affine_values import check_affine_values
+from qwen3_export.targets.executorch import run
+from qwen3_export.targets.executorch.export import PROGRAM
+from qwen3_export.targets.executorch.recipes import untied
+from qwen3_export.targets.executorch.run import Program
+from qwen3_export.targets.executorch.stored import read_index, read_weights
+from qwen3_export.tokenizer import Tokenizer
+
+__all__ = ["check_executorch"]
+
+# Measured: 2e-12 for fp32. For int8 activations half of the floor on the demo model, 7 % on its first two layers.
+FP32_CONVERSION_BOUND, INT8_CONVERSION_FLOORS = 1e-9, 1.0
+
+PACKAGES = ("qwen3-export", "executorch", "torchao", "torch", "numpy", "tokenizers")
+CHUNKS = (7, 1 << 20)
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Ran:
+    """What the program showed."""
+
+    conversion: Comparison = NOT_RUN
+    numbers: ShippedNumbers
+    decode: Decode = field(default_factory=Decode)
+
+
+def check_executorch(
+    path: Path,
+    graph: Graph,
+    tokenizer: Tokenizer,
+    *,
+    full: bool = False,
+    gates: Gates | None = None,
+    say: Say | None = None,
+) -> Report:
+    """Compare an exported folder with the checkpoint that it was made of.
+
+    Raises CheckpointError where there is no program or its index cannot be read; the rest is in the report.
+    """
+    started = time.monotonic()
+    say, folder = say or (lambda _text: None), path if path.is_dir() else path.parent
+    program_path = folder / PROGRAM
+    if not program_path.exists():
+        raise CheckpointError(f"{folder}: holds no {PROGRAM}; name the folder that an export has written")
+    say("reading the folder back")
+    document, whole = read_index(folder), untied(graph)
+    stored = read_weights(program_path, whole, document)
+    expected, problems = _expected_values(document, whole)
+    is_solved = document.get(PREFIX + "method") not in ROUNDING_METHODS
+    values = check_affine_values(stored, expected, is_full=full, is_solved=is_solved)
+    problems += _file_differences(folder, tokenizer)
+    prompts = tokenize_prompts(tokenizer, quick=not full, max_tokens=longest_text(graph))
+    ran = _Ran(numbers=ShippedNumbers(quantization=NOT_RUN))
+    try:
+        program = Program(program_path) if run.is_installed() else None
+        if program is not None:
+            problems += _constant_differences(program, whole, tokenizer)
+            prompts = _fitting(prompts, program)
+        ran = _run(program, graph, stored, prompts, is_full=full, say=say)
+    except CheckpointError as error:  # ExecuTorch refuses the program
+        problems.append(str(error))
+    return _report(
+        folder,
+        graph,
+        document,
+        values=values,
+        ran=ran,
+        prompts=prompts,
+        problems=problems,
+        is_full=full,
+        gates=gates or Gates(),
+        seconds=time.monotonic() - started,
+    )
+
+
+def _expected_values(document: dict[str, Any], graph: Graph) -> tuple[Graph, list[str]]:
+    """The graph whose values were to be stored, and what is wrong with the scales that the index records."""
+    try:
+        return fold(graph, read_scales_record(document)), []
+    except (CheckpointError, QuantizationError) as error:
+        return graph, [str(error)]
+
+
+def _run(
+    program: Program | None,
+    original: Graph,
+    stored: Graph,
+    prompts: Sequence[Prompt],
+    *,
+    is_full: bool,
+    say: Say,
+) -> _Ran:
+    texts = [list(prompt.tokens) for prompt in prompts]
+    if program is None:
+        say("comparing the stored values with the original")
+        return _Ran(numbers=compare_shipped(original, stored, texts, run=None))
+    has_int8 = any(weight.role.layer is not None and weight.format != "F32" for weight in stored)
+    arithmetic = Arithmetic(round_activations=Int8Activations(symmetric=False).round) if has_int8 else Arithmetic()
+    say("running the program token by token, against the reference with its arithmetic")
+    conversion = compare_exact(stored, texts, program.logits, arithmetic=arithmetic)
+    twin = _twin_conversion(stored, texts, say=say) if has_int8 and is_full else None
+    say("and against the original")
+    numbers = compare_shipped(original, stored, texts, run=program.logits, arithmetic=arithmetic)
+    text = decode_text(texts, is_full=is_full)
+    largest = _chunk_difference(program, text)
+    bound = DECODE_BOUND
+    if has_int8 and numbers.floor.max_abs is not None:
+        bound += SHIPPED_FLOORS * numbers.floor.max_abs
+    floor = numbers.floor.mean_kld or 0.0
+    judged = conversion.judged(FP32_CONVERSION_BOUND + INT8_CONVERSION_FLOORS * floor)
+    return _Ran(
+        conversion=judged if twin is None or judged.status == "fail" else twin,
+        numbers=numbers,
+        decode=Decode(
+            max_abs_vs_prefill=largest,
+            bound=bound,
+            shipped_max_abs_vs_prefill=largest,
+            shipped_bound=bound,
+            status="pass" if largest <= bound else "fail",
+        ),
+    )
+
+
+def _twin_conversion(stored: Graph, texts: Sequence[Sequence[int]], *, say: Say) -> Comparison:
+    """The module over the values read back, lowered in fp32, against the reference."""
+    from qwen3_export.targets.executorch.lower import lower
+    from qwen3_export.targets.executorch.module import ExportModule
+
+    say("lowering an fp32 twin of the values read back")
+    length = max(map(len, texts)) + 1
+    formats = dict.fromkeys(stored.weights, "F32")
+    with tempfile.TemporaryDirectory(prefix="qwen3-export-twin-") as folder:
+        path = Path(folder) / PROGRAM
+        module = ExportModule(stored, formats, max_context_len=length).eval()
+        lower(module, path, max_seq_len=length, constants={})
+        del module
+        twin = Program(path)
+        return compare_exact(stored, texts, twin.logits).judged(FP32_CONVERSION_BOUND)
+
+
+def _chunk_difference(program: Program, text: Sequence[int]) -> float:
+    """The largest difference of a logit between token by token, and chunks or one prefill."""
+    single_TV = program.logits(text)
+    found = (pair for size in CHUNKS for pair in program.chunks(text, min(size, len(text))))
+    return max(float(np.abs(logits_V - single_TV[position]).max()) for position, logits_V in found)
+
+
+def _fitting(prompts: Sequence[Prompt], program: Program) -> tuple[Prompt, ...]:
+    """The prompts, cut to what the program takes at once."""
+    limit = int(program.constant("get_max_seq_len") or 0) - 1
+    return tuple(replace(prompt, tokens=prompt.tokens[:limit]) for prompt in prompts) if limit > 0 else tuple(prompts)
+
+
+def _constant_differences(program: Program, graph: Graph, tokenizer: Tokenizer) -> Iterator[str]:
+    """What the program says of itself against the checkpoint."""
+    config = graph.config
+    expected = {
+        "get_n_layers": config.num_hidden_layers,
+        "get_vocab_size": config.vocab_size,
+        "get_eos_ids": list(tokenizer.generation.eos_token_ids),
+        "use_kv_cache": True,
+        "enable_dynamic_shape": True,
+    }
+    for name, wanted in expected.items():
+        found = program.constant(name)
+        found = [found] if isinstance(wanted, list) and not isinstance(found, list) else found
+        if found != wanted:
+            yield f"{name} gives {found}, the checkpoint has {wanted}"
+    sequence, context = (program.constant(name) for name in ("get_max_seq_len", "get_max_context_len"))
+    if not (sequence and context and sequence <= context <= config.max_position_embeddings):
+        yield f"get_max_seq_len {sequence} and get_max_context_len {context} do not fit the model's positions"
+
+
+def _file_differences(folder: Path, tokenizer: Tokenizer) -> Iterator[str]:
+    path = folder / "tokenizer.json"
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        yield "tokenizer.json is missing, or cannot be read"
+    else:
+        if found != json.loads((tokenizer.folder / "tokenizer.json").read_text(encoding="utf-8")):
+            yield "tokenizer.json is not the checkpoint's"
+    template = folder / "chat_template.jinja"
+    if tokenizer.chat_template is not None and (
+        not template.exists() or template.read_text(encoding="utf-8") != tokenizer.chat_template
+    ):
+        yield "chat_template.jinja is missing, or is not the checkpoint's"
+
+
+def _report(
+    folder: Path,
+    graph: Graph,
+    document: dict[str, Any],
+    *,
+    values: ValueCheck,
+    ran: _Ran,
+    prompts: Sequence[Prompt],
+    problems: Sequence[str],
+    is_full: bool,
+    gates: Gates,
+    seconds: float,
+) -> Report:
+    numbers = ran.numbers
+    end_to_end, failures = judge_end_to_end(numbers, gates)
+    size = (folder / PROGRAM).stat().st_size
+    return Report(
+        artifact=folder.name,
+        target="executorch",
+        recipe=document.get(PREFIX + "recipe", "unknown"),
+        method=document.get(PREFIX + "method", "unknown"),
+        model=graph.name,
+        size_bytes=size,
+        bits_per_weight=8 * size / graph.num_parameters,
+        conversion=ran.conversion,
+        shipped=numbers.shipped.judged(shipped_bound(numbers.floor)),
+        quantization=numbers.quantization.judged(None),
+        end_to_end=end_to_end,
+        floor=numbers.floor.judged(None),
+        decode=ran.decode,
+        calibration=read_calibration_record(document),
+        metadata=tuple(problems),
+        values=values.differences,
+        gates=tuple(failures),
+        positions=sum(len(prompt.tokens) for prompt in prompts),
+        sampled=Sampling(
+            mode="full" if is_full else "quick",
+            prompts=tuple(prompt.name for prompt in prompts),
+            exact_form="all layers, " + ("fp32 twin" if is_full else "int8 activations modelled"),
+            weights=values.weights,
+            rows=values.rows,
+            rows_in_all=values.rows_in_all,
+        ),
+        runtime=Runtime(name="ExecuTorch (XNNPACK)", version=run.runtime_version()),
+        versions=package_versions(PACKAGES),
+        seconds=seconds,
+        peak_memory_bytes=peak_memory_bytes(),
+    )

@@ -1,0 +1,52 @@
+"""From the module to a .pte: ``torch.export``, XNNPACK, and what runners ask the program about itself."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from qwen3_export.targets.executorch.module import ExportModule
+
+__all__ = ["lower"]
+
+ConstantMethods = Mapping[str, Any]
+
+
+def lower(module: ExportModule, path: Path, *, max_seq_len: int, constants: ConstantMethods) -> None:
+    """Write the program: one method ``forward``, up to ``max_seq_len`` - 1 tokens at once, and constant methods."""
+    # Operators of attention and of quantized embeddings are registered by these.
+    import executorch.exir.passes._quant_patterns_and_replacements
+    import executorch.extension.llm.custom_ops.custom_ops
+    import executorch.kernels.quantized  # noqa: F401
+    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+    from executorch.exir import EdgeCompileConfig, ExecutorchBackendConfig, to_edge_transform_and_lower
+    from executorch.exir.passes import MemoryPlanningPass
+    from executorch.exir.passes.sym_shape_eval_pass import ConstraintBasedSymShapeEvalPass
+
+    logging.getLogger("executorch").setLevel(logging.ERROR)
+    tokens = torch.export.Dim("tokens", min=1, max=max_seq_len - 1)
+    example = (torch.zeros(1, 3, dtype=torch.long), torch.tensor([0]))
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the libraries' own making
+        exported = torch.export.export(module, example, dynamic_shapes=({1: tokens}, None), strict=False)
+        edge = to_edge_transform_and_lower(
+            exported,
+            partitioner=[XnnpackPartitioner()],
+            compile_config=EdgeCompileConfig(_check_ir_validity=False, _skip_dim_order=True),
+            constant_methods=dict(constants),
+        )
+        del exported
+        program = edge.to_executorch(
+            ExecutorchBackendConfig(
+                extract_delegate_segments=True,
+                memory_planning_pass=MemoryPlanningPass(alloc_graph_input=False),
+                sym_shape_eval_pass=ConstraintBasedSymShapeEvalPass(),
+            )
+        )
+        with path.open("wb") as file:
+            program.write_to_file(file)

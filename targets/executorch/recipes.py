@@ -1,0 +1,121 @@
+"""The ExecuTorch recipes: what XNNPACK multiplies with, and what embeddings are looked up in.
+
+XNNPACK rounds activations to int8, a scale and a zero point for each token, wherever weights are quantized. Its int4
+weights come in groups of columns with bfloat16 scales, its int8 weights a channel. The embedding is another operator's,
+which has formats of its own; a tied one is therefore stored twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+
+from qwen3_export.errors import QuantizationError, UnsupportedModelError
+from qwen3_export.graph import Graph, Kind, RenamedWeight, Role, Weight, module_name
+from qwen3_export.quantizers.affine import AffineFormat
+
+__all__ = ["EMBEDDING_BITS", "GROUP_SIZES", "RECIPES", "Recipe", "assign", "find_recipe", "untied"]
+
+GROUP_SIZES = (32, 64, 128, 256)
+EMBEDDING_BITS = (4, 8, 32)
+
+ExecutorchFormat = str | AffineFormat
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """``weight_bits`` of what is multiplied with; 32 is fp32, with fp32 activations."""
+
+    name: str
+    description: str
+    weight_bits: int
+    embedding_bits: int
+
+
+_ALL = (
+    Recipe(name="fp32", description="everything fp32: exact", weight_bits=32, embedding_bits=32),
+    Recipe(
+        name="8da8w", description="int8 weights a channel, int8 activations a token", weight_bits=8, embedding_bits=8
+    ),
+    Recipe(
+        name="8da4w",
+        description="int4 weights in groups, int8 activations a token: the usual choice",
+        weight_bits=4,
+        embedding_bits=8,
+    ),
+)
+RECIPES: Mapping[str, Recipe] = MappingProxyType({recipe.name: recipe for recipe in _ALL})
+
+
+def find_recipe(name: str) -> Recipe:
+    """The recipe of this name; QuantizationError for another name."""
+    found = RECIPES.get(name.lower())
+    if found is None:
+        raise QuantizationError(f"--quant {name}: no ExecuTorch recipe; there is {', '.join(RECIPES)}")
+    return found
+
+
+def untied(graph: Graph) -> Graph:
+    """The same function with a head of its own, which this target stores in another format than the embedding.
+
+    Raises UnsupportedModelError for a mixture of experts.
+    """
+    config = graph.config
+    if config.is_moe:
+        raise UnsupportedModelError(
+            f"{graph.name}: a mixture of experts cannot be exported to ExecuTorch yet; gguf and onnx can hold it"
+        )
+    if not config.tie_word_embeddings:
+        return graph
+    head = Role(Kind.LM_HEAD)
+    weights: dict[str, Weight] = dict(graph.weights)
+    weights[module_name(head)] = RenamedWeight(source=graph.head, new_role=head)
+    return replace(graph, config=replace(config, tie_word_embeddings=False), weights=MappingProxyType(weights))
+
+
+def assign(
+    graph: Graph, recipe: Recipe, *, group_size: int = 32, embedding_bits: int | None = None
+) -> dict[str, ExecutorchFormat]:
+    """The format of every weight of an untied graph by its name.
+
+    Raises QuantizationError for a group size that XNNPACK lacks or that does not divide a weight's rows.
+    """
+    if group_size not in GROUP_SIZES:
+        raise QuantizationError(f"--group-size {group_size}: XNNPACK's int4 has {', '.join(map(str, GROUP_SIZES))}")
+    bits = recipe.embedding_bits if embedding_bits is None else embedding_bits
+    if bits not in EMBEDDING_BITS:
+        raise QuantizationError(f"--embedding {bits}: there is {', '.join(map(str, EMBEDDING_BITS))}")
+    formats: dict[str, ExecutorchFormat] = {}
+    for weight in graph:
+        is_embedding = weight.role.kind is Kind.EMBED_TOKENS
+        chosen = _embedding(bits) if is_embedding else _matrix(recipe, group_size)
+        formats[weight.name] = "F32" if len(weight.shape) == 1 else chosen
+        if isinstance(chosen, AffineFormat) and len(weight.shape) == 2:
+            _check_divides(weight, chosen, group_size)
+    return formats
+
+
+def _matrix(recipe: Recipe, group_size: int) -> ExecutorchFormat:
+    if recipe.weight_bits == 32:
+        return "F32"
+    if recipe.weight_bits == 8:
+        return AffineFormat(num_bits=8, narrow=True)
+    return AffineFormat(num_bits=4, group_size=group_size, scale_dtype="bf16")
+
+
+def _embedding(bits: int) -> ExecutorchFormat:
+    """Eight bits a row, or four in groups of 32."""
+    if bits == 32:
+        return "F32"
+    return AffineFormat(num_bits=8) if bits == 8 else AffineFormat(num_bits=4, group_size=32)
+
+
+def _check_divides(weight: Weight, number_format: AffineFormat, group_size: int) -> None:
+    size = number_format.group_size or 1
+    if weight.shape[1] % size:
+        fitting = [other for other in GROUP_SIZES if weight.shape[1] % other == 0]
+        advice = f"use {' or '.join(map(str, fitting))}" if fitting else "use 8da8w or fp32"
+        raise QuantizationError(
+            f"{weight.name}: in_features {weight.shape[1]} is not a multiple of --group-size {group_size}; {advice}"
+        )

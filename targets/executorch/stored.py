@@ -1,0 +1,178 @@
+"""Where in a .pte each weight's bytes lie, and reading them back.
+
+Nothing in a program says which of its blobs is which weight. But XNNPACK keeps codes as we pack them, so that an export
+can look its own bytes up, and write down where they are (``qwen3_export.json``). A check then reads values from the
+program itself: that these bytes are what the runtime multiplies with for this weight is what ``conversion`` shows.
+"""
+
+# O out  I in  G groups a row
+
+from __future__ import annotations
+
+import json
+import mmap
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+
+from qwen3_export.errors import CheckpointError
+from qwen3_export.graph import ALL_ROWS, Graph, Role, Weight, module_name
+from qwen3_export.positional import read_exactly
+from qwen3_export.quantizers.affine import AffineFormat, AffineParams
+from qwen3_export.quantizers.coded import CodedWeight
+from qwen3_export.quantizers.packing.bits import from_unsigned, unpack_bits
+from qwen3_export.quantizers.packing.executorch import (
+    pack_embedding_int4,
+    pack_xnnpack_int4,
+    unpack_embedding_int4,
+)
+
+__all__ = ["INDEX", "StoredWeight", "find_weights", "read_index", "read_weights"]
+
+INDEX = "qwen3_export.json"
+
+# How codes lie: nibbles with the even column low (XNNPACK) or high (embedding_4bit), or bytes.
+LOW_FIRST, HIGH_FIRST, BYTES, FLOATS = "int4", "int4_high_first", "int8", "fp32"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredWeight:
+    """A weight in a program; ``codes`` and ``scales`` are offsets, ``layout`` says how codes lie."""
+
+    role: Role
+    shape: tuple[int, ...]
+    path: Path
+    layout: str
+    codes: int
+    scales: int = 0
+    format: str = "F32"
+    number_format: AffineFormat | None = None
+
+    @property
+    def name(self) -> str:
+        return module_name(self.role)
+
+    def encode(self, rows: slice = ALL_ROWS) -> tuple[np.ndarray, AffineParams]:
+        """The stored codes and parameters of a block of rows."""
+        assert self.number_format is not None
+        start, stop, _ = rows.indices(self.shape[0])
+        count, columns = stop - start, self.shape[1]
+        row_bytes = columns if self.layout == BYTES else columns // 2
+        data = self._read(self.codes + start * row_bytes, count * row_bytes).reshape(count, row_bytes)
+        if self.layout == BYTES:
+            codes = data.view(np.int8)
+        elif self.layout == LOW_FIRST:
+            codes = from_unsigned(unpack_bits(data, 4), 4)
+        else:
+            codes = unpack_embedding_int4(data)
+        groups = columns // self.number_format.columns_a_group(columns)
+        is_half = self.number_format.scale_dtype == "bf16"
+        size = groups * (2 if is_half else 4)
+        raw = self._read(self.scales + start * size, count * size)
+        scale = (raw.view("<u2").astype(np.uint32) << 16).view(np.float32) if is_half else raw.view("<f4")
+        scale_OG = scale.reshape(count, groups).astype(np.float32)
+        return codes, AffineParams(scale_RG=scale_OG, zero_point_RG=np.zeros(scale_OG.shape, np.int8))
+
+    def read(self, rows: slice = ALL_ROWS) -> np.ndarray:
+        if self.number_format is not None:
+            return self.number_format.dequantize(*self.encode(rows))
+        start, stop, _ = rows.indices(self.shape[0])
+        row_bytes = 4 * (self.shape[1] if len(self.shape) > 1 else 1)
+        values = self._read(self.codes + start * row_bytes, (stop - start) * row_bytes).view("<f4")
+        return values.reshape(stop - start, *self.shape[1:])
+
+    def _read(self, offset: int, num_bytes: int) -> np.ndarray:
+        return np.frombuffer(read_exactly(self.path, offset, num_bytes, part=self.name), np.uint8)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CodedStoredWeight(StoredWeight):
+    """One with codes: what the reference rounds activations for."""
+
+
+def find_weights(program: Path, graph: Graph, formats: Mapping[str, str | AffineFormat]) -> dict[str, dict[str, Any]]:
+    """The place of every weight of the graph in a program that was made of it, by name.
+
+    Raises CheckpointError where a weight's bytes are not there: the backend has changed them.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    with program.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        for weight in graph:
+            layout, parts = _bytes_of(weight, formats[weight.name])
+            places = {part: data.find(value) for part, value in parts.items()}
+            missing = [part for part, place in places.items() if place < 0]
+            if missing:
+                raise CheckpointError(
+                    f"{weight.name}: its {missing[0]} are not in the program as they were handed over; this version of "
+                    "ExecuTorch lays weights out otherwise"
+                )
+            found[weight.name] = {"layout": layout, **places}
+    return found
+
+
+def read_index(folder: Path) -> dict[str, Any]:
+    """What an export wrote down of itself; CheckpointError where there is nothing."""
+    path = folder / INDEX
+    try:
+        document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: cannot be read ({error}); check a folder that this toolkit wrote") from error
+    return document
+
+
+def read_weights(program: Path, graph: Graph, document: Mapping[str, Any]) -> Graph:
+    """The (untied) checkpoint's graph with the values that a program stores; CheckpointError where one is missing."""
+    weights: dict[str, Weight] = {}
+    for weight in graph:
+        try:
+            weights[weight.name] = _stored(weight, document["weights"][weight.name], document, program)
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(f"{weight.name}: {INDEX} does not say where it is; export it again") from error
+    return graph.with_weights(MappingProxyType(weights))
+
+
+def _stored(weight: Weight, entry: Mapping[str, Any], document: Mapping[str, Any], program: Path) -> StoredWeight:
+    layout = entry["layout"]
+    if layout == FLOATS:
+        return StoredWeight(
+            role=weight.role, shape=weight.shape, path=program, layout=layout, codes=int(entry["codes"])
+        )
+    number_format = _format(layout, int(document["group_size"]))
+    return CodedStoredWeight(
+        role=weight.role,
+        shape=weight.shape,
+        path=program,
+        layout=layout,
+        codes=int(entry["codes"]),
+        scales=int(entry["scales"]),
+        format=number_format.name,
+        number_format=number_format,
+    )
+
+
+def _format(layout: str, group_size: int) -> AffineFormat:
+    if layout == BYTES:
+        return AffineFormat(num_bits=8)
+    if layout == HIGH_FIRST:
+        return AffineFormat(num_bits=4, group_size=32)
+    return AffineFormat(num_bits=4, group_size=group_size, scale_dtype="bf16")
+
+
+def _bytes_of(weight: Weight, number_format: str | AffineFormat) -> tuple[str, dict[str, bytes]]:
+    """The layout of a weight, and its codes and scales as the program holds them."""
+    if not isinstance(number_format, AffineFormat):
+        return FLOATS, {"codes": np.ascontiguousarray(weight.read(), "<f4").tobytes()}
+    assert isinstance(weight, CodedWeight)
+    codes_OI, params = weight.encode()
+    scales = np.ascontiguousarray(params.scale_RG, "<f4")
+    if number_format.num_bits == 8:
+        return BYTES, {"codes": codes_OI.tobytes(), "scales": scales.tobytes()}
+    if number_format.scale_dtype == "bf16":
+        packed = pack_xnnpack_int4(codes_OI, params)
+        halves = (scales.view(np.uint32) >> np.uint32(16)).astype("<u2")
+        return LOW_FIRST, {"codes": packed.weight_OY.tobytes(), "scales": halves.tobytes()}
+    return HIGH_FIRST, {"codes": pack_embedding_int4(codes_OI).tobytes(), "scales": scales.tobytes()}

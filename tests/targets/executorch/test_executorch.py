@@ -1,0 +1,156 @@
+"""Programs through ExecuTorch's own runtime. Lowering takes seconds a layer, so few are made, of one layer."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("executorch")
+
+from qwen3_export.calibration.tokens import read_calibration
+from qwen3_export.errors import CheckpointError, QuantizationError, UnsupportedModelError
+from qwen3_export.methods import solve
+from qwen3_export.model import Model, load
+from qwen3_export.parity.report import Report
+from qwen3_export.targets.executorch.check import check_executorch
+from qwen3_export.targets.executorch.export import ExecutorchExport, constant_methods, prepare, with_solution, write
+from qwen3_export.targets.executorch.recipes import find_recipe, untied
+from qwen3_export.targets.executorch.run import Program
+from qwen3_export.targets.executorch.stored import INDEX, read_index, read_weights
+
+MAX_SEQ_LEN = 96
+
+
+def one_layer(model: Model) -> Model:
+    return replace(model, graph=model.graph.truncated(0, 1))
+
+
+def written(export: ExecutorchExport) -> ExecutorchExport:
+    write(export)
+    return export
+
+
+@pytest.fixture(scope="module")
+def solved(tmp_path_factory: pytest.TempPathFactory, text: Path) -> ExecutorchExport:
+    """The demo's first layer as 8da4w, solved by GPTQ, with an embedding of four bits."""
+    model, root = one_layer(load("demo")), tmp_path_factory.mktemp("executorch")
+    export = prepare(
+        model, find_recipe("8da4w"), out=root / "out", max_seq_len=MAX_SEQ_LEN, embedding_bits=4, group_size=64
+    )
+    windows = read_calibration(text, model.tokenizer, sequence_length=128, num_samples=8)
+    solution = solve("gptq", export.model.graph, export.weight_formats, windows, work_dir=root / "work")
+    return written(with_solution(export, solution))
+
+
+@pytest.fixture(scope="module")
+def bytes_a_channel(tmp_path_factory: pytest.TempPathFactory, model_folder: Callable[[str], Path]) -> ExecutorchExport:
+    """A random untied layer as 8da8w."""
+    out = tmp_path_factory.mktemp("executorch") / "out"
+    model = one_layer(load(model_folder("untied")))
+    return written(prepare(model, find_recipe("8da8w"), out=out, max_seq_len=MAX_SEQ_LEN))
+
+
+def check(export: ExecutorchExport, model: Model, folder: Path | None = None, **options: Any) -> Report:
+    return check_executorch(folder or export.out, model.graph, model.tokenizer, **options)
+
+
+def test_solved_codes_arrive_unchanged(solved: ExecutorchExport) -> None:
+    stored = read_weights(solved.out / "model.pte", solved.model.graph, read_index(solved.out))
+    for weight in solved.graph:
+        if hasattr(weight, "encode") and len(weight.shape) == 2:
+            codes, params = weight.encode()
+            found_codes, found_params = stored.weights[weight.name].encode(slice(None))  # type: ignore[attr-defined]
+            np.testing.assert_array_equal(found_codes, codes, err_msg=weight.name)
+            np.testing.assert_array_equal(found_params.scale_RG, params.scale_RG)
+            np.testing.assert_array_equal(stored.weights[weight.name].read(slice(3, 7)), weight.read(slice(3, 7)))
+    index = read_index(solved.out)
+    assert index["qwen3_export.method"] == "gptq"
+    assert index["weights"]["model.layers.0.mlp.up_proj"]["layout"] == "int4"
+
+
+def test_the_program_computes_what_it_should(solved: ExecutorchExport) -> None:
+    """Where no activation lies half-way between two codes, the model of XNNPACK's arithmetic is exact."""
+    report = check(solved, one_layer(load("demo")))
+    assert report.verdict == "pass", report.reasons
+    assert report.shipped.status == report.decode.status == "pass"
+    assert report.conversion.mean_kld is not None
+    assert report.floor.mean_kld is not None
+    assert report.conversion.mean_kld < 0.2 * report.floor.mean_kld
+    assert (report.target, report.recipe, report.method) == ("executorch", "8da4w", "gptq")
+
+
+def test_a_full_check_lowers_an_exact_twin(bytes_a_channel: ExecutorchExport) -> None:
+    report = check(bytes_a_channel, bytes_a_channel.model, full=True)
+    assert report.verdict == "pass", report.reasons
+    assert report.conversion.mean_kld is not None
+    assert report.conversion.mean_kld < 1e-10
+    assert report.sampled is not None
+    assert report.sampled.exact_form == "all layers, fp32 twin"
+
+
+def test_what_runners_ask(solved: ExecutorchExport) -> None:
+    program = Program(solved.out / "model.pte")
+    expected = constant_methods(solved)
+    assert {name: program.constant(name) for name in expected} == expected
+    assert expected["get_eos_ids"] == [8158, 8156]
+    assert expected["get_max_seq_len"] == expected["get_max_context_len"] == MAX_SEQ_LEN
+    assert program.constant("get_nothing") is None
+
+
+def test_another_model_and_broken_folders(
+    solved: ExecutorchExport, bytes_a_channel: ExecutorchExport, tmp_path: Path
+) -> None:
+    demo = one_layer(load("demo"))
+    shutil.copytree(solved.out, tmp_path / "edited")
+    index = json.loads((tmp_path / "edited" / INDEX).read_text())
+    up, gate = (index["weights"][f"model.layers.0.mlp.{name}_proj"] for name in ("up", "gate"))
+    up["codes"], gate["codes"] = gate["codes"], up["codes"]
+    (tmp_path / "edited" / INDEX).write_text(json.dumps(index))
+    report = check(solved, demo, tmp_path / "edited")
+    assert report.verdict == "fail"
+    assert report.conversion.status == "fail"
+    (tmp_path / "edited" / INDEX).write_text("{}")
+    with pytest.raises(CheckpointError, match="does not say where it is"):
+        check(solved, demo, tmp_path / "edited")
+    (tmp_path / "edited" / INDEX).unlink()
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        check(solved, demo, tmp_path / "edited")
+    (tmp_path / "edited" / "model.pte").unlink()
+    with pytest.raises(CheckpointError, match=r"holds no model\.pte"):
+        check(solved, demo, tmp_path / "edited")
+    shutil.copyfile(bytes_a_channel.out / "model.pte", tmp_path / "edited" / "model.pte")
+    shutil.copyfile(bytes_a_channel.out / INDEX, tmp_path / "edited" / INDEX)
+    report = check(solved, demo, tmp_path / "edited")
+    assert report.verdict == "fail"
+
+
+def test_what_cannot_be_exported_is_refused(model_folder: Callable[[str], Path], tmp_path: Path) -> None:
+    out, tied = tmp_path / "out", load(model_folder("tied"))
+    with pytest.raises(UnsupportedModelError, match="a mixture of experts cannot be exported to ExecuTorch"):
+        prepare(load(model_folder("moe")), find_recipe("8da4w"), out=out)
+    for options, told in [
+        ({"group_size": 48}, "XNNPACK's int4 has 32, 64, 128, 256"),
+        ({"embedding_bits": 5}, "there is 4, 8, 32"),
+        ({"max_seq_len": 1}, "must be from 2"),
+        ({"max_context_len": 1 << 20}, "the model has positions up to 2048"),
+    ]:
+        with pytest.raises(QuantizationError, match=told):
+            prepare(tied, find_recipe("8da4w"), out=out, **options)  # type: ignore[arg-type]
+    with pytest.raises(QuantizationError, match="no ExecuTorch recipe"):
+        find_recipe("int4")
+    assert not out.exists()
+
+
+def test_an_untied_graph_is_the_same_function(model_folder: Callable[[str], Path]) -> None:
+    graph = load(model_folder("tied")).graph
+    apart = untied(graph)
+    assert not apart.config.tie_word_embeddings
+    np.testing.assert_array_equal(apart.head.read(), graph.head.read())
+    assert untied(apart) is apart
