@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from qwen3_export.cli.console import human_count, human_size, say
-from qwen3_export.cli.exporting import Method, MethodOption, Solving, finish_with_check
+from qwen3_export.cli.exporting import Method, MethodOption, Solving, finish_with_check, open_model, written_folder
 from qwen3_export.cli.options import (
     CalibrationOption,
     DryRunOption,
@@ -75,8 +75,6 @@ def executorch(
     offline: OfflineOption = False,
 ) -> None:
     """Write a folder with a .pte for ExecuTorch's LLM runners, and check it against the checkpoint."""
-    from qwen3_export.atomic import check_output_folder
-    from qwen3_export.model import load
     from qwen3_export.targets.executorch.export import default_path, is_export_file, prepare, with_solution, write
     from qwen3_export.targets.executorch.recipes import find_recipe
 
@@ -91,9 +89,7 @@ def executorch(
         threads=threads,
     )
     recipe = find_recipe(quant)
-    opened = load(model, revision=revision, offline=offline)
-    for note in opened.graph.notes:
-        say(f"note: {note}")
+    opened = open_model(model, revision=revision, offline=offline)
     export = prepare(
         opened,
         recipe,
@@ -106,14 +102,15 @@ def executorch(
     say(_forecast(export))
     if opened.graph.config.tie_word_embeddings:
         say("note: the tied embedding is stored twice: to look tokens up, and as the head that XNNPACK multiplies with")
-    text = solving.read_text(opened)
     if dry_run:
-        solving.forecast(export, text)
+        solving.forecast(export, solving.read_text(opened))
         print(_table(export))
         return
-    check_output_folder(export.out, force=force, is_ours=is_export_file, inputs=opened.files())
     started = time.perf_counter()
-    with solving.solved(export, text, with_solution) as ready:
+    ready_to_write = written_folder(
+        export, solving, with_solution=with_solution, is_ours=is_export_file, checkpoint=opened, force=force
+    )
+    with ready_to_write as ready:
         say("lowering to XNNPACK; this takes some seconds a layer")
         write(ready)
     size = (export.out / "model.pte").stat().st_size

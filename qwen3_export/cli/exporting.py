@@ -21,7 +21,15 @@ if TYPE_CHECKING:
     from qwen3_export.methods import Formats, Solution
     from qwen3_export.model import Model
 
-__all__ = ["Export", "Method", "MethodOption", "Solving", "finish_with_check"]
+__all__ = [
+    "Export",
+    "Method",
+    "MethodOption",
+    "Solving",
+    "finish_with_check",
+    "open_model",
+    "written_folder",
+]
 
 
 class Method(str, Enum):
@@ -169,6 +177,35 @@ class Solving:
         for note in solution.notes:
             say(f"note: {note}")
         return solution
+
+
+@contextmanager
+def written_folder(
+    export: AnyExport,
+    solving: Solving,
+    *,
+    with_solution: Callable[[AnyExport, Solution], AnyExport],
+    is_ours: Callable[[str], bool],
+    checkpoint: Model,
+    force: bool,
+) -> Iterator[AnyExport]:
+    """The export with solved values, to be written in the block; what is in the way is refused before that."""
+    from qwen3_export.atomic import check_output_folder
+
+    text = solving.read_text(export.model)
+    check_output_folder(export.out, force=force, is_ours=is_ours, inputs=checkpoint.files())
+    with solving.solved(export, text, with_solution) as ready:
+        yield ready
+
+
+def open_model(model: str, *, revision: str | None, offline: bool) -> Model:
+    """The checkpoint, its notes told."""
+    from qwen3_export.model import load
+
+    opened = load(model, revision=revision, offline=offline)
+    for note in opened.graph.notes:
+        say(f"note: {note}")
+    return opened
 
 
 def finish_with_check(artifact: Path, report_path: Path, model: Model, *, threads: int | None) -> None:

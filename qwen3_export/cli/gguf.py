@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from qwen3_export.cli.console import human_count, human_size, progress, say
-from qwen3_export.cli.exporting import Method, MethodOption, Solving, finish_with_check
+from qwen3_export.cli.exporting import Method, MethodOption, Solving, finish_with_check, open_model
 from qwen3_export.cli.options import (
     CalibrationOption,
     DryRunOption,
@@ -107,7 +107,6 @@ def gguf(
     offline: OfflineOption = False,
 ) -> None:
     """Write a GGUF file for llama.cpp, Ollama and LM Studio, and check it against the checkpoint."""
-    from qwen3_export.model import load
     from qwen3_export.targets.gguf.export import default_path, prepare, with_solution
     from qwen3_export.targets.gguf.imatrix import read_imatrix
     from qwen3_export.targets.gguf.recipes import find_recipe, parse_overrides
@@ -127,9 +126,7 @@ def gguf(
     )
     recipe = find_recipe(quant)
     overrides = parse_overrides(tensor_type or [], output_type=output_type, embedding_type=embedding_type)
-    opened = load(model, revision=revision, offline=offline)
-    for note in opened.graph.notes:
-        say(f"note: {note}")
+    opened = open_model(model, revision=revision, offline=offline)
     scales = _balanced(solving, opened) if balance_keys else None
     export = prepare(
         opened,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from qwen3_export.cli.console import human_count, human_size, progress, say
-from qwen3_export.cli.exporting import Method, MethodOption, Solving, finish_with_check
+from qwen3_export.cli.exporting import Method, MethodOption, Solving, finish_with_check, open_model, written_folder
 from qwen3_export.cli.options import (
     CalibrationOption,
     DryRunOption,
@@ -82,8 +82,6 @@ def onnx(
     offline: OfflineOption = False,
 ) -> None:
     """Write a folder that onnxruntime-genai or transformers.js runs, and check it against the checkpoint."""
-    from qwen3_export.atomic import check_output_folder
-    from qwen3_export.model import load
     from qwen3_export.targets.onnx.export import default_path, is_export_file, prepare, with_solution, write
     from qwen3_export.targets.onnx.recipes import find_recipe
 
@@ -98,9 +96,7 @@ def onnx(
         threads=threads,
     )
     recipe = find_recipe(quant)
-    opened = load(model, revision=revision, offline=offline)
-    for note in opened.graph.notes:
-        say(f"note: {note}")
+    opened = open_model(model, revision=revision, offline=offline)
     export = prepare(
         opened,
         recipe,
@@ -111,14 +107,15 @@ def onnx(
         accuracy_level=accuracy_level,
     )
     say(_forecast(export))
-    text = solving.read_text(opened)
     if dry_run:
-        solving.forecast(export, text)
+        solving.forecast(export, solving.read_text(opened))
         print(_table(export))
         return
-    check_output_folder(export.out, force=force, is_ours=is_export_file, inputs=opened.files())
     started = time.perf_counter()
-    with solving.solved(export, text, with_solution) as ready, progress("writing", ready.num_weights) as advance:
+    ready_to_write = written_folder(
+        export, solving, with_solution=with_solution, is_ours=is_export_file, checkpoint=opened, force=force
+    )
+    with ready_to_write as ready, progress("writing", ready.num_weights) as advance:
         write(ready, threads=threads, progress=advance)
     _print_result(export, time.perf_counter() - started)
     if not no_check:

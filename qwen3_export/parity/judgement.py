@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
+from numpy import float32
+from numpy.typing import NDArray
+
+from qwen3_export.errors import CheckpointError, QuantizationError
 from qwen3_export.graph import Graph
 from qwen3_export.parity.check import ShippedNumbers
 from qwen3_export.parity.metrics import Comparison
 from qwen3_export.parity.report import Decode, Gates
+from qwen3_export.quantizers.transforms import Fold, fold
 
 __all__ = [
     "DECODE_BOUND",
@@ -17,8 +22,11 @@ __all__ = [
     "judge_decode",
     "judge_end_to_end",
     "longest_text",
+    "moved_by",
     "shipped_bound",
 ]
+
+Scales = Mapping[Fold, NDArray[float32]]
 
 # The floor models the runtime's arithmetic, and is met within some 10 %; twice it leaves room for other kernels. The
 # constant is for artifacts whose floor is next to nothing.
@@ -31,6 +39,17 @@ MAX_TEXT_TOKENS = 1024
 
 # Methods whose values are the nearest ones; others aim elsewhere. (Of an unknown one, the worst is assumed.)
 ROUNDING_METHODS = frozenset({"rtn", "awq"})
+
+
+def moved_by(graph: Graph, read_scales: Callable[[], Scales]) -> tuple[Graph, list[str]]:
+    """The graph whose values an artifact was to store: an equal function, under the scales that it records.
+
+    And what is wrong with those, where they cannot be read or moved.
+    """
+    try:
+        return fold(graph, read_scales()), []
+    except (CheckpointError, QuantizationError) as error:
+        return graph, [str(error)]
 
 
 def longest_text(graph: Graph) -> int:

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from qwen3_export.errors import CheckpointError, QuantizationError
+from qwen3_export.errors import CheckpointError
 from qwen3_export.graph import Graph
 from qwen3_export.parity.check import Arithmetic, ShippedNumbers, compare_exact, compare_shipped
 from qwen3_export.parity.judgement import (
@@ -31,6 +31,7 @@ from qwen3_export.parity.judgement import (
     decode_text,
     judge_end_to_end,
     longest_text,
+    moved_by,
     shipped_bound,
 )
 from qwen3_export.parity.metrics import NOT_RUN, Comparison
@@ -39,7 +40,6 @@ from qwen3_export.parity.report import Decode, Gates, Report, Runtime, Sampling,
 from qwen3_export.parity.values import ValueCheck
 from qwen3_export.provenance import PREFIX, read_calibration_record, read_scales_record
 from qwen3_export.quantizers.activations import Int8Activations
-from qwen3_export.quantizers.transforms import fold
 from qwen3_export.targets.affine_values import check_affine_values
 from qwen3_export.targets.executorch import run
 from qwen3_export.targets.executorch.export import PROGRAM
@@ -89,7 +89,7 @@ def check_executorch(
     say("reading the folder back")
     document, whole = read_index(folder), untied(graph)
     stored = read_weights(program_path, whole, document)
-    expected, problems = _expected_values(document, whole)
+    expected, problems = moved_by(whole, lambda: read_scales_record(document))
     is_solved = document.get(PREFIX + "method") not in ROUNDING_METHODS
     values = check_affine_values(stored, expected, is_full=full, is_solved=is_solved)
     problems += _file_differences(folder, tokenizer)
@@ -115,14 +115,6 @@ def check_executorch(
         gates=gates or Gates(),
         seconds=time.monotonic() - started,
     )
-
-
-def _expected_values(document: dict[str, Any], graph: Graph) -> tuple[Graph, list[str]]:
-    """The graph whose values were to be stored, and what is wrong with the scales that the index records."""
-    try:
-        return fold(graph, read_scales_record(document)), []
-    except (CheckpointError, QuantizationError) as error:
-        return graph, [str(error)]
 
 
 def _run(

@@ -20,16 +20,8 @@ from torch import Tensor
 
 from qwen3_export.graph import Weight
 from qwen3_export.quantizers.ggml import GGML_FORMATS
-from qwen3_export.reference import KVCache
 
-__all__ = ["HalfPrefillCache", "round_activations", "round_q8_0", "round_q8_k"]
-
-
-class HalfPrefillCache(KVCache):
-    """Keys and values as llama.cpp's default cache holds them, in F16; for one prefill, so nothing is kept."""
-
-    def extend(self, layer: int, k_TKH: Tensor, v_TKH: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ARG002 (kept)
-        return k_TKH.half().float(), v_TKH.half().float()
+__all__ = ["round_activations", "round_q8_0", "round_q8_k"]
 
 
 def round_activations(x_TI: Tensor, weight: Weight) -> Tensor:

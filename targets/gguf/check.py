@@ -16,10 +16,11 @@ from pathlib import Path
 
 import numpy as np
 
-from qwen3_export.errors import CheckpointError, QuantizationError
+from qwen3_export.errors import CheckpointError
 from qwen3_export.graph import Graph
 from qwen3_export.parity.check import (
     Arithmetic,
+    HalfPrefillCache,
     ShippedNumbers,
     compare_exact,
     compare_shipped,
@@ -33,6 +34,7 @@ from qwen3_export.parity.judgement import (
     judge_decode,
     judge_end_to_end,
     longest_text,
+    moved_by,
     shipped_bound,
 )
 from qwen3_export.parity.metrics import NOT_RUN, Comparison
@@ -46,9 +48,8 @@ from qwen3_export.parity.report import (
     package_versions,
     peak_memory_bytes,
 )
-from qwen3_export.quantizers.transforms import fold
 from qwen3_export.targets.gguf import llama
-from qwen3_export.targets.gguf.activations import HalfPrefillCache, round_activations
+from qwen3_export.targets.gguf.activations import round_activations
 from qwen3_export.targets.gguf.divergence import observe_sites
 from qwen3_export.targets.gguf.metadata_check import metadata_differences
 from qwen3_export.targets.gguf.read import GgufFile, open_gguf, read_graph, recorded_calibration, tensor_differences
@@ -134,7 +135,7 @@ def check_gguf(
     prompts: tuple[Prompt, ...] = ()
     if not missing:
         stored = read_graph(file, graph)
-        expected, wrong = _expected_values(file, graph)
+        expected, wrong = moved_by(graph, lambda: read_scales(file.metadata))
         problems += wrong
         values = check_values(stored, expected, is_full=full, is_solved=_method(file) not in ROUNDING_METHODS)
         prompts = tokenize_prompts(tokenizer, quick=not full, max_tokens=longest_text(graph))
@@ -151,14 +152,6 @@ def check_gguf(
         file, graph, values=values, exact=exact, shipped=shipped, prompts=prompts, problems=problems,
         is_full=full, gates=gates or Gates(), seconds=time.monotonic() - started,
     )  # fmt: skip
-
-
-def _expected_values(file: GgufFile, graph: Graph) -> tuple[Graph, list[str]]:
-    """The graph whose values were to be stored: an equal function, whatever the scales; and what is wrong with them."""
-    try:
-        return fold(graph, read_scales(file.metadata)), []
-    except (CheckpointError, QuantizationError) as error:
-        return graph, [str(error)]
 
 
 def _tokenization_differences(job: _Job, tokenizer: Tokenizer) -> list[str]:

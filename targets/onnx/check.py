@@ -17,10 +17,11 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from qwen3_export.errors import CheckpointError, QuantizationError
+from qwen3_export.errors import CheckpointError
 from qwen3_export.graph import Graph, Weight
 from qwen3_export.parity.check import (
     Arithmetic,
+    HalfPrefillCache,
     ShippedNumbers,
     compare_exact,
     compare_shipped,
@@ -34,6 +35,7 @@ from qwen3_export.parity.judgement import (
     judge_decode,
     judge_end_to_end,
     longest_text,
+    moved_by,
     shipped_bound,
 )
 from qwen3_export.parity.metrics import NOT_RUN, Comparison
@@ -50,7 +52,6 @@ from qwen3_export.parity.report import (
 from qwen3_export.parity.values import ValueCheck
 from qwen3_export.provenance import PREFIX, read_calibration_record, read_scales_record
 from qwen3_export.quantizers.activations import Int8Activations
-from qwen3_export.quantizers.transforms import fold
 from qwen3_export.reference import KVCache
 from qwen3_export.targets.affine_values import check_affine_values
 from qwen3_export.targets.onnx import run, surgery
@@ -69,13 +70,6 @@ FP16_FLOORS, INT8_FLOORS = 32.0, 2.0
 PACKAGES = ("qwen3-export", "onnxruntime", "onnxruntime-genai", "onnx", "torch", "numpy", "tokenizers")
 
 Say = Callable[[str], None]
-
-
-class _HalfCache(KVCache):
-    """Keys and values in fp16, for one prefill."""
-
-    def extend(self, layer: int, k_TKH: Tensor, v_TKH: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ARG002 (kept)
-        return k_TKH.half().float(), v_TKH.half().float()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,7 +144,7 @@ def check_onnx(
     prompts: tuple[Prompt, ...] = ()
     if not missing:
         stored = read_graph(file, graph)
-        expected, wrong = _expected_values(file, graph)
+        expected, wrong = moved_by(graph, lambda: read_scales_record(file.metadata))
         problems += wrong
         values = check_affine_values(
             stored, expected, is_full=full, is_solved=_recorded(file, "method") not in ROUNDING_METHODS
@@ -175,14 +169,6 @@ def check_onnx(
         gates=gates or Gates(),
         seconds=time.monotonic() - started,
     )
-
-
-def _expected_values(file: OnnxFile, graph: Graph) -> tuple[Graph, list[str]]:
-    """The graph whose values were to be stored: an equal function, whatever the scales; and what is wrong with them."""
-    try:
-        return fold(graph, read_scales_record(file.metadata)), []
-    except (CheckpointError, QuantizationError) as error:
-        return graph, [str(error)]
 
 
 def _run_exact(job: _Job) -> _Exact:
@@ -245,7 +231,7 @@ def _arithmetic(job: _Job) -> Arithmetic:
             return Int8Activations(block_size=weight.number_format.group_size).round(x_TI, weight)
         return x_TI
 
-    return Arithmetic(round_activations=round_activations, make_cache=_HalfCache if job.is_half else KVCache)
+    return Arithmetic(round_activations=round_activations, make_cache=HalfPrefillCache if job.is_half else KVCache)
 
 
 def _has_int8_activations(file: OnnxFile) -> bool:
