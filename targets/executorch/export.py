@@ -130,8 +130,10 @@ def write(export: ExecutorchExport) -> None:
     """
     from qwen3_export.targets.executorch.lower import lower
     from qwen3_export.targets.executorch.module import ExportModule
+    from qwen3_export.targets.executorch.run import quiet_libraries
     from qwen3_export.targets.executorch.stored import INDEX, find_weights
 
+    quiet_libraries()
     with partial_folder(export.out) as folder:
         module = ExportModule(export.graph, export.formats, max_context_len=export.max_context_len)
         program = folder / PROGRAM

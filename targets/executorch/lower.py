@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,7 +27,6 @@ def lower(module: ExportModule, path: Path, *, max_seq_len: int, constants: Cons
     from executorch.exir.passes import MemoryPlanningPass
     from executorch.exir.passes.sym_shape_eval_pass import ConstraintBasedSymShapeEvalPass
 
-    logging.getLogger("executorch").setLevel(logging.ERROR)
     tokens = torch.export.Dim("tokens", min=1, max=max_seq_len - 1)
     example = (torch.zeros(1, 3, dtype=torch.long), torch.tensor([0]))
     with torch.no_grad(), warnings.catch_warnings():

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import torch
 
 from qwen3_export.errors import CheckpointError, MissingExtraError
 
-__all__ = ["Program", "is_installed", "runtime_version"]
+__all__ = ["Program", "is_installed", "quiet_libraries", "runtime_version"]
 
 
 def is_installed() -> bool:
@@ -30,10 +31,17 @@ def runtime_version() -> str | None:
         return None
 
 
+def quiet_libraries() -> None:
+    """Keep the remarks of torchao, torch and ExecuTorch about themselves from the user; before they are imported."""
+    for name in ("executorch", "torchao", "torch.utils._pytree"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
 class Program:
     """One program, opened. Raises MissingExtraError without ExecuTorch, CheckpointError where it refuses the file."""
 
     def __init__(self, path: Path) -> None:
+        quiet_libraries()
         try:
             # The operators of attention and of quantized embeddings are registered by these.
             import executorch.extension.llm.custom_ops.custom_ops

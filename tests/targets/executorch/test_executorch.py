@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -154,3 +156,18 @@ def test_an_untied_graph_is_the_same_function(model_folder: Callable[[str], Path
     assert not apart.config.tie_word_embeddings
     np.testing.assert_array_equal(apart.head.read(), graph.head.read())
     assert untied(apart) is apart
+
+
+def test_the_example_answers_with_the_program_s_tokens(solved: ExecutorchExport) -> None:
+    tokenizer = solved.model.tokenizer
+    example = Path(__file__).parents[3] / "examples" / "executorch_chat.py"
+    command = [sys.executable, str(example), str(solved.out), "Tell me about the sea.", "--new", "12", "--no-think"]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=300)
+    question = [{"role": "user", "content": "Tell me about the sea."}]
+    tokens = tokenizer.encode(tokenizer.render(question, enable_thinking=False))
+    program, made = Program(solved.out / "model.pte"), []
+    logits_V = program.last_logits(tokens)
+    while len(made) < 12 and (token := int(logits_V.argmax())) not in tokenizer.generation.eos_token_ids:
+        logits_V = program.last_logits([token], start=len(tokens) + len(made))
+        made.append(token)
+    assert done.stdout.rstrip("\n") == tokenizer.decode(made, skip_special_tokens=True).rstrip("\n")
