@@ -1,0 +1,1 @@
+"""The MIL executor: a saved .mlpackage, run op by op in torch on any machine."""
