@@ -1,0 +1,140 @@
+"""From a quantized graph to weight.bin in one pass: no matrix is ever whole in memory.
+
+A few threads draw blocks of rows, each of which is read from the checkpoint, rounded, packed and written where the
+plan says; order does not matter, so the bytes are the same from run to run and for any thread count.
+"""
+
+# R rows  I columns  G groups a row  E entries a table
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from qwen3_export.errors import QuantizationError
+from qwen3_export.graph import Graph, Weight
+from qwen3_export.parallel import default_threads, run_jobs
+from qwen3_export.quantizers.affine import AffineFormat
+from qwen3_export.quantizers.coded import CodedWeight
+from qwen3_export.quantizers.packing.coreml import pack_blockwise_shift_scale, pack_lut_to_dense
+from qwen3_export.quantizers.quantized import BlockWeight
+from qwen3_export.targets.coreml.blobs import ELEMENTS, Blob, header_bytes
+from qwen3_export.targets.coreml.layout import (
+    CODES,
+    INDICES,
+    SCALES,
+    TABLES,
+    VALUES,
+    StoredMatrix,
+    WeightPlan,
+    row_step,
+)
+
+__all__ = ["write_weights"]
+
+WEIGHTS_PER_BLOCK = 1 << 19
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowBlock:
+    """Some rows of a weight, as the weight counts them."""
+
+    matrix: StoredMatrix
+    weight: Weight
+    rows: slice
+
+    @property
+    def first(self) -> int:
+        """The first row, as the stored matrix counts them."""
+        start: int = self.rows.start - self.matrix.rows.start
+        return start
+
+    @property
+    def num_weights(self) -> int:
+        count: int = self.rows.stop - self.rows.start
+        return count * (self.weight.shape[1] if len(self.weight.shape) > 1 else 1)
+
+
+def write_weights(
+    descriptor: int,
+    graph: Graph,
+    plan: WeightPlan,
+    *,
+    threads: int | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> None:
+    """Fill the open file. ``progress`` is called with the number of weights of each block.
+
+    Raises CheckpointError for weights that cannot be read, QuantizationError for those that cannot be stored.
+    """
+    blobs = list(plan.blobs)
+    _write(descriptor, header_bytes(len(blobs)), 0)
+    for blob in blobs:
+        _write(descriptor, blob.record(), blob.offset)
+    for blob, array in plan.constants.values():
+        _write(descriptor, np.ascontiguousarray(array).tobytes(), blob.data_offset)
+
+    def convert(block: RowBlock) -> None:
+        for part, data in _encode(block).items():
+            blob = plan.parts[block.matrix.name][part]
+            _write(descriptor, data.tobytes(), blob.byte_of(_first_element(blob, block)))
+        if progress is not None:
+            progress(block.num_weights)
+
+    run_jobs(convert, _row_blocks(graph, plan), threads=threads or default_threads())
+
+
+def _row_blocks(graph: Graph, plan: WeightPlan) -> Iterator[RowBlock]:
+    for matrix in plan.matrices.values():
+        weight, rows = _ready(graph.weights[matrix.weight], matrix), matrix.rows
+        if len(weight.shape) == 1:
+            yield RowBlock(matrix=matrix, weight=weight, rows=rows)
+            continue
+        unit = row_step(matrix.number_format)
+        step = max(WEIGHTS_PER_BLOCK // (weight.shape[1] * unit), 1) * unit
+        for start in range(rows.start, rows.stop, step):
+            yield RowBlock(matrix=matrix, weight=weight, rows=slice(start, min(start + step, rows.stop)))
+
+
+def _ready(weight: Weight, matrix: StoredMatrix) -> Weight:
+    wanted = BlockWeight if isinstance(matrix.number_format, str) else CodedWeight
+    if not isinstance(weight, wanted):
+        raise QuantizationError(f"{weight.name}: has no number format yet; quantize the graph first")
+    return weight
+
+
+def _first_element(blob: Blob, block: RowBlock) -> int:
+    """The flat index in an array, [rows or tables, …], of what belongs to the block's first row."""
+    rows, elements = block.matrix.shape[0], int(np.prod(blob.shape))
+    return block.first * elements // rows
+
+
+def _encode(block: RowBlock) -> Mapping[str, np.ndarray]:
+    """The bytes of each part of a block of rows."""
+    weight, number_format = block.weight, block.matrix.number_format
+    if isinstance(number_format, str):
+        assert isinstance(weight, BlockWeight)
+        return {VALUES: weight.encode(block.rows if len(weight.shape) > 1 else slice(None))}
+    assert isinstance(weight, CodedWeight)
+    codes_RI, params = weight.encode(block.rows)
+    if isinstance(number_format, AffineFormat):
+        integers = pack_blockwise_shift_scale(codes_RI, params, num_bits=number_format.num_bits)
+        if integers.offset_Y is not None:
+            raise QuantizationError(f"{weight.name}: has zero points, which this target does not store")
+        return {CODES: integers.data_Y, SCALES: _floats(integers.scale_OG, number_format.scale_dtype)}
+    palette = pack_lut_to_dense(codes_RI, params, num_bits=number_format.num_bits)
+    return {INDICES: palette.indices_Y, TABLES: _floats(palette.lut_L1E1, number_format.table_dtype)}
+
+
+def _floats(values: np.ndarray, dtype: str) -> np.ndarray:
+    return values.astype(ELEMENTS["fp32" if dtype == "f32" else "fp16"].dtype)
+
+
+def _write(descriptor: int, data: bytes, offset: int) -> None:
+    view = memoryview(data)
+    while view:
+        written = os.pwrite(descriptor, view, offset)
+        view, offset = view[written:], offset + written

@@ -1,0 +1,148 @@
+"""What lies where in weight.bin: every array, laid out before a weight is read.
+
+A matrix of the program is one array (floats), codes and scales (affine integers), or indices and tables (palettes),
+under the names that the operator has for them. The output head may be split into parts of whole rows: then a tied
+head is stored once more beside the embedding, as an operator of Core ML has one constant and no slice of one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from math import lcm
+
+import numpy as np
+
+from qwen3_export.graph import Graph, Kind, Weight, module_name
+from qwen3_export.quantizers.affine import AffineFormat
+from qwen3_export.quantizers.palette import PaletteFormat
+from qwen3_export.targets.coreml.blobs import RECORD_BYTES, Blob, aligned
+from qwen3_export.targets.coreml.names import head_part_name, mil_name
+from qwen3_export.targets.coreml.recipes import CoremlFormat
+
+__all__ = [
+    "CODES",
+    "INDICES",
+    "SCALES",
+    "TABLES",
+    "VALUES",
+    "StoredMatrix",
+    "WeightPlan",
+    "plan_weights",
+    "row_step",
+    "stored_matrices",
+]
+
+# Parts of a matrix: a constant's value, and the inputs of constexpr_blockwise_shift_scale and constexpr_lut_to_dense.
+VALUES, CODES, SCALES, INDICES, TABLES = "val", "data", "scale", "indices", "lut"
+
+# Rows of one part of a split head: what fits a texture's 16,384 columns.
+HEAD_ROWS = 16384
+
+FLOATS: Mapping[str, str] = {"F32": "fp32", "F16": "fp16", "f32": "fp32", "f16": "fp16"}
+NUMPY_ELEMENTS: Mapping[str, str] = {"<f4": "fp32", "<f2": "fp16"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredMatrix:
+    """Rows of a weight of the graph (all, as a rule) under a name in the program."""
+
+    name: str
+    weight: str
+    rows: slice
+    shape: tuple[int, ...]
+    number_format: CoremlFormat
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeightPlan:
+    """The file to be: matrices by their name, the arrays of each by part, and constants."""
+
+    matrices: Mapping[str, StoredMatrix]
+    parts: Mapping[str, Mapping[str, Blob]]
+    constants: Mapping[str, tuple[Blob, np.ndarray]]
+    num_bytes: int
+
+    @property
+    def blobs(self) -> Iterator[Blob]:
+        """All arrays, in the order of the file."""
+        yield from (blob for parts in self.parts.values() for blob in parts.values())
+        yield from (blob for blob, _ in self.constants.values())
+
+
+def stored_matrices(
+    graph: Graph, formats: Mapping[str, CoremlFormat], *, split_lm_head: bool = False
+) -> list[StoredMatrix]:
+    """Everything that the program reads, in the order of a forward pass."""
+    found = [_whole(weight, formats) for weight in graph if not (split_lm_head and weight.role.kind is Kind.LM_HEAD)]
+    return [*found, *_head_parts(graph, formats)] if split_lm_head else found
+
+
+def plan_weights(matrices: Sequence[StoredMatrix], constants: Mapping[str, np.ndarray]) -> WeightPlan:
+    """Offsets of everything, from shapes and formats alone."""
+    end = RECORD_BYTES
+
+    def place(name: str, element: str, shape: tuple[int, ...]) -> Blob:
+        nonlocal end
+        offset = aligned(end)
+        blob = Blob(name=name, element=element, shape=shape, offset=offset, data_offset=offset + RECORD_BYTES)
+        end = blob.end
+        return blob
+
+    parts = {
+        matrix.name: {
+            part: place(matrix.name if part == VALUES else f"{matrix.name}_{part}", element, shape)
+            for part, (element, shape) in _arrays(matrix).items()
+        }
+        for matrix in matrices
+    }
+    placed = {
+        name: (place(name, NUMPY_ELEMENTS[array.dtype.str], array.shape), array) for name, array in constants.items()
+    }
+    return WeightPlan(
+        matrices={matrix.name: matrix for matrix in matrices}, parts=parts, constants=placed, num_bytes=end
+    )
+
+
+def row_step(number_format: CoremlFormat) -> int:
+    """Blocks of so many rows, or multiples, begin a byte of each array and hold whole tables."""
+    together = number_format.rows_together if isinstance(number_format, PaletteFormat) else 1
+    return lcm(8, together or 1)
+
+
+def _whole(weight: Weight, formats: Mapping[str, CoremlFormat]) -> StoredMatrix:
+    return StoredMatrix(
+        name=mil_name(weight.name),
+        weight=weight.name,
+        rows=slice(0, weight.shape[0]),
+        shape=weight.shape,
+        number_format=formats[weight.name],
+    )
+
+
+def _head_parts(graph: Graph, formats: Mapping[str, CoremlFormat]) -> Iterator[StoredMatrix]:
+    head = graph.head
+    name, (count, columns) = module_name(head.role), head.shape
+    step = HEAD_ROWS // row_step(formats[name]) * row_step(formats[name])
+    for index, first in enumerate(range(0, count, step)):
+        rows = slice(first, min(first + step, count))
+        yield StoredMatrix(
+            name=head_part_name(index),
+            weight=name,
+            rows=rows,
+            shape=(rows.stop - rows.start, columns),
+            number_format=formats[name],
+        )
+
+
+def _arrays(matrix: StoredMatrix) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Element type and shape of each part."""
+    number_format, shape = matrix.number_format, matrix.shape
+    if isinstance(number_format, str):
+        return {VALUES: (FLOATS[number_format], shape)}
+    bits = number_format.num_bits
+    if isinstance(number_format, AffineFormat):
+        groups = shape[1] // number_format.columns_a_group(shape[1])
+        return {CODES: (f"int{bits}", shape), SCALES: (FLOATS[number_format.scale_dtype], (shape[0], groups))}
+    tables = (number_format.tables(shape[0]), 1, 1 << bits, 1)
+    return {INDICES: (f"uint{bits}", shape), TABLES: (FLOATS[number_format.table_dtype], tables)}

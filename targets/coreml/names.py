@@ -1,0 +1,62 @@
+"""Names and tables that whoever writes a Core ML package and whoever reads it have in common; needs no coremltools.
+
+Inputs, states and output are called what swift-transformers looks for (its Sources/Models/LanguageModel.swift); a
+program's values are called what Hugging Face calls the module, with underscores for dots, which MIL does not allow.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from qwen3_export.config import Qwen3Config
+from qwen3_export.reference_probe import Site
+from qwen3_export.rope import rotation
+
+__all__ = [
+    "COS_TABLE",
+    "INPUT_IDS",
+    "KEY_CACHE",
+    "LOGITS",
+    "MASK",
+    "MODEL_FILE",
+    "PACKAGE",
+    "ROOT_EPS",
+    "SIN_TABLE",
+    "VALUE_CACHE",
+    "WEIGHT_FILE",
+    "head_part_name",
+    "mil_name",
+    "rope_tables",
+    "site_name",
+]
+
+PACKAGE = "model.mlpackage"
+MODEL_FILE, WEIGHT_FILE = "Data/com.apple.CoreML/model.mlmodel", "Data/com.apple.CoreML/weights/weight.bin"
+
+INPUT_IDS, MASK, KEY_CACHE, VALUE_CACHE, LOGITS = "inputIds", "fullAttentionMask", "keyCache", "valueCache", "logits"
+
+COS_TABLE, SIN_TABLE = "cos_table", "sin_table"
+
+# The square root of rms_norm_eps, which is what the program holds of it.
+ROOT_EPS = "root_eps"
+
+
+def mil_name(name: str) -> str:
+    """A module's name as a name in a program."""
+    return name.replace(".", "_")
+
+
+def head_part_name(index: int) -> str:
+    """A part of the output head, where it is split."""
+    return f"lm_head_part_{index}"
+
+
+def site_name(site: Site) -> str:
+    """The value of a program that holds what the reference shows at a site."""
+    return f"model_{site.place.value}" if site.layer is None else f"model_layers_{site.layer}_{site.place.value}"
+
+
+def rope_tables(config: Qwen3Config, *, length: int) -> dict[str, np.ndarray]:
+    """Cosine and sine of every position and pair, [length, head_dim / 2], fp32."""
+    turn = rotation(config, start=0, count=length)
+    return {COS_TABLE: turn.cos.numpy(), SIN_TABLE: turn.sin.numpy()}

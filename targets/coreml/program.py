@@ -1,0 +1,258 @@
+"""Qwen3 as a MIL program, declared operator by operator.
+
+    inputIds ─ embed ─┬─ norm ─ q, k, v ─ head norms ─ RoPE ─ states ─ attention ─ o ─┬─ norm ─ gate, up ─ down ─ logits
+                      └────────────────────────── residual ──────────────────────────┘
+
+The mask says where in the sequence the tokens stand: it has a row for each of them and a column for each position seen,
+so the first token's position is columns less rows. Keys and values of all layers lie in one state each, as
+swift-transformers wants them; a layer writes its slice, [1, K, T, H] at its positions, and reads back what has been
+seen. States are fp16 in Core ML whatever the program computes in; an fp32 program casts at the state's edge.
+
+Values that the reference shows too are named after its sites (``site_name``).
+
+Shapes: # T tokens  S positions seen  C positions of a state  L layers  N heads  K kv heads  G heads_per_kv  H head_dim
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from qwen3_export.config import Qwen3Config
+from qwen3_export.graph import Kind, Role, module_name
+from qwen3_export.reference_probe import Place, Site
+from qwen3_export.targets.coreml.blocks import MASKED, Turn, attend, rms_norm, rotate
+from qwen3_export.targets.coreml.builder import ProgramBuilder, Var
+from qwen3_export.targets.coreml.layout import WeightPlan
+from qwen3_export.targets.coreml.names import (
+    COS_TABLE,
+    INPUT_IDS,
+    KEY_CACHE,
+    LOGITS,
+    MASK,
+    SIN_TABLE,
+    VALUE_CACHE,
+    head_part_name,
+    mil_name,
+    rope_tables,
+    site_name,
+)
+
+__all__ = ["ProgramOptions", "build_program", "constants", "state_shape"]
+
+# The Neural Engine fails on states whose positions are no multiple of this (coremltools' issue 2631).
+STATE_STEP = 32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProgramOptions:
+    """``float_type`` of activations; ``has_fused_attention`` for Core ML's own attention operator."""
+
+    float_type: str
+    context_length: int
+    has_fused_attention: bool = False
+
+
+def state_shape(config: Qwen3Config, context_length: int) -> tuple[int, ...]:
+    """[L, 1, K, C, H] of each of the two states."""
+    positions = -(-context_length // STATE_STEP) * STATE_STEP
+    return (config.num_hidden_layers, 1, config.num_key_value_heads, positions, config.head_dim)
+
+
+def constants(config: Qwen3Config, options: ProgramOptions, *, out_features: Sequence[int]) -> dict[str, np.ndarray]:
+    """What the program reads beside weights: RoPE's tables, and the biases of zeros that linear operators want."""
+    dtype = "<f4" if options.float_type == "F32" else "<f2"
+    biases = {_bias_name(size): np.zeros(size, dtype) for size in sorted(set(out_features))}
+    return {**rope_tables(config, length=options.context_length), **biases}
+
+
+def build_program(config: Qwen3Config, plan: WeightPlan, options: ProgramOptions) -> Any:
+    """The program, coremltools' Program, of one function ``main``; its weights are placeholders."""
+    import coremltools as ct
+    from coremltools.converters.mil.input_types import RangeDim, TensorType
+    from coremltools.converters.mil.mil import Builder, Function, Program, get_new_symbol, types
+
+    tokens, seen = get_new_symbol(), get_new_symbol()
+    state = state_shape(config, options.context_length)
+    inputs = {
+        INPUT_IDS: Builder.placeholder((1, tokens), types.int32),
+        MASK: Builder.placeholder((1, 1, tokens, seen), types.fp16),
+        KEY_CACHE: Builder.state_tensor_placeholder(state, types.fp16),
+        VALUE_CACHE: Builder.state_tensor_placeholder(state, types.fp16),
+    }
+    with Function(inputs, opset_version=ct.target.iOS18) as function:
+        function.set_outputs([_Writer(config, plan, options, function.inputs).logits()])
+    columns, rows = (RangeDim(lower_bound=1, upper_bound=options.context_length, default=1) for _ in range(2))
+    function.set_input_types(
+        (
+            TensorType(name=INPUT_IDS, shape=(1, rows), dtype=np.int32),
+            TensorType(name=MASK, shape=(1, 1, rows, columns), dtype=np.float16),
+        )
+    )
+    program = Program()
+    program.add_function("main", function)
+    return program
+
+
+class _Writer:
+    """One program in the making; methods add operators and return values."""
+
+    def __init__(self, config: Qwen3Config, plan: WeightPlan, options: ProgramOptions, inputs: dict[str, Var]) -> None:
+        self.config, self.plan, self.options, self.inputs = config, plan, options, inputs
+        self.build = ProgramBuilder(plan, float_type=options.float_type)
+
+    def logits(self) -> Var:
+        build = self.build
+        self._read_positions()
+        self.mask = self._stacked_mask()
+        self.q_turn, self.k_turn = self._turns()
+        embed = build.weight(mil_name(module_name(Role(Kind.EMBED_TOKENS))))
+        hidden = build.op(
+            "gather", x=embed, indices=self.inputs[INPUT_IDS], axis=0, name=site_name(Site(Place.INPUT, 0))
+        )
+        for layer in range(self.config.num_hidden_layers):
+            added = self._attention(self._norm(hidden, Kind.INPUT_LAYERNORM, layer), layer)
+            hidden = build.op("add", x=hidden, y=added, name=site_name(Site(Place.AFTER_ATTENTION, layer)))
+            added = self._mlp(self._norm(hidden, Kind.POST_ATTENTION_LAYERNORM, layer), layer)
+            hidden = build.op("add", x=hidden, y=added, name=site_name(Site(Place.OUTPUT, layer)))
+        return self._head(self._norm(hidden, Kind.NORM, None))
+
+    def _read_positions(self) -> None:
+        """The number of tokens before these, and of all, as vectors of one."""
+        build = self.build
+        shape = build.op("shape", x=self.inputs[MASK], name="mask_shape")
+        tokens = build.op("slice_by_index", x=shape, begin=[2], end=[3], name="tokens")
+        self.seen = build.op("slice_by_index", x=shape, begin=[3], end=[4], name="seen")
+        self.past = build.op("sub", x=self.seen, y=tokens, name="past")
+
+    def _stacked_mask(self) -> Var:
+        """[1, 1, G·T, S], finite."""
+        build = self.build
+        mask = build.as_float(self.inputs[MASK], name="mask")
+        finite = build.op("maximum", x=mask, y=build.number("masked", MASKED), name="finite_mask")
+        copies = [finite] * self.config.heads_per_kv
+        return build.op("concat", values=copies, axis=2, name="stacked_mask") if len(copies) > 1 else finite
+
+    def _turns(self) -> tuple[Turn, Turn]:
+        """RoPE's rows for these tokens, of queries and of keys; those of queries carry the scale of the scores."""
+        build = self.build
+        zero = build.mb.const(val=np.array([0], np.int32), name="first_pair")
+        begin = build.op("concat", values=[self.past, zero], axis=0, name="turn_begin")
+        end = build.op("concat", values=[self.seen, zero], axis=0, name="turn_end")
+        rows = {
+            table: build.op(
+                "slice_by_index",
+                x=build.constant(table),
+                begin=begin,
+                end=end,
+                end_mask=[False, True],
+                name=f"{table}_rows",
+            )
+            for table in (COS_TABLE, SIN_TABLE)
+        }
+        keys = Turn(**{part: build.as_float(rows[f"{part}_table"], name=f"k_{part}") for part in ("cos", "sin")})
+        if self.options.has_fused_attention:
+            return keys, keys
+        scale = build.mb.const(val=np.float32(self.config.head_dim**-0.5), name="attention_scale")
+        scaled = {
+            part: build.op("mul", x=rows[f"{part}_table"], y=scale, name=f"scaled_{part}_rows")
+            for part in ("cos", "sin")
+        }
+        return Turn(**{part: build.as_float(value, name=f"q_{part}") for part, value in scaled.items()}), keys
+
+    def _norm(self, x: Var, kind: Kind, layer: int | None) -> Var:
+        weight = mil_name(module_name(Role(kind, layer)))
+        name = site_name(Site(Place.FINAL)) if kind is Kind.NORM else f"{weight}_output"
+        return rms_norm(self.build, x, self.build.weight(weight), self.config, name=name)
+
+    def _linear(self, x: Var, kind: Kind, layer: int, *, name: str | None = None) -> Var:
+        weight = mil_name(module_name(Role(kind, layer)))
+        return self._multiply(x, weight, name=name or f"{weight}_output")
+
+    def _multiply(self, x: Var, weight: str, *, name: str) -> Var:
+        bias = self.build.constant(_bias_name(self.plan.matrices[weight].shape[0]))
+        return self.build.op("linear", x=x, weight=self.build.weight(weight), bias=bias, name=name)
+
+    def _attention(self, h: Var, layer: int) -> Var:
+        build, config, prefix = self.build, self.config, f"model_layers_{layer}_self_attn"
+        head_dim = config.head_dim
+        q = rotate(build, self._heads(h, Kind.Q_PROJ, layer), self.q_turn, name=site_name(Site(Place.Q_ROPE, layer)))
+        k = rotate(build, self._heads(h, Kind.K_PROJ, layer), self.k_turn, name=site_name(Site(Place.K_ROPE, layer)))
+        keys = self._cached(KEY_CACHE, k, layer)
+        values = self._cached(VALUE_CACHE, self._heads(h, Kind.V_PROJ, layer), layer)
+        stacked = build.op(
+            "reshape", x=q, shape=[1, config.num_key_value_heads, -1, head_dim], name=f"{prefix}_stacked"
+        )
+        context = attend(
+            build,
+            stacked,
+            keys,
+            values,
+            self.mask,
+            is_fused=self.options.has_fused_attention,
+            name=f"{prefix}_attended",
+        )
+        heads = build.op(
+            "reshape", x=context, shape=[1, config.num_attention_heads, -1, head_dim], name=f"{prefix}_heads"
+        )
+        by_token = build.op("transpose", x=heads, perm=[0, 2, 1, 3], name=f"{prefix}_by_token")
+        joined = build.op(
+            "reshape", x=by_token, shape=[1, -1, config.num_attention_heads * head_dim], name=f"{prefix}_context"
+        )
+        return self._linear(joined, Kind.O_PROJ, layer, name=site_name(Site(Place.ATTENTION, layer)))
+
+    def _heads(self, h: Var, kind: Kind, layer: int) -> Var:
+        """Queries, keys or values, [1, heads, T, H]; the first two normed."""
+        build, weight = self.build, mil_name(module_name(Role(kind, layer)))
+        heads = self.plan.matrices[weight].shape[0] // self.config.head_dim
+        flat = self._linear(h, kind, layer)
+        split = build.op("reshape", x=flat, shape=[1, -1, heads, self.config.head_dim], name=f"{weight}_heads")
+        norm = {Kind.Q_PROJ: Kind.Q_NORM, Kind.K_PROJ: Kind.K_NORM}.get(kind)
+        normed = split if norm is None else self._norm(split, norm, layer)
+        return build.op("transpose", x=normed, perm=[0, 2, 1, 3], name=f"{weight}_by_head")
+
+    def _cached(self, state: str, x: Var, layer: int) -> Var:
+        """Write keys or values [1, K, T, H] at their positions; returns all of the layer that has been seen."""
+        build, config, name = self.build, self.config, f"{state}_{layer}"
+        head, tail = f"{name}_begin", f"{name}_end"
+        last = build.mb.const(val=np.array([config.head_dim], np.int32), name=f"{name}_head_dim")
+        zero = build.mb.const(val=np.array([0], np.int32), name=f"{name}_first_dim")
+        starts = build.mb.const(val=np.array([layer, 0, 0], np.int32), name=f"{name}_starts")
+        stops = build.mb.const(val=np.array([layer + 1, 1, config.num_key_value_heads], np.int32), name=f"{name}_stops")
+        begin = build.op("concat", values=[starts, self.past, zero], axis=0, name=head)
+        end = build.op("concat", values=[stops, self.seen, last], axis=0, name=tail)
+        update = build.cast(x, "fp16", name=f"{name}_fp16")
+        update = build.op("expand_dims", x=update, axes=[0], name=f"{name}_update")
+        before = build.op("read_state", input=self.inputs[state], name=f"{name}_before")
+        after = build.op("slice_update", x=before, update=update, begin=begin, end=end, name=f"{name}_after")
+        kept = build.op("coreml_update_state", state=self.inputs[state], value=after, name=f"{name}_kept")
+        seen = build.op(
+            "slice_by_index",
+            x=kept,
+            begin=[layer, 0, 0, 0, 0],
+            end=end,
+            squeeze_mask=[True, False, False, False, False],
+            name=f"{name}_seen",
+        )
+        return build.as_float(seen, name=f"{name}_{build.dtype}")
+
+    def _mlp(self, h: Var, layer: int) -> Var:
+        build, prefix = self.build, f"model_layers_{layer}_mlp"
+        gate = build.op("silu", x=self._linear(h, Kind.GATE_PROJ, layer), name=f"{prefix}_silu")
+        inner = build.op("mul", x=gate, y=self._linear(h, Kind.UP_PROJ, layer), name=f"{prefix}_gated")
+        return self._linear(inner, Kind.DOWN_PROJ, layer, name=site_name(Site(Place.MLP, layer)))
+
+    def _head(self, final: Var) -> Var:
+        parts = [name for name in self.plan.matrices if name.startswith(head_part_name(0)[:-1])]
+        if not parts:
+            kind = Kind.EMBED_TOKENS if self.config.tie_word_embeddings else Kind.LM_HEAD
+            return self._multiply(final, mil_name(module_name(Role(kind))), name=LOGITS)
+        logits = [self._multiply(final, part, name=f"{part}_output") for part in parts]
+        return self.build.op("concat", values=logits, axis=-1, name=LOGITS) if len(logits) > 1 else logits[0]
+
+
+def _bias_name(size: int) -> str:
+    return f"zeros_{size}"
