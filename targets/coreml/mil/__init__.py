@@ -1,1 +1,8 @@
 """The MIL executor: a saved .mlpackage, run op by op in torch on any machine."""
+
+from __future__ import annotations
+
+from qwen3_export.targets.coreml.mil.arithmetic import Overflow
+from qwen3_export.targets.coreml.mil.package import Outputs, Package, State, open_package, run
+
+__all__ = ["Outputs", "Overflow", "Package", "State", "open_package", "run"]

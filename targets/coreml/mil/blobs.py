@@ -1,0 +1,127 @@
+"""weight.bin: the file beside the program that holds its large constants.
+
+A header of 64 bytes (how many blobs, format version 2), then for each blob a record of 64 bytes (sentinel, element
+type, size in bytes, offset of the data, bits of padding in its last byte) and, at a multiple of 64, its data. The
+program names blobs by the offset of their records. Source: what coremltools' ``libmilstoragepython`` writes.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qwen3_export.errors import CheckpointError
+from qwen3_export.quantizers.packing.bits import unpack_bits
+from qwen3_export.targets.coreml.mil.element_types import ElementType
+
+__all__ = ["Blob", "check_blob", "read_blob", "unpack_elements"]
+
+HEADER, RECORD = struct.Struct("<II"), struct.Struct("<IIQQ")
+VERSION, SENTINEL = 2, 0xDEADBEEF
+CHUNK_BYTES = 3 << 18  # a multiple of 3, so that 3 and 6 bits fill it with whole elements
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Blob:
+    """A constant in a weight file: where its record lies, and what the program says of it."""
+
+    path: Path
+    offset: int
+    element: ElementType
+    shape: tuple[int, ...]
+
+    @property
+    def elements(self) -> int:
+        return int(np.prod(self.shape, dtype=np.int64))
+
+
+def check_blob(blob: Blob) -> None:
+    """Read the record only; CheckpointError where file, record or data are missing, cut off or of another type."""
+    with _opened(blob.path) as file:
+        _data_offset(file.fileno(), blob)
+
+
+def read_blob(blob: Blob) -> NDArray[np.generic]:
+    """The elements in numpy, in the blob's shape; those of fewer than 8 bits take one byte each."""
+    size = blob.element.byte_count(blob.elements)
+    with _opened(blob.path) as file:
+        offset = _data_offset(file.fileno(), blob)
+        stored = np.empty(size, np.uint8)
+        done = 0
+        while done < size:  # one read may give less than asked for
+            count = os.preadv(file.fileno(), [memoryview(stored)[done:]], offset + done)
+            if count == 0:
+                raise CheckpointError(f"{blob.path}: ended while it was read; export or download the package again")
+            done += count
+    return unpack_elements(stored, blob.element, blob.elements).reshape(blob.shape)
+
+
+def unpack_elements(stored_Y: NDArray[np.uint8], element: ElementType, count: int) -> NDArray[np.generic]:
+    """Stored bytes, [Y], to so many elements; integers of fewer than 8 bits lie in one bit stream."""
+    if element.bits >= 8:
+        return stored_Y.view(element.numpy_type)
+    unsigned = np.empty(stored_Y.size * 8 // element.bits + 8, np.uint8)
+    filled = 0
+    for start in range(0, stored_Y.size, CHUNK_BYTES):
+        part = stored_Y[start : start + CHUNK_BYTES]
+        found = _nibbles(part) if element.bits == 4 else unpack_bits(_padded(part, element.bits), element.bits)
+        kept = min(found.size, unsigned.size - filled)
+        unsigned[filled : filled + kept] = found[:kept]
+        filled += kept
+    if not element.is_signed:
+        return unsigned[:count]
+    half = np.uint8(1 << (element.bits - 1))
+    return ((unsigned[:count] ^ half) - half).view(np.int8)
+
+
+def _nibbles(bytes_Y: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """What ``unpack_bits`` does for 4 bits, without its detour over single bits."""
+    unsigned = np.empty(2 * bytes_Y.size, np.uint8)
+    np.bitwise_and(bytes_Y, 15, out=unsigned[0::2])
+    np.right_shift(bytes_Y, 4, out=unsigned[1::2])
+    return unsigned
+
+
+def _padded(bytes_Y: NDArray[np.uint8], num_bits: int) -> NDArray[np.uint8]:
+    return np.pad(bytes_Y, (0, -bytes_Y.size % num_bits))
+
+
+def _opened(path: Path):  # type: ignore[no-untyped-def]  # BufferedReader, closed by the caller
+    try:
+        return path.open("rb")
+    except OSError as error:
+        raise CheckpointError(
+            f"{path}: the program's weights cannot be read ({error.strerror}); copy the whole .mlpackage folder"
+        ) from error
+
+
+def _data_offset(descriptor: int, blob: Blob) -> int:
+    """Where the data lies, after header, record and size were held to what the program says."""
+    size = os.fstat(descriptor).st_size
+    header = os.pread(descriptor, HEADER.size, 0)
+    if len(header) < HEADER.size or HEADER.unpack(header)[1] != VERSION:
+        raise CheckpointError(f"{blob.path}: is not a weight file of Core ML (format version {VERSION})")
+    record = os.pread(descriptor, RECORD.size, blob.offset)
+    if len(record) < RECORD.size:
+        raise _truncated(blob, size)
+    sentinel, code, stored, offset = RECORD.unpack(record)
+    needed = blob.element.byte_count(blob.elements)
+    if sentinel != SENTINEL or code != blob.element.blob_code or stored != needed:
+        raise CheckpointError(
+            f"{blob.path}: at offset {blob.offset} there are not the {needed} bytes of {blob.element.name} that the "
+            f"program speaks of; program and weights are not of the same export"
+        )
+    if offset + needed > size:
+        raise _truncated(blob, size)
+    return int(offset)
+
+
+def _truncated(blob: Blob, size: int) -> CheckpointError:
+    return CheckpointError(
+        f"{blob.path}: is cut off after {size} bytes, within a constant at {blob.offset}; copy the package again"
+    )

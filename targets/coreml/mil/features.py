@@ -1,0 +1,110 @@
+"""What a package says of its inputs, outputs and states: names, element types, and the shapes that they may have."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from qwen3_export.errors import CheckpointError
+from qwen3_export.targets.coreml.mil.element_types import ElementType, to_torch
+from qwen3_export.targets.coreml.mil.program import Variable
+
+__all__ = ["Feature", "checked", "feature_of"]
+
+Range = tuple[int, int | None]  # both included; None is no upper limit
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Feature:
+    """An input, output or state.
+
+    ``ranges`` has the sizes that each axis may have; ``shapes`` the only shapes allowed, where the package lists them
+    (else it is empty); ``shape`` the one that is meant where nothing is said. ``default`` is what an optional input
+    holds that is left out, None where it must be given.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    ranges: tuple[Range, ...]
+    shapes: tuple[tuple[int, ...], ...] = ()
+    default: float | None = None
+
+    def allows(self, shape: tuple[int, ...]) -> bool:
+        if self.shapes:
+            return shape in self.shapes
+        return len(shape) == len(self.ranges) and all(
+            low <= size and (high is None or size <= high) for size, (low, high) in zip(shape, self.ranges, strict=True)
+        )
+
+    def __str__(self) -> str:
+        """Its type as messages show it: ``int32 [1, 1..2048]``."""
+        if self.shapes:
+            return f"{self.dtype} {' or '.join(str(list(shape)) for shape in self.shapes)}"
+        sizes = (str(low) if low == high else f"{low}..{'' if high is None else high}" for low, high in self.ranges)
+        return f"{self.dtype} [{', '.join(sizes)}]"
+
+
+def feature_of(variable: Variable, description: Any | None) -> Feature:
+    """A variable of the program with what the model's description (a ``FeatureDescription``) adds to its type."""
+    declared = variable.type.shape
+    ranges: tuple[Range, ...] = tuple((1, None) if size is None else (size, size) for size in declared)
+    shape, shapes, default = tuple(low for low, _ in ranges), (), None
+    array = _array_type(description)
+    if array is not None and len(array.shape) == len(declared):
+        shape = tuple(array.shape)
+        flexible = array.WhichOneof("ShapeFlexibility")
+        if flexible == "shapeRange":
+            ranges = tuple(
+                (r.lowerBound, None if r.upperBound < 0 else r.upperBound) for r in array.shapeRange.sizeRanges
+            )
+        elif flexible == "enumeratedShapes":
+            shapes = tuple(tuple(each.shape) for each in array.enumeratedShapes.shapes)
+        if description is not None and description.type.isOptional:
+            default = float(getattr(array, array.WhichOneof("defaultOptionalValue") or "", 0.0))
+    name, dtype = variable.name, variable.type.element.name
+    return Feature(name=name, dtype=dtype, shape=shape, ranges=ranges, shapes=shapes, default=default)
+
+
+def checked(
+    given: Mapping[str, NDArray[Any]], features: Mapping[str, Feature], elements: Mapping[str, ElementType]
+) -> dict[str, Tensor]:
+    """Inputs as tensors; CheckpointError where a name, a shape or a kind of number is not what the package takes."""
+    unknown = sorted(given.keys() - features.keys())
+    missing = sorted(n for n, f in features.items() if n not in given and f.default is None)
+    if unknown or missing:
+        wrong = f"there is no input {', '.join(unknown)}" if unknown else f"the input {', '.join(missing)} is missing"
+        raise CheckpointError(f"{wrong}; the package takes {', '.join(f'{n}: {f}' for n, f in features.items())}")
+    return {name: _tensor(given.get(name), feature, elements[name]) for name, feature in features.items()}
+
+
+def _tensor(given: NDArray[Any] | None, feature: Feature, element: ElementType) -> Tensor:
+    if given is None:
+        return torch.full(feature.shape, feature.default or 0, dtype=element.torch_type)
+    array = np.asarray(given)
+    kinds = "f" if element.is_float else ("b" if element.name == "bool" else "iu")
+    if array.dtype.kind not in kinds or not feature.allows(array.shape):
+        raise CheckpointError(
+            f"the input {feature.name} is {array.dtype.name} {list(array.shape)}; the package takes {feature}"
+        )
+    if element.numpy_type.kind in "iu" and array.size:
+        limits = np.iinfo(element.numpy_type)
+        if int(array.min()) < limits.min or int(array.max()) > limits.max:
+            raise CheckpointError(f"the input {feature.name} has numbers that {feature.dtype} does not hold")
+        array = array.astype(element.numpy_type)
+    return to_torch(array)
+
+
+def _array_type(description: Any | None) -> Any | None:
+    if description is None:
+        return None
+    kind = description.type.WhichOneof("Type")
+    if kind == "multiArrayType":
+        return description.type.multiArrayType
+    return description.type.stateType.arrayType if kind == "stateType" else None

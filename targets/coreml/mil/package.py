@@ -1,0 +1,242 @@
+"""A saved .mlpackage, opened on any machine and run without Core ML.
+
+``open_package`` reads the program and looks at every constant's record in weight.bin, without reading a weight.
+``run`` then computes the outputs, operation by operation in torch on the CPU, in one of two modes (``arithmetic.py``):
+
+    package = open_package("model.mlpackage")
+    state = package.new_state()
+    outputs = package.run({"inputIds": np.array([[1, 2, 3]], np.int32)}, state=state, mode="fp16")
+
+What this shows is what the *package* says: its graph, its weights, its states, and, in the mode fp16, whether numbers
+stay finite where every result is rounded. What it does not show is what a kernel of the Neural Engine, a GPU or
+Apple's CPU code makes of it: those fuse operations, sum in other orders, approximate functions, and have bugs.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from qwen3_export.errors import CheckpointError, MissingExtraError, UnsupportedModelError
+from qwen3_export.targets.coreml.mil.arithmetic import Overflow, arithmetic
+from qwen3_export.targets.coreml.mil.blobs import check_blob
+from qwen3_export.targets.coreml.mil.calls import SpecVersion
+from qwen3_export.targets.coreml.mil.constants import Constants
+from qwen3_export.targets.coreml.mil.execute import Execution, Watch
+from qwen3_export.targets.coreml.mil.features import Feature, checked, feature_of
+from qwen3_export.targets.coreml.mil.plan import plan_of
+from qwen3_export.targets.coreml.mil.program import Function, Literal, all_operations, read_function
+from qwen3_export.targets.coreml.mil.table import CONSTANTS, known
+
+__all__ = ["Outputs", "Package", "State", "open_package", "run"]
+
+SYSTEMS = {6: "iOS 15", 7: "iOS 16", 8: "iOS 17", 9: "iOS 18", 10: "iOS 26"}
+
+
+class Outputs(dict[str, NDArray[Any]]):
+    """Outputs by name; ``overflow`` is the first operation that left the finite numbers (looked for in fp16 only)."""
+
+    overflow: Overflow | None = None
+
+
+class State:
+    """What a package's states hold between calls; made by ``Package.new_state``, written by ``Package.run``."""
+
+    def __init__(self, values: dict[str, Tensor]) -> None:
+        self.values = values
+
+    def numpy(self, name: str) -> NDArray[Any]:
+        """A copy of one state's values."""
+        return self.values[name].numpy().copy()
+
+    def copy(self) -> State:
+        """An independent state with the same values: for going on in two ways from one prompt."""
+        return State({name: value.clone() for name, value in self.values.items()})
+
+
+class Package:
+    """One function of an opened package. ``open_package`` makes it."""
+
+    def __init__(self, path: Path, spec: Any, function: Function, description: Any, *, keep_weights: bool) -> None:
+        self.path = path
+        self.spec_version = int(spec.specificationVersion)
+        self.metadata: Mapping[str, str] = dict(spec.description.metadata.userDefined)
+        self._function = function
+        self._operations = tuple(all_operations(function.body))
+        self._constants = Constants((o for o in self._operations if o.kind in CONSTANTS), keep=keep_weights)
+        self._elements = {v.name: v.type.element for v in self._variables()}
+        self.inputs = self._features((v for v in function.inputs if not v.is_state), description.input)
+        self.states = self._features((v for v in function.inputs if v.is_state), description.state)
+        results = {v.name: v for v in self._variables()}
+        named = (results[name] for name in function.body.outputs if name in results)
+        self.outputs = self._features(named, description.output)
+
+    @property
+    def ops(self) -> Counter[str]:
+        """How many operations of each kind there are, constants among them."""
+        return Counter(operation.kind for operation in self._operations)
+
+    @property
+    def unknown_ops(self) -> tuple[str, ...]:
+        """The kinds of operation that the executor does not know."""
+        return tuple(sorted(self.ops.keys() - known()))
+
+    def new_state(self) -> State:
+        """All states as a device begins with them: zeros."""
+        held = {n: self._elements[n].torch_type for n in self.states}
+        return State({n: torch.zeros(f.shape, dtype=held[n]) for n, f in self.states.items()})
+
+    def run(
+        self,
+        inputs: Mapping[str, NDArray[Any]],
+        *,
+        state: State | None = None,
+        mode: str = "exact",
+        watch: Watch | None = None,
+    ) -> Outputs:
+        """The outputs for some inputs; floats in fp32 where the mode is "exact", else in their declared type.
+
+        ``state`` is written to; without one, states begin with zeros and are forgotten. ``watch`` is called with the
+        kind, the name and the value of every result, which is good until it returns. Raises UnsupportedModelError
+        where the program has operations that are not known, before any of them is run; CheckpointError where inputs do
+        not fit, or where an operation cannot be run on what reaches it.
+        """
+        if self.unknown_ops:
+            raise UnsupportedModelError(
+                f"{self.path}: the program has operations that this executor does not know: "
+                f"{', '.join(self.unknown_ops)}"
+            )
+        chosen = arithmetic(mode)
+        execution = Execution(
+            path=self.path,
+            constants=self._constants,
+            states=(state or self.new_state()).values,
+            arithmetic=chosen,
+            version=SpecVersion(self.spec_version),
+            watch=watch,
+        )
+        with torch.inference_mode():
+            values = checked(inputs, self.inputs, self._elements)
+            values = {name: chosen.stored(value, self._elements[name]) for name, value in values.items()}
+            found = execution.run(self._plan, values)
+        names = self._function.body.outputs
+        outputs = Outputs((name, self._array(name, value, mode)) for name, value in zip(names, found, strict=True))
+        outputs.overflow = execution.overflow
+        return outputs
+
+    @cached_property
+    def _plan(self) -> Any:
+        return plan_of(self._function.body)
+
+    def _array(self, name: str, value: Tensor, mode: str) -> NDArray[Any]:
+        """A copy, which shares memory with no state or constant."""
+        element = self._elements.get(name)
+        exact_float = element is None or (mode == "exact" and element.is_float)
+        return np.array(value.numpy(), None if exact_float else element.numpy_type)  # type: ignore[union-attr]
+
+    def _variables(self) -> Iterable[Any]:
+        yield from self._function.inputs
+        for operation in self._operations:
+            yield from operation.outputs
+
+    def _features(self, variables: Iterable[Any], descriptions: Iterable[Any]) -> Mapping[str, Feature]:
+        by_name = {description.name: description for description in descriptions}
+        return {v.name: feature_of(v, by_name.get(v.name)) for v in variables}
+
+
+def open_package(path: str | Path, *, function_name: str | None = None, keep_weights: bool = False) -> Package:
+    """Open a .mlpackage folder for running.
+
+    ``function_name`` is needed where the package has several. ``keep_weights`` keeps every constant in memory, in
+    fp32, once it was decoded; without it only one that is in use is. Raises CheckpointError where something of the
+    package is missing, damaged or newer than known, MissingExtraError without coremltools.
+    """
+    path = Path(path)
+    model_file = _model_file(path)
+    spec = _parsed(model_file)
+    if spec.specificationVersion not in SYSTEMS:
+        raise CheckpointError(
+            f"{path}: is of specification version {spec.specificationVersion}; this executor knows "
+            f"{min(SYSTEMS)} to {max(SYSTEMS)} ({SYSTEMS[min(SYSTEMS)]} to {SYSTEMS[max(SYSTEMS)]})"
+        )
+    if spec.WhichOneof("Type") != "mlProgram":
+        raise CheckpointError(f"{path}: is no ML program but a {spec.WhichOneof('Type')}, which cannot be run here")
+    name = _function_name(path, sorted(spec.mlProgram.functions), function_name)
+    function = read_function(spec.mlProgram.functions[name], folder=model_file.parent)
+    _check_blobs(function)
+    return Package(path, spec, function, _description(spec, name), keep_weights=keep_weights)
+
+
+def run(
+    package: str | Path | Package,
+    inputs: Mapping[str, NDArray[Any]],
+    *,
+    state: State | None = None,
+    mode: str = "exact",
+    watch: Watch | None = None,
+) -> Outputs:
+    """``Package.run``, on a package that is opened for it where it is not yet."""
+    opened = package if isinstance(package, Package) else open_package(package)
+    return opened.run(inputs, state=state, mode=mode, watch=watch)
+
+
+def _model_file(path: Path) -> Path:
+    """The program's file, which the manifest names."""
+    if not path.is_dir():
+        raise CheckpointError(f"{path}: there is no such folder; a .mlpackage is one")
+    try:
+        manifest = json.loads((path / "Manifest.json").read_bytes())
+        entry = manifest["itemInfoEntries"][manifest["rootModelIdentifier"]]["path"]
+    except OSError as error:
+        raise CheckpointError(f"{path}: has no Manifest.json, so it is no .mlpackage, or not a whole one") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path / 'Manifest.json'}: does not say which file is the model") from error
+    file = path / "Data" / entry
+    if not file.is_file():
+        raise CheckpointError(f"{file}: is missing, though the manifest names it; copy the whole package")
+    return file
+
+
+def _parsed(file: Path) -> Any:
+    try:
+        from coremltools.proto import Model_pb2
+        from google.protobuf.message import DecodeError
+    except ImportError as error:
+        raise MissingExtraError(package="coremltools", extra="coreml", purpose="opening a .mlpackage") from error
+    spec = Model_pb2.Model()
+    try:
+        spec.ParseFromString(file.read_bytes())
+    except DecodeError as error:
+        raise CheckpointError(f"{file}: is damaged or no Core ML model; copy the package again") from error
+    return spec
+
+
+def _function_name(path: Path, names: list[str], wanted: str | None) -> str:
+    if wanted is None and len(names) == 1:
+        return names[0]
+    if wanted not in names:
+        told = "and none was named" if wanted is None else f"none of them {wanted}"
+        raise CheckpointError(f"{path}: has the functions {', '.join(names)}, {told}; choose one by function_name")
+    return wanted
+
+
+def _description(spec: Any, name: str) -> Any:
+    """Inputs, outputs and states: of the function where there are several, else of the model."""
+    return next((each for each in spec.description.functions if each.name == name), spec.description)
+
+
+def _check_blobs(function: Function) -> None:
+    for operation in all_operations(function.body):
+        for bindings in operation.inputs.values():
+            for binding in bindings:
+                if isinstance(binding, Literal) and binding.blob is not None:
+                    check_blob(binding.blob)
