@@ -11,6 +11,7 @@ import os
 import struct
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,7 +55,7 @@ def read_blob(blob: Blob) -> NDArray[np.generic]:
         stored = np.empty(size, np.uint8)
         done = 0
         while done < size:  # one read may give less than asked for
-            count = os.preadv(file.fileno(), [memoryview(stored)[done:]], offset + done)
+            count = os.preadv(file.fileno(), [stored[done:].data], offset + done)
             if count == 0:
                 raise CheckpointError(f"{blob.path}: ended while it was read; export or download the package again")
             done += count
@@ -91,7 +92,7 @@ def _padded(bytes_Y: NDArray[np.uint8], num_bits: int) -> NDArray[np.uint8]:
     return np.pad(bytes_Y, (0, -bytes_Y.size % num_bits))
 
 
-def _opened(path: Path):  # type: ignore[no-untyped-def]  # BufferedReader, closed by the caller
+def _opened(path: Path) -> BinaryIO:
     try:
         return path.open("rb")
     except OSError as error:

@@ -99,7 +99,7 @@ def _lut_to_sparse(inputs: Inputs) -> tuple[Tensor, Tensor]:
     mask, axis = _tensor(inputs["indices_mask"]), inputs.get("vector_axis")
     dense = _look_up(_spread(inputs["indices_nonzero_data"], mask), inputs["lut"], axis)
     size = inputs["lut"].shape[-1]
-    grown = mask if size == 1 else mask.repeat_interleave(size, int(axis))
+    grown = mask if axis is None else mask.repeat_interleave(size, int(axis))
     return grown, dense[grown.bool()]
 
 

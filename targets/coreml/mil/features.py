@@ -55,21 +55,26 @@ def feature_of(variable: Variable, description: Any | None) -> Feature:
     """A variable of the program with what the model's description (a ``FeatureDescription``) adds to its type."""
     declared = variable.type.shape
     ranges: tuple[Range, ...] = tuple((1, None) if size is None else (size, size) for size in declared)
-    shape, shapes, default = tuple(low for low, _ in ranges), (), None
+    shapes: tuple[tuple[int, ...], ...] = ()
+    shape, default = tuple(low for low, _ in ranges), None
     array = _array_type(description)
     if array is not None and len(array.shape) == len(declared):
         shape = tuple(array.shape)
         flexible = array.WhichOneof("ShapeFlexibility")
         if flexible == "shapeRange":
-            ranges = tuple(
-                (r.lowerBound, None if r.upperBound < 0 else r.upperBound) for r in array.shapeRange.sizeRanges
-            )
+            ranges = tuple(map(_range, array.shapeRange.sizeRanges))
         elif flexible == "enumeratedShapes":
             shapes = tuple(tuple(each.shape) for each in array.enumeratedShapes.shapes)
         if description is not None and description.type.isOptional:
             default = float(getattr(array, array.WhichOneof("defaultOptionalValue") or "", 0.0))
-    name, dtype = variable.name, variable.type.element.name
-    return Feature(name=name, dtype=dtype, shape=shape, ranges=ranges, shapes=shapes, default=default)
+    return Feature(
+        name=variable.name,
+        dtype=variable.type.element.name,
+        shape=shape,
+        ranges=ranges,
+        shapes=shapes,
+        default=default,
+    )
 
 
 def checked(
@@ -99,6 +104,10 @@ def _tensor(given: NDArray[Any] | None, feature: Feature, element: ElementType) 
             raise CheckpointError(f"the input {feature.name} has numbers that {feature.dtype} does not hold")
         array = array.astype(element.numpy_type)
     return to_torch(array)
+
+
+def _range(size: Any) -> Range:
+    return int(size.lowerBound), None if size.upperBound < 0 else int(size.upperBound)
 
 
 def _array_type(description: Any | None) -> Any | None:

@@ -1,7 +1,8 @@
 """Gathering and scattering by indices. Source: coremltools' ``defs/iOS15/scatter_gather.py`` and its successors.
 
 Up to iOS 16 negative indices count from the end. From iOS 17 on they are out of bounds, and what a device does out of
-bounds is undefined: here that is an error, whatever ``validate_indices`` says, because a checker must not invent values.
+bounds is undefined: here that is an error, whatever ``validate_indices`` says, because a checker must not invent
+values.
 """
 
 from __future__ import annotations

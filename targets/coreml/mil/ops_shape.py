@@ -71,7 +71,7 @@ def _split(x: Tensor, axis: int, num_splits: int | None = None, split_sizes: Int
         if left:
             raise ValueError(f"{x.shape[axis]} elements do not split into {num_splits} equal parts")
         split_sizes = (size,) * (num_splits or 1)
-    return tuple(x.split(list(split_sizes), axis))
+    return torch.split_with_sizes(x, list(split_sizes), axis)
 
 
 def _tile(x: Tensor, reps: Ints) -> Tensor:

@@ -200,7 +200,7 @@ def _model_file(path: Path) -> Path:
         raise CheckpointError(f"{path}: has no Manifest.json, so it is no .mlpackage, or not a whole one") from error
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path / 'Manifest.json'}: does not say which file is the model") from error
-    file = path / "Data" / entry
+    file: Path = path / "Data" / entry
     if not file.is_file():
         raise CheckpointError(f"{file}: is missing, though the manifest names it; copy the whole package")
     return file
