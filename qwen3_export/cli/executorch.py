@@ -36,6 +36,8 @@ EPILOG = """Examples:
   qwen3-export executorch --model Qwen3-0.6B --quant 8da4w --method gptq --max-seq-len 1024
 
   qwen3-export executorch --model Qwen3-1.7B --quant 8da4w --group-size 128 --embedding 4
+
+  qwen3-export executorch --model Qwen3-0.6B --quant 8da8w --portable --max-seq-len 512
 """
 
 
@@ -60,6 +62,12 @@ def executorch(
     max_context_len: Annotated[
         int | None, typer.Option("--max-context-len", help="Positions that the KV cache holds.", show_default=False)
     ] = None,
+    portable: Annotated[
+        bool,
+        typer.Option(
+            "--portable", help="Only operators that every runtime has: runs without the llama operators, and slower."
+        ),
+    ] = False,
     calibration: CalibrationOption = None,
     out: OutOption = None,
     force: ForceOption = False,
@@ -98,6 +106,7 @@ def executorch(
         embedding_bits=embedding,
         max_seq_len=max_seq_len,
         max_context_len=max_context_len,
+        is_portable=portable,
     )
     say(_forecast(export))
     if opened.graph.config.tie_word_embeddings:

@@ -20,10 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from qwen3_export.errors import CheckpointError
-from qwen3_export.graph import Graph
-from qwen3_export.parity.check import Arithmetic, ShippedNumbers, compare_exact, compare_shipped
+from qwen3_export.graph import Graph, Weight
+from qwen3_export.parity.check import Arithmetic, ShippedNumbers, compare_exact, compare_shipped, decided_parts
 from qwen3_export.parity.judgement import (
     DECODE_BOUND,
     ROUNDING_METHODS,
@@ -40,10 +41,12 @@ from qwen3_export.parity.report import Decode, Gates, Report, Runtime, Sampling,
 from qwen3_export.parity.values import ValueCheck
 from qwen3_export.provenance import PREFIX, read_calibration_record, read_scales_record
 from qwen3_export.quantizers.activations import Int8Activations
+from qwen3_export.quantizers.affine import AffineFormat
+from qwen3_export.quantizers.coded import CodedWeight
 from qwen3_export.targets.affine_values import check_affine_values
 from qwen3_export.targets.executorch import run
 from qwen3_export.targets.executorch.export import PROGRAM
-from qwen3_export.targets.executorch.recipes import untied
+from qwen3_export.targets.executorch.recipes import ExecutorchFormat, untied
 from qwen3_export.targets.executorch.run import Program
 from qwen3_export.targets.executorch.stored import read_index, read_weights
 from qwen3_export.tokenizer import Tokenizer
@@ -131,7 +134,7 @@ def _run(
         say("comparing the stored values with the original")
         return _Ran(numbers=compare_shipped(original, stored, texts, run=None))
     has_int8 = any(weight.role.layer is not None and weight.format != "F32" for weight in stored)
-    arithmetic = Arithmetic(round_activations=Int8Activations(symmetric=False).round) if has_int8 else Arithmetic()
+    arithmetic = Arithmetic(round_activations=_round_for_xnnpack) if has_int8 else Arithmetic()
     say("running the program token by token, against the reference with its arithmetic")
     conversion = compare_exact(stored, texts, program.logits, arithmetic=arithmetic)
     twin = _twin_conversion(stored, texts, say=say) if has_int8 and is_full else None
@@ -157,6 +160,11 @@ def _run(
     )
 
 
+def _round_for_xnnpack(x_TI: Tensor, weight: Weight) -> Tensor:
+    """Activations as XNNPACK rounds them; the operator for experts computes in fp32 (off Arm, where this runs)."""
+    return x_TI if weight.role.expert is not None else Int8Activations(symmetric=False).round(x_TI, weight)
+
+
 def _twin_conversion(stored: Graph, texts: Sequence[Sequence[int]], *, say: Say) -> Comparison:
     """The module over the values read back, lowered in fp32, against the reference."""
     from qwen3_export.targets.executorch.lower import lower
@@ -164,14 +172,23 @@ def _twin_conversion(stored: Graph, texts: Sequence[Sequence[int]], *, say: Say)
 
     say("lowering an fp32 twin of the values read back")
     length = max(map(len, texts)) + 1
-    formats = dict.fromkeys(stored.weights, "F32")
+    formats = {weight.name: _twin_format(weight) for weight in stored}
     with tempfile.TemporaryDirectory(prefix="qwen3-export-twin-") as folder:
         path = Path(folder) / PROGRAM
         module = ExportModule(stored, formats, max_context_len=length).eval()
         lower(module, path, max_seq_len=length, constants={})
         del module
         twin = Program(path)
-        return compare_exact(stored, texts, twin.logits).judged(FP32_CONVERSION_BOUND)
+        return compare_exact(stored, decided_parts(stored, texts), twin.logits).judged(FP32_CONVERSION_BOUND)
+
+
+def _twin_format(weight: Weight) -> ExecutorchFormat:
+    """Experts keep their codes: their operator has no other form, and computes in fp32 from them."""
+    if weight.role.expert is None:
+        return "F32"
+    assert isinstance(weight, CodedWeight)
+    assert isinstance(weight.number_format, AffineFormat)
+    return weight.number_format
 
 
 def _chunk_difference(program: Program, text: Sequence[int]) -> float:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qwen3_export.atomic import partial_folder
-from qwen3_export.errors import MissingExtraError, QuantizationError
+from qwen3_export.errors import MissingExtraError, QuantizationError, UnsupportedModelError
 from qwen3_export.graph import Graph, Weight
 from qwen3_export.model import Model
 from qwen3_export.provenance import describe
@@ -48,6 +48,7 @@ class ExecutorchExport:
     group_size: int
     max_seq_len: int
     max_context_len: int
+    is_portable: bool = False
     solution: Solution | None = None
 
     @property
@@ -93,11 +94,12 @@ def prepare(
     embedding_bits: int | None = None,
     max_seq_len: int = 2048,
     max_context_len: int | None = None,
+    is_portable: bool = False,
 ) -> ExecutorchExport:
-    """Choose every weight's format, and round to nearest.
+    """Choose every weight's format, and round to nearest; ``is_portable``: with operators of every runtime alone.
 
-    Raises QuantizationError for what XNNPACK cannot multiply, UnsupportedModelError for mixtures of experts,
-    MissingExtraError without ExecuTorch.
+    Raises QuantizationError for what XNNPACK cannot multiply, UnsupportedModelError for mixtures of experts that its
+    operator cannot hold, MissingExtraError without ExecuTorch.
     """
     _require_executorch()
     longest = model.graph.config.max_position_embeddings
@@ -108,6 +110,8 @@ def prepare(
         raise QuantizationError(f"--max-context-len {context}: the model has positions up to {longest}")
     model = replace(model, graph=untied(model.graph))
     formats = assign(model.graph, recipe, group_size=group_size, embedding_bits=embedding_bits)
+    if is_portable:
+        _check_portable(model.graph, embedding_bits)
     return ExecutorchExport(
         model=model,
         recipe=recipe,
@@ -117,6 +121,7 @@ def prepare(
         group_size=group_size,
         max_seq_len=max_seq_len,
         max_context_len=context,
+        is_portable=is_portable,
     )
 
 
@@ -137,7 +142,9 @@ def write(export: ExecutorchExport) -> None:
 
     quiet_libraries()
     with partial_folder(export.out) as folder:
-        module = ExportModule(export.graph, export.formats, max_context_len=export.max_context_len)
+        module = ExportModule(
+            export.graph, export.formats, max_context_len=export.max_context_len, is_portable=export.is_portable
+        )
         program = folder / PROGRAM
         lower(module.eval(), program, max_seq_len=export.max_seq_len, constants=constant_methods(export))
         del module
@@ -166,7 +173,7 @@ def constant_methods(export: ExecutorchExport) -> dict[str, Any]:
         "get_bos_id": eos[-1] if generation.bos_token_id is None else generation.bos_token_id,
         "get_eos_ids": eos,
         "use_kv_cache": True,
-        "use_sdpa_with_kv_cache": True,
+        "use_sdpa_with_kv_cache": not export.is_portable,
         "enable_dynamic_shape": True,
     }
 
@@ -174,6 +181,15 @@ def constant_methods(export: ExecutorchExport) -> dict[str, Any]:
 def is_export_file(name: str) -> bool:
     """Whether a name in a folder is one that an export writes."""
     return name in {PROGRAM, "qwen3_export.json", "chat_template.jinja", "report.json", *TOKENIZER_FILES}
+
+
+def _check_portable(graph: Graph, embedding_bits: int | None) -> None:
+    if embedding_bits == 4:
+        raise QuantizationError("--embedding 4: looked up by an operator that not every runtime has; use 8 or 32")
+    if graph.config.is_moe:
+        raise UnsupportedModelError(
+            f"{graph.name}: a mixture of experts is an operator that not every runtime has; leave --portable out"
+        )
 
 
 def _rounded(graph: Graph, formats: Mapping[str, ExecutorchFormat]) -> Graph:

@@ -1,26 +1,29 @@
 """Qwen3 as a small torch module, for ``torch.export``: one token or many, with the KV cache in buffers.
 
-Attention and its cache are ExecuTorch's own operators (``llama::update_cache``, ``llama::custom_sdpa``). Weights are
+Attention and its cache are ExecuTorch's own operators (``llama::update_cache``, ``llama::custom_sdpa``), or, for a
+portable program, what every runtime has: an attention that multiplies with the whole cache behind a mask. Weights are
 what the quantized graph holds: codes and scales, wrapped as torchao's tensors, whose dequantizing XNNPACK's partitioner
-recognizes and takes as they are.
+recognizes and takes as they are. A mixture of experts, with its router, is one operator (``llama::quantized_moe_ffn``).
 """
 
-# T tokens  D hidden  N heads  K kv heads  H head_dim  R rotated pairs  V vocabulary
+# T tokens  D hidden  N heads  K kv heads  H head_dim  R rotated pairs  V vocabulary  E experts  Y bytes of an expert
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from qwen3_export.config import Qwen3Config
-from qwen3_export.graph import Graph, Kind, Role, Weight
+from qwen3_export.graph import Graph, Kind, Role, Weight, module_name
 from qwen3_export.quantizers.affine import AffineFormat
 from qwen3_export.quantizers.coded import CodedWeight
 from qwen3_export.quantizers.packing.executorch import pack_embedding_int4
+from qwen3_export.quantizers.packing.torchao import pack_universal, universal_header
 from qwen3_export.rope import rotation
 
 __all__ = ["ExportModule"]
@@ -31,15 +34,20 @@ Formats = Mapping[str, str | AffineFormat]
 
 
 class ExportModule(nn.Module):
-    """``forward(tokens [1, T], input_pos [1])`` gives the logits of the last token, [1, V]."""
+    """``forward(tokens [1, T], input_pos [1])`` gives the logits of the last token, [1, V].
 
-    def __init__(self, graph: Graph, formats: Formats, *, max_context_len: int) -> None:
+    ``is_portable``: without operators that a runtime must be built with.
+    """
+
+    def __init__(self, graph: Graph, formats: Formats, *, max_context_len: int, is_portable: bool = False) -> None:
         super().__init__()
         config = graph.config
         self.max_context_len = max_context_len
-        self.embed_tokens = _embedding(graph[Role(Kind.EMBED_TOKENS)], formats)
+        self.embed_tokens = _embedding(graph[Role(Kind.EMBED_TOKENS)], formats, is_portable=is_portable)
+        make_attention = _PortableAttention if is_portable else _Attention
         self.layers = nn.ModuleList(
-            _Layer(graph, formats, layer, max_context_len) for layer in range(config.num_hidden_layers)
+            _Layer(graph, formats, layer, make_attention(config, max_context_len))
+            for layer in range(config.num_hidden_layers)
         )
         self.norm = _Norm(graph, Role(Kind.NORM))
         self.lm_head = _linear(graph[Role(Kind.LM_HEAD)], formats)
@@ -61,6 +69,41 @@ class ExportModule(nn.Module):
         return last
 
 
+class _Attention(nn.Module):
+    """The cache and what is done with it: q [1, T, N, H], k and v [1, T, K, H] to [1, T, N, H]."""
+
+    k_cache: Tensor
+    v_cache: Tensor
+
+    def __init__(self, config: Qwen3Config, max_context_len: int) -> None:
+        super().__init__()
+        shape = (1, max_context_len, config.num_key_value_heads, config.head_dim)
+        self.scale = config.head_dim**-0.5
+        self.register_buffer("k_cache", torch.zeros(shape))
+        self.register_buffer("v_cache", torch.zeros(shape))
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, start: Any) -> Tensor:
+        torch.ops.llama.update_cache(k, self.k_cache, start)
+        torch.ops.llama.update_cache(v, self.v_cache, start)
+        context: Tensor = torch.ops.llama.custom_sdpa(q, self.k_cache, self.v_cache, start, None, 0.0, True, self.scale)
+        return context
+
+
+class _PortableAttention(_Attention):
+    """The same in operators that every runtime has; query heads that share a key head are stacked."""
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, start: Any) -> Tensor:
+        _, length, kv_heads, head_dim = self.k_cache.shape
+        positions_T = torch.arange(q.shape[1]) + start
+        self.k_cache.index_copy_(1, positions_T, k)
+        self.v_cache.index_copy_(1, positions_T, v)
+        is_hidden_T1L = torch.arange(length) > positions_T[:, None, None]
+        q_TKGH = q.view(q.shape[1], kv_heads, -1, head_dim)
+        scores_KTGL = torch.einsum("tkgh,lkh->ktgl", q_TKGH, self.k_cache[0]) * self.scale
+        shares_KTGL = torch.softmax(scores_KTGL.masked_fill(is_hidden_T1L, float("-inf")), dim=-1)
+        return torch.einsum("ktgl,lkh->tkgh", shares_KTGL, self.v_cache[0]).reshape(q.shape)
+
+
 class _Layer(nn.Module):
     input_layernorm: nn.Module
     q_proj: nn.Module
@@ -70,20 +113,17 @@ class _Layer(nn.Module):
     k_norm: nn.Module
     o_proj: nn.Module
     post_attention_layernorm: nn.Module
-    gate_proj: nn.Module
-    up_proj: nn.Module
-    down_proj: nn.Module
 
-    def __init__(self, graph: Graph, formats: Formats, layer: int, max_context_len: int) -> None:
+    def __init__(self, graph: Graph, formats: Formats, layer: int, attention: _Attention) -> None:
         super().__init__()
         self.config: Qwen3Config = graph.config
+        self.attention = attention
         for kind in (Kind.INPUT_LAYERNORM, Kind.Q_NORM, Kind.K_NORM, Kind.POST_ATTENTION_LAYERNORM):
             setattr(self, kind.value, _Norm(graph, Role(kind, layer)))
-        for kind in MATRICES:
+        for kind in ATTENTION:
             setattr(self, kind.value, _linear(graph[Role(kind, layer)], formats))
-        shape = (1, max_context_len, graph.config.num_key_value_heads, graph.config.head_dim)
-        self.register_buffer("k_cache", torch.zeros(shape))
-        self.register_buffer("v_cache", torch.zeros(shape))
+        is_sparse = graph.config.is_sparse_layer(layer)
+        self.mlp: nn.Module = _Experts(graph, formats, layer) if is_sparse else _Gated(graph, formats, layer)
 
     def forward(self, x: Tensor, start: Any, cos_T1R: Tensor, sin_T1R: Tensor) -> Tensor:
         count, head_dim = x.shape[1], self.config.head_dim
@@ -92,17 +132,72 @@ class _Layer(nn.Module):
         k = self.k_norm(self.k_proj(h).view(1, count, -1, head_dim))
         v = self.v_proj(h).view(1, count, -1, head_dim)
         q, k = _rotate(q, cos_T1R, sin_T1R), _rotate(k, cos_T1R, sin_T1R)
-        torch.ops.llama.update_cache(k, self.k_cache, start)
-        torch.ops.llama.update_cache(v, self.v_cache, start)
-        scale = head_dim**-0.5
-        context = torch.ops.llama.custom_sdpa(q, self.k_cache, self.v_cache, start, None, 0.0, True, scale)
-        x = x + self.o_proj(context.reshape(1, count, -1))
-        h = self.post_attention_layernorm(x)
-        added: Tensor = self.down_proj(functional.silu(self.gate_proj(h)) * self.up_proj(h))
-        return x + added
+        x = x + self.o_proj(self.attention(q, k, v, start).reshape(1, count, -1))
+        mixed: Tensor = x + self.mlp(self.post_attention_layernorm(x))
+        return mixed
 
 
-MATRICES = (Kind.Q_PROJ, Kind.K_PROJ, Kind.V_PROJ, Kind.O_PROJ, Kind.GATE_PROJ, Kind.UP_PROJ, Kind.DOWN_PROJ)
+ATTENTION = (Kind.Q_PROJ, Kind.K_PROJ, Kind.V_PROJ, Kind.O_PROJ)
+
+
+class _Gated(nn.Module):
+    def __init__(self, graph: Graph, formats: Formats, layer: int) -> None:
+        super().__init__()
+        self.gate_proj = _linear(graph[Role(Kind.GATE_PROJ, layer)], formats)
+        self.up_proj = _linear(graph[Role(Kind.UP_PROJ, layer)], formats)
+        self.down_proj = _linear(graph[Role(Kind.DOWN_PROJ, layer)], formats)
+
+    def forward(self, x: Tensor) -> Tensor:
+        added: Tensor = self.down_proj(functional.silu(self.gate_proj(x)) * self.up_proj(x))
+        return added
+
+
+class _Experts(nn.Module):
+    """Router and experts; gate_proj lies above up_proj, and each expert's bytes are one row."""
+
+    def __init__(self, graph: Graph, formats: Formats, layer: int) -> None:
+        super().__init__()
+        self.config: Qwen3Config = graph.config
+        number_format = formats[module_name(Role(Kind.GATE_PROJ, layer, 0))]
+        assert isinstance(number_format, AffineFormat)
+        assert number_format.group_size is not None
+        self.num_bits, self.group_size = number_format.num_bits, number_format.group_size
+        self.register_buffer("router", torch.from_numpy(graph[Role(Kind.ROUTER, layer)].read().copy()))
+        self.register_buffer("no_bias", torch.empty(0))
+        self.register_buffer("gate_up_EY", self._packed(graph, layer, (Kind.GATE_PROJ, Kind.UP_PROJ)))
+        self.register_buffer("down_EY", self._packed(graph, layer, (Kind.DOWN_PROJ,)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        config = self.config
+        added: Tensor = torch.ops.llama.quantized_moe_ffn(
+            x.view(-1, config.hidden_size),
+            self.router,
+            self.no_bias,
+            self.gate_up_EY,
+            self.down_EY,
+            config.num_experts_per_tok,
+            config.num_experts,
+            config.moe_intermediate_size,
+            config.hidden_size,
+            self.group_size,
+            self.num_bits,
+            "softmax",
+            1.0,
+        )
+        return added.view(x.shape)
+
+    def _packed(self, graph: Graph, layer: int, kinds: Sequence[Kind]) -> Tensor:
+        header = universal_header(self.num_bits)
+        experts = []
+        for expert in range(self.config.num_experts):
+            parts = [header]
+            for kind in kinds:
+                weight = graph[Role(kind, layer, expert)]
+                assert isinstance(weight, CodedWeight)
+                codes_OI, params = weight.encode()
+                parts.append(pack_universal(codes_OI, params, num_bits=self.num_bits).reshape(-1))
+            experts.append(np.concatenate(parts))
+        return torch.from_numpy(np.stack(experts))
 
 
 class _Norm(nn.Module):
@@ -118,6 +213,9 @@ class _Norm(nn.Module):
 class _ByteEmbedding(nn.Module):
     """Rows of int8 codes with a scale each."""
 
+    codes: Tensor
+    scale: Tensor
+
     def __init__(self, weight: CodedWeight) -> None:
         super().__init__()
         codes_VD, params = weight.encode()
@@ -129,6 +227,13 @@ class _ByteEmbedding(nn.Module):
             self.codes, self.scale, None, INT8_LOW, INT8_HIGH, tokens
         )
         return found
+
+
+class _PortableByteEmbedding(_ByteEmbedding):
+    """The same in operators that every runtime has."""
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return functional.embedding(tokens, self.codes).float() * self.scale[tokens][..., None]
 
 
 class _NibbleEmbedding(nn.Module):
@@ -147,14 +252,16 @@ class _NibbleEmbedding(nn.Module):
         return found
 
 
-def _embedding(weight: Weight, formats: Formats) -> nn.Module:
+def _embedding(weight: Weight, formats: Formats, *, is_portable: bool) -> nn.Module:
     number_format = formats[weight.name]
     if not isinstance(number_format, AffineFormat):
         values = torch.from_numpy(weight.read().copy())
         rows, columns = weight.shape
         return nn.Embedding(rows, columns, _weight=values, _freeze=True)
     assert isinstance(weight, CodedWeight)
-    return _ByteEmbedding(weight) if number_format.num_bits == 8 else _NibbleEmbedding(weight)
+    if number_format.num_bits == 4:
+        return _NibbleEmbedding(weight)
+    return _PortableByteEmbedding(weight) if is_portable else _ByteEmbedding(weight)
 
 
 def _linear(weight: Weight, formats: Formats) -> nn.Linear:

@@ -2,7 +2,8 @@
 
 XNNPACK rounds activations to int8, a scale and a zero point for each token, wherever weights are quantized. Its int4
 weights come in groups of columns with bfloat16 scales, its int8 weights a channel. The embedding is another operator's,
-which has formats of its own; a tied one is therefore stored twice.
+which has formats of its own; a tied one is therefore stored twice. So are experts, whose operator
+(``llama::quantized_moe_ffn``) has groups for both widths, float32 scales, and the router within it.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from types import MappingProxyType
 from qwen3_export.errors import QuantizationError, UnsupportedModelError
 from qwen3_export.graph import Graph, Kind, RenamedWeight, Role, Weight, module_name
 from qwen3_export.quantizers.affine import AffineFormat
+from qwen3_export.quantizers.packing.torchao import ROWS_TOGETHER
 
 __all__ = ["EMBEDDING_BITS", "GROUP_SIZES", "RECIPES", "Recipe", "assign", "find_recipe", "untied"]
 
@@ -57,15 +59,8 @@ def find_recipe(name: str) -> Recipe:
 
 
 def untied(graph: Graph) -> Graph:
-    """The same function with a head of its own, which this target stores in another format than the embedding.
-
-    Raises UnsupportedModelError for a mixture of experts.
-    """
+    """The same function with a head of its own, which this target stores in another format than the embedding."""
     config = graph.config
-    if config.is_moe:
-        raise UnsupportedModelError(
-            f"{graph.name}: a mixture of experts cannot be exported to ExecuTorch yet; gguf and onnx can hold it"
-        )
     if not config.tie_word_embeddings:
         return graph
     head = Role(Kind.LM_HEAD)
@@ -79,8 +74,10 @@ def assign(
 ) -> dict[str, ExecutorchFormat]:
     """The format of every weight of an untied graph by its name.
 
-    Raises QuantizationError for a group size that XNNPACK lacks or that does not divide a weight's rows.
+    Raises QuantizationError for a group size that XNNPACK lacks or that does not divide a weight's rows,
+    UnsupportedModelError for a mixture of experts that the operator for them cannot hold.
     """
+    _check_experts(graph, recipe)
     if group_size not in GROUP_SIZES:
         raise QuantizationError(f"--group-size {group_size}: XNNPACK's int4 has {', '.join(map(str, GROUP_SIZES))}")
     bits = recipe.embedding_bits if embedding_bits is None else embedding_bits
@@ -89,19 +86,36 @@ def assign(
     formats: dict[str, ExecutorchFormat] = {}
     for weight in graph:
         is_embedding = weight.role.kind is Kind.EMBED_TOKENS
-        chosen = _embedding(bits) if is_embedding else _matrix(recipe, group_size)
-        formats[weight.name] = "F32" if len(weight.shape) == 1 else chosen
-        if isinstance(chosen, AffineFormat) and len(weight.shape) == 2:
+        chosen = _embedding(bits) if is_embedding else _matrix(weight, recipe, group_size)
+        formats[weight.name] = chosen
+        if isinstance(chosen, AffineFormat):
             _check_divides(weight, chosen, group_size)
     return formats
 
 
-def _matrix(recipe: Recipe, group_size: int) -> ExecutorchFormat:
-    if recipe.weight_bits == 32:
+def _matrix(weight: Weight, recipe: Recipe, group_size: int) -> ExecutorchFormat:
+    if recipe.weight_bits == 32 or len(weight.shape) == 1 or weight.role.kind is Kind.ROUTER:
         return "F32"
+    if weight.role.expert is not None:
+        return AffineFormat(num_bits=recipe.weight_bits, group_size=group_size)
     if recipe.weight_bits == 8:
         return AffineFormat(num_bits=8, narrow=True)
     return AffineFormat(num_bits=4, group_size=group_size, scale_dtype="bf16")
+
+
+def _check_experts(graph: Graph, recipe: Recipe) -> None:
+    config = graph.config
+    if not config.is_moe:
+        return
+    problem = None
+    if recipe.weight_bits == 32:
+        problem = "has no fp32 form; use 8da8w or 8da4w"
+    elif not config.norm_topk_prob:
+        problem = "always brings the chosen experts' shares to one, which this model (norm_topk_prob false) does not"
+    elif config.moe_intermediate_size % ROWS_TOGETHER:
+        problem = f"takes experts of a multiple of {ROWS_TOGETHER} rows, not {config.moe_intermediate_size}"
+    if problem is not None:
+        raise UnsupportedModelError(f"{graph.name}: ExecuTorch's operator for mixtures of experts {problem}")
 
 
 def _embedding(bits: int) -> ExecutorchFormat:

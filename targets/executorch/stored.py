@@ -30,13 +30,21 @@ from qwen3_export.quantizers.packing.executorch import (
     pack_xnnpack_int4,
     unpack_embedding_int4,
 )
+from qwen3_export.quantizers.packing.torchao import (
+    ROWS_TOGETHER,
+    pack_universal,
+    universal_block_bytes,
+    unpack_universal,
+)
 
 __all__ = ["INDEX", "StoredWeight", "find_weights", "read_index", "read_weights"]
 
 INDEX = "qwen3_export.json"
 
-# How codes lie: nibbles with the even column low (XNNPACK) or high (embedding_4bit), or bytes.
+# How codes lie: nibbles with the even column low (XNNPACK) or high (embedding_4bit), bytes, or eight rows together with
+# their scales (experts).
 LOW_FIRST, HIGH_FIRST, BYTES, FLOATS = "int4", "int4_high_first", "int8", "fp32"
+EIGHT_ROWS = {4: "int4_eight_rows", 8: "int8_eight_rows"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +69,8 @@ class StoredWeight:
         assert self.number_format is not None
         start, stop, _ = rows.indices(self.shape[0])
         count, columns = stop - start, self.shape[1]
+        if self.layout in EIGHT_ROWS.values():
+            return self._encode_eight_rows(start, stop)
         row_bytes = columns if self.layout == BYTES else columns // 2
         data = self._read(self.codes + start * row_bytes, count * row_bytes).reshape(count, row_bytes)
         if self.layout == BYTES:
@@ -84,6 +94,18 @@ class StoredWeight:
         row_bytes = 4 * (self.shape[1] if len(self.shape) > 1 else 1)
         values = self._read(self.codes + start * row_bytes, (stop - start) * row_bytes).view("<f4")
         return values.reshape(stop - start, *self.shape[1:])
+
+    def _encode_eight_rows(self, start: int, stop: int) -> tuple[np.ndarray, AffineParams]:
+        number_format = self.number_format
+        assert number_format is not None
+        assert number_format.group_size is not None
+        sizes = {"group_size": number_format.group_size, "num_bits": number_format.num_bits}
+        first, last = start // ROWS_TOGETHER, -(-stop // ROWS_TOGETHER)
+        block = universal_block_bytes(self.shape[1], **sizes)
+        data = self._read(self.codes + first * block, (last - first) * block)
+        codes, params = unpack_universal(data.reshape(-1, block), columns=self.shape[1], **sizes)
+        wanted = slice(start - first * ROWS_TOGETHER, stop - first * ROWS_TOGETHER)
+        return codes[wanted], params.rows(wanted, of=len(codes))
 
     def _read(self, offset: int, num_bytes: int) -> np.ndarray:
         return np.frombuffer(read_exactly(self.path, offset, num_bytes, part=self.name), np.uint8)
@@ -148,13 +170,15 @@ def _stored(weight: Weight, entry: Mapping[str, Any], document: Mapping[str, Any
         path=program,
         layout=layout,
         codes=int(entry["codes"]),
-        scales=int(entry["scales"]),
+        scales=int(entry.get("scales", 0)),
         format=number_format.name,
         number_format=number_format,
     )
 
 
 def _format(layout: str, group_size: int) -> AffineFormat:
+    if layout in EIGHT_ROWS.values():
+        return AffineFormat(num_bits=4 if layout == EIGHT_ROWS[4] else 8, group_size=group_size)
     if layout == BYTES:
         return AffineFormat(num_bits=8)
     if layout == HIGH_FIRST:
@@ -168,6 +192,9 @@ def _bytes_of(weight: Weight, number_format: str | AffineFormat) -> tuple[str, d
         return FLOATS, {"codes": np.ascontiguousarray(weight.read(), "<f4").tobytes()}
     assert isinstance(weight, CodedWeight)
     codes_OI, params = weight.encode()
+    if weight.role.expert is not None:
+        bits = number_format.num_bits
+        return EIGHT_ROWS[bits], {"codes": pack_universal(codes_OI, params, num_bits=bits).tobytes()}
     scales = np.ascontiguousarray(params.scale_RG, "<f4")
     if number_format.num_bits == 8:
         return BYTES, {"codes": codes_OI.tobytes(), "scales": scales.tobytes()}

@@ -18,6 +18,7 @@ pytest.importorskip("executorch")
 
 from qwen3_export.calibration.tokens import read_calibration
 from qwen3_export.errors import CheckpointError, QuantizationError, UnsupportedModelError
+from qwen3_export.graph import Kind, Role, module_name
 from qwen3_export.methods import solve
 from qwen3_export.model import Model, load
 from qwen3_export.parity.report import Report
@@ -97,6 +98,56 @@ def test_a_full_check_lowers_an_exact_twin(bytes_a_channel: ExecutorchExport) ->
     assert report.sampled.exact_form == "all layers, fp32 twin"
 
 
+def test_a_mixture_of_experts(tmp_path: Path, model_folder: Callable[[str], Path]) -> None:
+    """Router and experts are one operator, which computes in fp32 here: the twin, in which it stays, is exact."""
+    model = one_layer(load(model_folder("moe")))
+    export = written(prepare(model, find_recipe("8da4w"), out=tmp_path / "out", max_seq_len=MAX_SEQ_LEN))
+    stored = read_weights(export.out / "model.pte", export.model.graph, read_index(export.out))
+    expert = module_name(Role(Kind.UP_PROJ, 0, 5))
+    np.testing.assert_array_equal(stored.weights[expert].read(slice(3, 21)), export.graph.weights[expert].read()[3:21])
+    report = check(export, model, full=True)
+    assert report.verdict == "pass", report.reasons
+    assert report.conversion.mean_kld is not None
+    assert report.conversion.mean_kld < 1e-10
+
+
+@pytest.mark.parametrize(("variant", "recipe"), [("yarn", "8da4w"), ("rows_of_320", "8da8w"), ("tied", "fp32")])
+def test_variants(tmp_path: Path, model_folder: Callable[[str], Path], variant: str, recipe: str) -> None:
+    """A stretched RoPE, heads whose sizes together differ from hidden, a tied head."""
+    model = one_layer(load(model_folder(variant)))
+    export = written(prepare(model, find_recipe(recipe), out=tmp_path / "out", max_seq_len=MAX_SEQ_LEN))
+    report = check(export, model)
+    assert report.verdict == "pass", report.reasons
+
+
+def test_a_portable_program_names_no_operator_of_its_own(tmp_path: Path) -> None:
+    model = one_layer(load("demo"))
+    export = prepare(model, find_recipe("8da8w"), out=tmp_path / "out", max_seq_len=MAX_SEQ_LEN, is_portable=True)
+    written(export)
+    program = (export.out / "model.pte").read_bytes()
+    assert b"llama::" not in program
+    assert b"quantized_decomposed::" not in program
+    report = check(export, model)
+    assert report.verdict == "pass", report.reasons
+    assert Program(export.out / "model.pte").constant("use_sdpa_with_kv_cache") is False
+    with pytest.raises(QuantizationError, match="not every runtime has; use 8 or 32"):
+        prepare(model, find_recipe("8da8w"), out=tmp_path, max_seq_len=96, is_portable=True, embedding_bits=4)
+
+
+def test_the_first_and_the_last_position_and_one_past_it(solved: ExecutorchExport) -> None:
+    tokens = list(range(100, 100 + MAX_SEQ_LEN))
+    program = Program(solved.out / "model.pte")
+    single_TV = program.logits(tokens)
+    assert np.isfinite(single_TV).all()
+    for size in (1, 4, MAX_SEQ_LEN - 1):
+        program = Program(solved.out / "model.pte")
+        last = max(position for position, _ in program.chunks(tokens, size))
+        assert last == MAX_SEQ_LEN - 1
+    for found, start in (([5], MAX_SEQ_LEN), (tokens, 0), ([5] * 4, MAX_SEQ_LEN - 3)):
+        with pytest.raises(CheckpointError, match="ExecuTorch cannot run the program"):
+            Program(solved.out / "model.pte").last_logits(found, start=start)
+
+
 def test_what_runners_ask(solved: ExecutorchExport) -> None:
     program = Program(solved.out / "model.pte")
     expected = constant_methods(solved)
@@ -135,8 +186,12 @@ def test_another_model_and_broken_folders(
 
 def test_what_cannot_be_exported_is_refused(model_folder: Callable[[str], Path], tmp_path: Path) -> None:
     out, tied = tmp_path / "out", load(model_folder("tied"))
-    with pytest.raises(UnsupportedModelError, match="a mixture of experts cannot be exported to ExecuTorch"):
-        prepare(load(model_folder("moe")), find_recipe("8da4w"), out=out)
+    for variant, recipe, told in [
+        ("moe", "fp32", "has no fp32 form; use 8da8w or 8da4w"),
+        ("moe_shares_as_they_are", "8da4w", "always brings the chosen experts' shares to one"),
+    ]:
+        with pytest.raises(UnsupportedModelError, match=told):
+            prepare(load(model_folder(variant)), find_recipe(recipe), out=out)
     for options, told in [
         ({"group_size": 48}, "XNNPACK's int4 has 32, 64, 128, 256"),
         ({"embedding_bits": 5}, "there is 4, 8, 32"),
