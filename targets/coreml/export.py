@@ -106,12 +106,14 @@ def prepare(
     context_length: int | None = None,
     block_size: int = 32,
     channelwise: bool = False,
-    split_lm_head: bool = False,
+    split_lm_head: int | None = None,
     fused_attention: bool = False,
     target: Target = "iOS18",
 ) -> CoremlExport:
     """Choose every weight's format, round to nearest, and lay out weight.bin.
 
+    ``channelwise`` gives int4 one scale a row, for the Neural Engine; ``split_lm_head`` cuts the output head into
+    parts of so many rows; ``fused_attention`` uses Core ML's own operator for attention (see ``blocks``).
     Raises QuantizationError for what Core ML does not store and for a context that the model does not have,
     UnsupportedModelError for mixtures of experts, MissingExtraError without coremltools.
     """
@@ -130,7 +132,7 @@ def prepare(
         raise QuantizationError(f"--target {target}: there is {', '.join(TARGETS)}, which states and int4 need")
     options = ProgramOptions(float_type=recipe.float_type, context_length=context, has_fused_attention=fused_attention)
     formats = assign(model.graph, recipe, block_size=block_size, channelwise=channelwise)
-    matrices = stored_matrices(model.graph, formats, split_lm_head=split_lm_head)
+    matrices = stored_matrices(model.graph, formats, head_rows=split_lm_head)
     out_features = [matrix.shape[0] for matrix in matrices if len(matrix.shape) > 1]
     return CoremlExport(
         model=model,

@@ -13,6 +13,7 @@ from math import lcm
 
 import numpy as np
 
+from qwen3_export.errors import QuantizationError
 from qwen3_export.graph import Graph, Kind, Weight, module_name
 from qwen3_export.quantizers.affine import AffineFormat
 from qwen3_export.quantizers.palette import PaletteFormat
@@ -35,9 +36,6 @@ __all__ = [
 
 # Parts of a matrix: a constant's value, and the inputs of constexpr_blockwise_shift_scale and constexpr_lut_to_dense.
 VALUES, CODES, SCALES, INDICES, TABLES = "val", "data", "scale", "indices", "lut"
-
-# Rows of one part of a split head: what fits a texture's 16,384 columns.
-HEAD_ROWS = 16384
 
 FLOATS: Mapping[str, str] = {"F32": "fp32", "F16": "fp16", "f32": "fp32", "f16": "fp16"}
 NUMPY_ELEMENTS: Mapping[str, str] = {"<f4": "fp32", "<f2": "fp16"}
@@ -71,11 +69,17 @@ class WeightPlan:
 
 
 def stored_matrices(
-    graph: Graph, formats: Mapping[str, CoremlFormat], *, split_lm_head: bool = False
+    graph: Graph, formats: Mapping[str, CoremlFormat], *, head_rows: int | None = None
 ) -> list[StoredMatrix]:
-    """Everything that the program reads, in the order of a forward pass."""
-    found = [_whole(weight, formats) for weight in graph if not (split_lm_head and weight.role.kind is Kind.LM_HEAD)]
-    return [*found, *_head_parts(graph, formats)] if split_lm_head else found
+    """Everything that the program reads, in the order of a forward pass.
+
+    ``head_rows`` splits the output head into parts of so many rows. Raises QuantizationError where a part would not
+    begin a byte, or would cut through a table.
+    """
+    if head_rows is None or head_rows >= graph.head.shape[0]:
+        return [_whole(weight, formats) for weight in graph]
+    kept = [_whole(weight, formats) for weight in graph if weight.role.kind is not Kind.LM_HEAD]
+    return [*kept, *_head_parts(graph, formats, head_rows)]
 
 
 def plan_weights(matrices: Sequence[StoredMatrix], constants: Mapping[str, np.ndarray]) -> WeightPlan:
@@ -120,12 +124,14 @@ def _whole(weight: Weight, formats: Mapping[str, CoremlFormat]) -> StoredMatrix:
     )
 
 
-def _head_parts(graph: Graph, formats: Mapping[str, CoremlFormat]) -> Iterator[StoredMatrix]:
+def _head_parts(graph: Graph, formats: Mapping[str, CoremlFormat], head_rows: int) -> Iterator[StoredMatrix]:
     head = graph.head
     name, (count, columns) = module_name(head.role), head.shape
-    step = HEAD_ROWS // row_step(formats[name]) * row_step(formats[name])
-    for index, first in enumerate(range(0, count, step)):
-        rows = slice(first, min(first + step, count))
+    unit = row_step(formats[name])
+    if head_rows < 1 or head_rows % unit:
+        raise QuantizationError(f"--split-lm-head {head_rows}: must be a multiple of {unit}, such as {unit * 1024}")
+    for index, first in enumerate(range(0, count, head_rows)):
+        rows = slice(first, min(first + head_rows, count))
         yield StoredMatrix(
             name=head_part_name(index),
             weight=name,

@@ -251,7 +251,7 @@ class _Writer:
             kind = Kind.EMBED_TOKENS if self.config.tie_word_embeddings else Kind.LM_HEAD
             return self._multiply(final, mil_name(module_name(Role(kind))), name=LOGITS)
         logits = [self._multiply(final, part, name=f"{part}_output") for part in parts]
-        return self.build.op("concat", values=logits, axis=-1, name=LOGITS) if len(logits) > 1 else logits[0]
+        return self.build.op("concat", values=logits, axis=-1, name=LOGITS)
 
 
 def _bias_name(size: int) -> str:

@@ -1,0 +1,157 @@
+"""What a Core ML folder says of the model, against the checkpoint: inputs and states, numbers, RoPE tables, documents.
+
+Expected values come from the checkpoint's config and tokenizer, not from what this toolkit writes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from qwen3_export.config import Qwen3Config
+from qwen3_export.graph import Graph
+from qwen3_export.rope import rotation
+from qwen3_export.targets.coreml.blobs import read_values
+from qwen3_export.targets.coreml.layout import VALUES
+from qwen3_export.targets.coreml.names import (
+    COS_TABLE,
+    INPUT_IDS,
+    KEY_CACHE,
+    LOGITS,
+    MASK,
+    ROOT_EPS,
+    SIN_TABLE,
+    VALUE_CACHE,
+)
+from qwen3_export.targets.coreml.read import CoremlFile
+from qwen3_export.tokenizer import Tokenizer
+
+__all__ = ["context_length", "metadata_differences"]
+
+ATTENTION_SCALE = "attention_scale"
+
+
+def metadata_differences(file: CoremlFile, graph: Graph, tokenizer: Tokenizer) -> list[str]:
+    """One sentence for each thing that is not the checkpoint's."""
+    config = graph.config
+    return [
+        *_interface(file),
+        *_states(file, config),
+        *_layers(file, config),
+        *_numbers(file, config),
+        *_rope_tables(file, config),
+        *_documents(file.folder, tokenizer),
+    ]
+
+
+def context_length(file: CoremlFile) -> int:
+    """The longest sequence that the package takes: the largest number of columns of its mask; 0 without one."""
+    ranges = _ranges(file, MASK)
+    return ranges[-1][1] if ranges else 0
+
+
+def _interface(file: CoremlFile) -> Iterator[str]:
+    """What swift-transformers looks for, by name."""
+    description = file.spec.description
+    found = {
+        "inputs": [feature.name for feature in description.input],
+        "states": [feature.name for feature in description.state],
+        "outputs": [feature.name for feature in description.output],
+    }
+    wanted = {"inputs": [INPUT_IDS, MASK], "states": [KEY_CACHE, VALUE_CACHE], "outputs": [LOGITS]}
+    for part, names in wanted.items():
+        if sorted(found[part]) != sorted(names):
+            yield f"{part} are {', '.join(found[part]) or 'none'}, where swift-transformers wants {', '.join(names)}"
+            return
+    longest = context_length(file)
+    for name, ranges in ((INPUT_IDS, [(1, 1), (1, longest)]), (MASK, [(1, 1), (1, 1), (1, longest), (1, longest)])):
+        if _ranges(file, name) != ranges:
+            yield f"{name} takes {_ranges(file, name)}, where {ranges} is needed"
+
+
+def _ranges(file: CoremlFile, name: str) -> list[tuple[int, int]]:
+    """The smallest and largest size of each axis of an input."""
+    for feature in file.spec.description.input:
+        if feature.name == name:
+            sizes = feature.type.multiArrayType.shapeRange.sizeRanges
+            return [(int(size.lowerBound), int(size.upperBound)) for size in sizes]
+    return []
+
+
+def _states(file: CoremlFile, config: Qwen3Config) -> Iterator[str]:
+    longest = context_length(file)
+    if longest > config.max_position_embeddings:
+        yield f"the package takes {longest} positions, the checkpoint has {config.max_position_embeddings}"
+    expected = (config.num_hidden_layers, 1, config.num_key_value_heads, config.head_dim)
+    for feature in file.spec.description.state:
+        shape = tuple(int(size) for size in feature.type.stateType.arrayType.shape)
+        if (*shape[:3], *shape[4:]) != expected or shape[3] < longest:
+            yield f"state {feature.name} has shape {list(shape)}, which does not go with the checkpoint's heads"
+
+
+def _layers(file: CoremlFile, config: Qwen3Config) -> Iterator[str]:
+    kinds = [operation.type for operation in file.operations]
+    layers = kinds.count("softmax") + kinds.count("scaled_dot_product_attention")
+    if layers != config.num_hidden_layers:
+        yield f"the program has {layers} layers, the checkpoint {config.num_hidden_layers}"
+
+
+def _numbers(file: CoremlFile, config: Qwen3Config) -> Iterator[str]:
+    """Numbers that the program holds as fp32 constants."""
+    expected = {ROOT_EPS: config.rms_norm_eps**0.5, ATTENTION_SCALE: config.head_dim**-0.5}
+    found = {name: value for name, value in _scalars(file) if name in expected}
+    if ROOT_EPS not in found:
+        yield f"{ROOT_EPS} is missing"
+    for name, value in found.items():
+        if np.float32(value) != np.float32(expected[name]):
+            yield f"{name} is {value:g}, the checkpoint gives {expected[name]:g}"
+
+
+def _scalars(file: CoremlFile) -> Iterator[tuple[str, float]]:
+    for operation in file.operations:
+        if operation.type == "const":
+            values = operation.attributes["val"].immediateValue.tensor.floats.values
+            if len(values) == 1:
+                yield operation.outputs[0].name, float(values[0])
+
+
+def _rope_tables(file: CoremlFile, config: Qwen3Config) -> Iterator[str]:
+    length = context_length(file)
+    turn = rotation(config, start=0, count=length)
+    for name, expected in ((COS_TABLE, turn.cos.numpy()), (SIN_TABLE, turn.sin.numpy())):
+        parts = file.constants.get(name, {})
+        if VALUES not in parts:
+            yield f"{name} is missing"
+        elif parts[VALUES].shape != expected.shape:
+            yield f"{name} has shape {list(parts[VALUES].shape)}, the checkpoint needs {list(expected.shape)}"
+        elif not np.array_equal(read_values(file.weight_path, parts[VALUES]).reshape(expected.shape), expected):
+            yield f"{name} holds other angles than the checkpoint's rope_theta and rope_scaling give"
+
+
+def _documents(folder: Path, tokenizer: Tokenizer) -> Iterator[str]:
+    """The files beside the package, which an app needs: they must be the checkpoint's."""
+    if folder.suffix == ".mlpackage":
+        return
+    for name in ("tokenizer.json", "tokenizer_config.json", "config.json"):
+        path = folder / name
+        if not path.exists():
+            yield f"{name} is missing"
+        elif _read(path) != _read(tokenizer.folder / name):
+            yield f"{name} is not the checkpoint's"
+    template = folder / "chat_template.jinja"
+    if tokenizer.chat_template is not None:
+        if not template.exists():
+            yield "chat_template.jinja is missing"
+        elif template.read_text(encoding="utf-8") != tokenizer.chat_template:
+            yield "chat_template.jinja is not the checkpoint's"
+
+
+def _read(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
