@@ -2,21 +2,21 @@
 
 A header of 64 bytes (how many blobs, format version 2), then for each blob a record of 64 bytes (sentinel, element
 type, size in bytes, offset of the data, bits of padding in its last byte) and, at a multiple of 64, its data. The
-program names blobs by the offset of their records. Source: what coremltools' ``libmilstoragepython`` writes.
+program names blobs by the offset of their records. Source: what coremltools' ``libmilstoragepython`` writes. The writer
+of our own packages (``coreml/blobs.py``) shares nothing with this, so that no mistake of one is repeated by the other.
 """
 
 from __future__ import annotations
 
-import os
 import struct
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from qwen3_export.errors import CheckpointError
+from qwen3_export.positional import read_exactly
 from qwen3_export.quantizers.packing.bits import unpack_bits
 from qwen3_export.targets.coreml.mil.element_types import ElementType
 
@@ -40,26 +40,23 @@ class Blob:
     def elements(self) -> int:
         return int(np.prod(self.shape, dtype=np.int64))
 
+    @property
+    def bytes(self) -> int:
+        return self.element.byte_count(self.elements)
+
 
 def check_blob(blob: Blob) -> None:
     """Read the record only; CheckpointError where file, record or data are missing, cut off or of another type."""
-    with _opened(blob.path) as file:
-        _data_offset(file.fileno(), blob)
+    end = _data_offset(blob) + blob.bytes
+    size = blob.path.stat().st_size
+    if end > size:
+        raise CheckpointError(f"{blob.path}: is cut off: {size} bytes of at least {end}; copy the whole package again")
 
 
 def read_blob(blob: Blob) -> NDArray[np.generic]:
     """The elements in numpy, in the blob's shape; those of fewer than 8 bits take one byte each."""
-    size = blob.element.byte_count(blob.elements)
-    with _opened(blob.path) as file:
-        offset = _data_offset(file.fileno(), blob)
-        stored = np.empty(size, np.uint8)
-        done = 0
-        while done < size:  # one read may give less than asked for
-            count = os.preadv(file.fileno(), [stored[done:].data], offset + done)
-            if count == 0:
-                raise CheckpointError(f"{blob.path}: ended while it was read; export or download the package again")
-            done += count
-    return unpack_elements(stored, blob.element, blob.elements).reshape(blob.shape)
+    stored = read_exactly(blob.path, _data_offset(blob), blob.bytes, part="a constant of the program")
+    return unpack_elements(np.frombuffer(stored, np.uint8), blob.element, blob.elements).reshape(blob.shape)
 
 
 def unpack_elements(stored_Y: NDArray[np.uint8], element: ElementType, count: int) -> NDArray[np.generic]:
@@ -92,37 +89,16 @@ def _padded(bytes_Y: NDArray[np.uint8], num_bits: int) -> NDArray[np.uint8]:
     return np.pad(bytes_Y, (0, -bytes_Y.size % num_bits))
 
 
-def _opened(path: Path) -> BinaryIO:
-    try:
-        return path.open("rb")
-    except OSError as error:
-        raise CheckpointError(
-            f"{path}: the program's weights cannot be read ({error.strerror}); copy the whole .mlpackage folder"
-        ) from error
-
-
-def _data_offset(descriptor: int, blob: Blob) -> int:
-    """Where the data lies, after header, record and size were held to what the program says."""
-    size = os.fstat(descriptor).st_size
-    header = os.pread(descriptor, HEADER.size, 0)
-    if len(header) < HEADER.size or HEADER.unpack(header)[1] != VERSION:
-        raise CheckpointError(f"{blob.path}: is not a weight file of Core ML (format version {VERSION})")
-    record = os.pread(descriptor, RECORD.size, blob.offset)
-    if len(record) < RECORD.size:
-        raise _truncated(blob, size)
+def _data_offset(blob: Blob) -> int:
+    """Where the data lies, after header and record were held to what the program says."""
+    _, version = HEADER.unpack(read_exactly(blob.path, 0, HEADER.size, part="the header of the weights"))
+    if version != VERSION:
+        raise CheckpointError(f"{blob.path}: is not a weight file of Core ML in its format version {VERSION}")
+    record = read_exactly(blob.path, blob.offset, RECORD.size, part="the record of a constant")
     sentinel, code, stored, offset = RECORD.unpack(record)
-    needed = blob.element.byte_count(blob.elements)
-    if sentinel != SENTINEL or code != blob.element.blob_code or stored != needed:
+    if sentinel != SENTINEL or code != blob.element.blob_code or stored != blob.bytes:
         raise CheckpointError(
-            f"{blob.path}: at offset {blob.offset} there are not the {needed} bytes of {blob.element.name} that the "
-            f"program speaks of; program and weights are not of the same export"
+            f"{blob.path}: at {blob.offset} there are not the {blob.bytes} bytes of {blob.element.name} that the "
+            f"program speaks of; program and weights are not of one export"
         )
-    if offset + needed > size:
-        raise _truncated(blob, size)
     return int(offset)
-
-
-def _truncated(blob: Blob, size: int) -> CheckpointError:
-    return CheckpointError(
-        f"{blob.path}: is cut off after {size} bytes, within a constant at {blob.offset}; copy the package again"
-    )

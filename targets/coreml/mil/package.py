@@ -26,7 +26,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from qwen3_export.errors import CheckpointError, MissingExtraError, UnsupportedModelError
+from qwen3_export.errors import CheckpointError, UnsupportedModelError
+from qwen3_export.targets.coreml.extra import require_coremltools
 from qwen3_export.targets.coreml.mil.arithmetic import Overflow, arithmetic
 from qwen3_export.targets.coreml.mil.blobs import check_blob
 from qwen3_export.targets.coreml.mil.calls import SpecVersion
@@ -207,11 +208,10 @@ def _model_file(path: Path) -> Path:
 
 
 def _parsed(file: Path) -> Any:
-    try:
-        from coremltools.proto import Model_pb2
-        from google.protobuf.message import DecodeError
-    except ImportError as error:
-        raise MissingExtraError(package="coremltools", extra="coreml", purpose="opening a .mlpackage") from error
+    require_coremltools("opening a .mlpackage")
+    from coremltools.proto import Model_pb2
+    from google.protobuf.message import DecodeError
+
     spec = Model_pb2.Model()
     try:
         spec.ParseFromString(file.read_bytes())
