@@ -28,6 +28,7 @@ from qwen3_export.rope import rotation
 
 __all__ = ["ExportModule"]
 
+ENCODED_WEIGHTS = 1 << 22
 INT4_LOW, INT4_HIGH, INT8_LOW, INT8_HIGH = -8, 7, -128, 127
 
 Formats = Mapping[str, str | AffineFormat]
@@ -218,9 +219,9 @@ class _ByteEmbedding(nn.Module):
 
     def __init__(self, weight: CodedWeight) -> None:
         super().__init__()
-        codes_VD, params = weight.encode()
+        codes_VD, scale_VG = _encode(weight)
         self.register_buffer("codes", torch.from_numpy(codes_VD))
-        self.register_buffer("scale", torch.from_numpy(params.scale_RG[:, 0].copy()))
+        self.register_buffer("scale", torch.from_numpy(scale_VG[:, 0].copy()))
 
     def forward(self, tokens: Tensor) -> Tensor:
         found: Tensor = torch.ops.quantized_decomposed.embedding_byte(
@@ -241,9 +242,9 @@ class _NibbleEmbedding(nn.Module):
 
     def __init__(self, weight: CodedWeight) -> None:
         super().__init__()
-        codes_VD, params = weight.encode()
+        codes_VD, scale_VG = _encode(weight)
         self.register_buffer("codes", torch.from_numpy(pack_embedding_int4(codes_VD)))
-        self.register_buffer("scale", torch.from_numpy(params.scale_RG.copy()))
+        self.register_buffer("scale", torch.from_numpy(scale_VG))
 
     def forward(self, tokens: Tensor) -> Tensor:
         found: Tensor = torch.ops.quantized_decomposed.embedding_4bit(
@@ -274,12 +275,12 @@ def _linear(weight: Weight, formats: Formats) -> nn.Linear:
     from torchao.quantization import IntxUnpackedToInt8Tensor
 
     assert isinstance(weight, CodedWeight)
-    codes_OI, params = weight.encode()
+    codes_OI, scale_OG = _encode(weight)
     linear.weight = _frozen(
         IntxUnpackedToInt8Tensor(
             qdata=torch.from_numpy(codes_OI),
-            scale=torch.from_numpy(params.scale_RG),
-            zero_point=torch.zeros(params.scale_RG.shape, dtype=torch.int8),
+            scale=torch.from_numpy(scale_OG),
+            zero_point=torch.zeros(scale_OG.shape, dtype=torch.int8),
             target_dtype=getattr(torch, f"int{number_format.num_bits}"),
             block_size=(1, number_format.group_size or columns),
             dtype=torch.float32,
@@ -287,6 +288,18 @@ def _linear(weight: Weight, formats: Formats) -> nn.Linear:
         )
     )
     return linear
+
+
+def _encode(weight: CodedWeight) -> tuple[np.ndarray, np.ndarray]:
+    """Codes and scales, some rows at a time: a head in fp32 would be larger than all codes of a small model."""
+    rows, columns = weight.shape
+    step = max(1, ENCODED_WEIGHTS // columns)
+    codes_OI, scales = np.empty((rows, columns), np.int8), []
+    for start in range(0, rows, step):
+        block = slice(start, min(start + step, rows))
+        codes_OI[block], params = weight.encode(block)
+        scales.append(params.scale_RG)
+    return codes_OI, np.concatenate(scales)
 
 
 def _rotate(x: Tensor, cos_T1R: Tensor, sin_T1R: Tensor) -> Tensor:

@@ -10,8 +10,8 @@ program itself: that these bytes are what the runtime multiplies with for this w
 from __future__ import annotations
 
 import json
-import mmap
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -40,6 +40,9 @@ from qwen3_export.quantizers.packing.torchao import (
 __all__ = ["INDEX", "StoredWeight", "find_weights", "read_index", "read_weights"]
 
 INDEX = "qwen3_export.json"
+
+# A search reads so many bytes at a time, and compares so many weights.
+SEARCH_WINDOW, SEARCHED_WEIGHTS = 1 << 24, 1 << 20
 
 # How codes lie: nibbles with the even column low (XNNPACK) or high (embedding_4bit), bytes, or eight rows together with
 # their scales (experts).
@@ -119,13 +122,24 @@ class CodedStoredWeight(StoredWeight):
 def find_weights(program: Path, graph: Graph, formats: Mapping[str, str | AffineFormat]) -> dict[str, dict[str, Any]]:
     """The place of every weight of the graph in a program that was made of it, by name.
 
-    Raises CheckpointError where a weight's bytes are not there: the backend has changed them.
+    A weight is read, and compared, some rows at a time. Raises CheckpointError where a weight's bytes are not there:
+    the backend has changed them.
     """
     found: dict[str, dict[str, Any]] = {}
-    with program.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+    with program.open("rb") as file:
+        searched = _Searched(file.fileno(), os.fstat(file.fileno()).st_size)
         for weight in graph:
-            layout, parts = _bytes_of(weight, formats[weight.name])
-            places = {part: data.find(value) for part, value in parts.items()}
+            places: dict[str, int] = {}
+            blocks = _blocks(weight, formats[weight.name])
+            layout, firsts = next(blocks)
+            for part, first in firsts.items():
+                places[part] = searched.find(first)
+            ends = {part: place + len(firsts[part]) for part, place in places.items()}
+            for _, block in blocks:
+                for part, value in block.items():
+                    is_there = searched.holds(value, ends[part])
+                    places[part] = places[part] if is_there else -1
+                    ends[part] += len(value)
             missing = [part for part, place in places.items() if place < 0]
             if missing:
                 raise CheckpointError(
@@ -134,6 +148,33 @@ def find_weights(program: Path, graph: Graph, formats: Mapping[str, str | Affine
                 )
             found[weight.name] = {"layout": layout, **places}
     return found
+
+
+@dataclass(slots=True)
+class _Searched:
+    """A file in which weights are looked for; mostly they follow one another: a search goes on where one ended."""
+
+    descriptor: int
+    size: int
+    place: int = 0
+
+    def find(self, value: bytes) -> int:
+        """The offset of these bytes; -1 where they are not."""
+        found = self._find(value, self.place, self.size)
+        found = self._find(value, 0, min(self.size, self.place + len(value))) if found < 0 else found
+        self.place = self.place if found < 0 else found
+        return found
+
+    def holds(self, value: bytes, offset: int) -> bool:
+        """Whether these bytes are there."""
+        return os.pread(self.descriptor, len(value), offset) == value
+
+    def _find(self, value: bytes, start: int, stop: int) -> int:
+        for window in range(start, stop, SEARCH_WINDOW):
+            data = os.pread(self.descriptor, min(SEARCH_WINDOW + len(value) - 1, stop - window), window)
+            if (place := data.find(value)) >= 0:
+                return window + place
+        return -1
 
 
 def read_index(folder: Path) -> dict[str, Any]:
@@ -186,12 +227,19 @@ def _format(layout: str, group_size: int) -> AffineFormat:
     return AffineFormat(num_bits=4, group_size=group_size, scale_dtype="bf16")
 
 
-def _bytes_of(weight: Weight, number_format: str | AffineFormat) -> tuple[str, dict[str, bytes]]:
-    """The layout of a weight, and its codes and scales as the program holds them."""
+def _blocks(weight: Weight, number_format: str | AffineFormat) -> Iterator[tuple[str, dict[str, bytes]]]:
+    """The layout of a weight, and its codes and scales as the program holds them, some rows at a time."""
+    columns = weight.shape[1] if len(weight.shape) > 1 else 1
+    step = max(ROWS_TOGETHER, SEARCHED_WEIGHTS // columns // ROWS_TOGETHER * ROWS_TOGETHER)
+    for start in range(0, weight.shape[0], step):
+        yield _bytes_of(weight, number_format, slice(start, min(start + step, weight.shape[0])))
+
+
+def _bytes_of(weight: Weight, number_format: str | AffineFormat, rows: slice) -> tuple[str, dict[str, bytes]]:
     if not isinstance(number_format, AffineFormat):
-        return FLOATS, {"codes": np.ascontiguousarray(weight.read(), "<f4").tobytes()}
+        return FLOATS, {"codes": np.ascontiguousarray(weight.read(rows), "<f4").tobytes()}
     assert isinstance(weight, CodedWeight)
-    codes_OI, params = weight.encode()
+    codes_OI, params = weight.encode(rows)
     if weight.role.expert is not None:
         bits = number_format.num_bits
         return EIGHT_ROWS[bits], {"codes": pack_universal(codes_OI, params, num_bits=bits).tobytes()}
