@@ -75,6 +75,7 @@ def build_program(config: Qwen3Config, plan: WeightPlan, options: ProgramOptions
     from coremltools.converters.mil.input_types import RangeDim, TensorType
     from coremltools.converters.mil.mil import Builder, Function, Program, get_new_symbol, types
 
+    Builder.name_count.clear()  # its names of unnamed constants shall not depend on programs that were built before
     tokens, seen = get_new_symbol(), get_new_symbol()
     state = state_shape(config, options.context_length)
     inputs = {
