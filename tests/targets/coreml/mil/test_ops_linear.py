@@ -64,13 +64,8 @@ def test_einsum_with_broadcast_batches(programs: Any, equation: str, shapes: lis
 
 
 @settings(max_examples=4, deadline=None)
-@given(
-    heads=st.integers(1, 3),
-    queries=st.integers(1, 4),
-    keys=st.integers(1, 5),
-    mask=st.sampled_from(["", "bool", "add"]),
-)
-def test_attention_with_and_without_masks(programs: Any, heads: int, queries: int, keys: int, mask: str) -> None:
+@given(heads=st.integers(1, 3), queries=st.integers(1, 4), keys=st.integers(1, 5), kind=st.sampled_from(MASKS))
+def test_attention_with_and_without_masks(programs: Any, heads: int, queries: int, keys: int, kind: str) -> None:
     inputs = {
         "query": normal(1, heads, queries, 8),
         "key": normal(1, heads, keys, 8, seed=1),
