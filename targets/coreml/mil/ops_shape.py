@@ -55,8 +55,9 @@ def _flatten2d(x: Tensor, axis: int = 1) -> Tensor:
 
 
 def _concat(values: Tensors, axis: int, interleave: bool = False) -> Tensor:
+    """Scalars stand for vectors of one element: converted programs build shapes of them."""
     if not interleave:
-        return torch.cat(values, axis)
+        return torch.cat([value.reshape(1) if value.dim() == 0 else value for value in values], axis)
     at = axis % values[0].dim()
     return torch.stack(values, at + 1).flatten(at, at + 1)
 

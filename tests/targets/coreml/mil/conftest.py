@@ -84,10 +84,14 @@ def _type(name: str) -> Any:
     return types.string_to_builtin(name)
 
 
-@pytest.fixture(scope="session")
-def programs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Programs]:
+@pytest.fixture(scope="session", autouse=True)
+def little_garbage() -> Iterator[None]:
     """coremltools collects garbage after each conversion; what the imports left is kept out of its way."""
-    found = Programs(tmp_path_factory.mktemp("programs"))
     gc.freeze()
-    yield found
+    yield
     gc.unfreeze()
+
+
+@pytest.fixture(scope="session")
+def programs(tmp_path_factory: pytest.TempPathFactory) -> Programs:
+    return Programs(tmp_path_factory.mktemp("programs"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -59,22 +60,23 @@ class Attention(nn.Module):
         super().__init__()
         self.table = nn.Embedding(50, 32)
         self.q, self.kv, self.out = nn.Linear(32, 32), nn.Linear(32, 32), nn.Linear(32, 32)
+        turn = torch.arange(7).unsqueeze(1) / 10 ** torch.arange(4)
+        self.register_buffer("cos", turn.cos())
+        self.register_buffer("sin", turn.sin())
+        self.register_buffer("mask", torch.full((7, 7), -1e4).triu(1))
 
     def forward(self, ids: Tensor) -> Tensor:
         x = self.table(ids)
-        batch, tokens, _ = x.shape
-        q = self.rotated(self.q(x).view(batch, tokens, 4, 8).transpose(1, 2))
+        q = self.rotated(self.q(x).unflatten(-1, (4, 8)).transpose(1, 2))
         k, v = self.kv(x).chunk(2, -1)
-        k, v = (part.view(batch, tokens, 2, 8).transpose(1, 2).repeat_interleave(2, 1) for part in (k, v))
-        mask = torch.full((tokens, tokens), -1e4).triu(1)
-        scores = q @ self.rotated(k).transpose(-1, -2) / math.sqrt(8) + mask
-        mixed = (scores.softmax(-1) @ v).transpose(1, 2).reshape(batch, tokens, 32)
+        k, v = (part.unflatten(-1, (2, 8)).transpose(1, 2).repeat_interleave(2, 1) for part in (k, v))
+        scores = q @ self.rotated(k).transpose(-1, -2) / math.sqrt(8) + self.mask
+        mixed = (scores.softmax(-1) @ v).transpose(1, 2).flatten(2)
         return self.out(mixed) + x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6)
 
     def rotated(self, x: Tensor) -> Tensor:
-        turn = torch.arange(x.shape[2]).unsqueeze(1) / 10 ** torch.arange(4)
         left, right = x.chunk(2, -1)
-        return torch.cat([left * turn.cos() - right * turn.sin(), left * turn.sin() + right * turn.cos()], -1)
+        return torch.cat([left * self.cos - right * self.sin, left * self.sin + right * self.cos], -1)
 
 
 class Assorted(nn.Module):
@@ -165,8 +167,7 @@ def output(package: Package, x: Tensor, **options: Any) -> np.ndarray:
 @pytest.mark.parametrize("precision", ["FLOAT32", "FLOAT16"])
 @pytest.mark.parametrize("name", ["mlp", "convolutions", "attention"])
 def test_traced_modules(tmp_path: Path, name: str, precision: str) -> None:
-    model, inputs = traced(name)
-    package = saved(converted(model, inputs=inputs, precision=precision), tmp_path)
+    package = saved(uncompressed(name, precision), tmp_path)
     x = example(name, seed=2)
     with torch.no_grad():
         expected = built(name)(x).numpy()
@@ -221,13 +222,19 @@ def test_states_of_a_converted_module_are_its_buffers(cached: Package, cuts: lis
     np.testing.assert_allclose(state.numpy("keys"), model.keys.numpy(), **FP16)
 
 
+@cache
+def uncompressed(name: str, precision: str) -> Any:
+    model, inputs = traced(name)
+    return converted(model, inputs=inputs, precision=precision)
+
+
 def quantized(how: str, model: Any) -> Any:
     from coremltools.optimize import coreml as optimize
 
     if how.startswith("palette"):
         bits = int(how[-1])
         grouped = {"granularity": "per_grouped_channel", "group_size": 8} if bits < 8 else {}
-        options = optimize.OpPalettizerConfig(mode="kmeans", nbits=bits, weight_threshold=64, **grouped)
+        options = optimize.OpPalettizerConfig(mode="uniform", nbits=bits, weight_threshold=64, **grouped)
         return optimize.palettize_weights(model, optimize.OptimizationConfig(global_config=options))
     if how == "pruned":
         options = optimize.OpMagnitudePrunerConfig(target_sparsity=0.5, weight_threshold=64)
@@ -240,27 +247,18 @@ def quantized(how: str, model: Any) -> Any:
     return optimize.linear_quantize_weights(model, optimize.OptimizationConfig(global_config=options))
 
 
-@pytest.mark.parametrize("precision", ["FLOAT32", "FLOAT16"])
+QUANTIZED = ("int4_block", "int4_block_shifted", "uint4_block", "int8", "int8_shifted")
+HOW = (*QUANTIZED, "palette4", "palette6", "palette8", "pruned")
+
+
 @pytest.mark.parametrize(
-    "how",
-    [
-        "int4_block",
-        "int4_block_shifted",
-        "uint4_block",
-        "int8",
-        "int8_shifted",
-        "palette4",
-        "palette6",
-        "palette8",
-        "pruned",
-    ],
+    ("how", "precision"), [*((how, "FLOAT16") for how in HOW), ("int4_block", "FLOAT32"), ("palette4", "FLOAT32")]
 )
 def test_weights_that_coremltools_compressed(tmp_path: Path, how: str, precision: str) -> None:
     """Against coremltools' own decompression, put back into torch."""
     from coremltools.optimize import coreml as optimize
 
-    model, inputs = traced("mlp")
-    compressed = quantized(how, converted(model, inputs=inputs, precision=precision))
+    compressed = quantized(how, uncompressed("mlp", precision))
     package = saved(compressed, tmp_path)
     assert any(kind.startswith("constexpr_") for kind in package.ops)
     plain = built("mlp")
@@ -288,8 +286,7 @@ def test_the_program_is_what_coremltools_own_loader_reads(tmp_path: Path) -> Non
 
     from qwen3_export.targets.coreml.mil.arithmetic import EXACT
 
-    model, inputs = traced("attention")
-    package = saved(quantized("int8", converted(model, inputs=inputs, precision="FLOAT16")), tmp_path)
+    package = saved(quantized("int8", uncompressed("attention", "FLOAT16")), tmp_path)
     spec = MLModel(str(package.path), skip_model_load=True).get_spec()
     loaded = load(spec, spec.specificationVersion, str(package.path / "Data/com.apple.CoreML/weights"))
     theirs = [o for o in loaded.functions["main"].operations if o.op_type != "const"]

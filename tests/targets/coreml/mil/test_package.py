@@ -88,6 +88,7 @@ def test_ranged_and_listed_shapes(tmp_path: Path) -> None:
     ):
         inputs = [coremltools.TensorType(name="x", shape=shape)]
         model_kind = {"minimum_deployment_target": coremltools.target.iOS18, "skip_model_load": True}
+        model_kind["compute_precision"] = coremltools.precision.FLOAT32
         path = tmp_path / f"{name}.mlpackage"
         coremltools.convert(model, inputs=inputs, **model_kind).save(str(path))
     packages = {name: open_package(tmp_path / f"{name}.mlpackage") for name in ("range", "listed")}
