@@ -47,6 +47,8 @@ def main() -> None:
 
 def _ours(arguments: argparse.Namespace, work: Path) -> Path:
     out = work / "ours"
+    if arguments.reuse and out.exists():
+        return out / "model.pte"
     command = [sys.executable, "-m", "qwen3_export.cli.main", "executorch", "--model", str(arguments.model)]
     command += ["--quant", "8da4w", "--group-size", "32", "--embedding", str(arguments.embedding)]
     command += ["--max-seq-len", str(arguments.max_seq_len), "--no-check", "--force", "--out", str(out)]
@@ -56,24 +58,28 @@ def _ours(arguments: argparse.Namespace, work: Path) -> Path:
 
 def _theirs(arguments: argparse.Namespace, work: Path) -> Path:
     import executorch
+    import yaml
 
     config = json.loads((arguments.model / "config.json").read_text())
     params, weights, out = work / "params.json", work / "consolidated.pth", work / "theirs.pte"
+    if arguments.reuse and out.exists():
+        return out
     params.write_text(json.dumps(_params(config)))
     convert = [sys.executable, "-m", "executorch.examples.models.qwen3.convert_weights"]
     _timed("convert_weights", [*convert, str(arguments.model), str(weights)], work)
-    recipe = Path(next(iter(executorch.__path__))) / RECIPE
-    command = [sys.executable, "-m", "executorch.extension.llm.export.export_llm", "--config", str(recipe)]
-    command += [
-        f"base.model_class=qwen3_{arguments.model_class}",
-        f"base.checkpoint={weights}",
-        f"base.params={params}",
-        f"quantization.embedding_quantize='{arguments.embedding},{0 if arguments.embedding == 8 else 32}'",
-        "quantization.group_size=32",
-        f"export.max_seq_length={arguments.max_seq_len}",
-        f"export.max_context_length={arguments.max_seq_len}",
-        f"export.output_name={out}",
-    ]
+    recipe = yaml.safe_load((Path(next(iter(executorch.__path__))) / RECIPE).read_text())
+    rows = 0 if arguments.embedding == 8 else 32
+    recipe["base"] |= {
+        "model_class": f"qwen3_{arguments.model_class}",
+        "checkpoint": str(weights),
+        "params": str(params),
+    }
+    recipe["quantization"] |= {"embedding_quantize": f"{arguments.embedding},{rows}", "group_size": 32}
+    recipe["export"] |= {"max_seq_length": arguments.max_seq_len, "max_context_length": arguments.max_seq_len}
+    recipe["export"] |= {"output_name": str(out)}
+    (work / "export_llm.yaml").write_text(yaml.safe_dump(recipe))
+    command = [sys.executable, "-m", "executorch.extension.llm.export.export_llm"]
+    command += ["--config", str(work / "export_llm.yaml")]
     _timed("export_llm", command, work)
     return out
 
@@ -134,6 +140,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--prompt", type=int, default=128)
     parser.add_argument("--new", type=int, default=64)
     parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--reuse", action="store_true", help="Programs that are there are not made again.")
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     arguments.model, arguments.work = arguments.model.resolve(), arguments.work.resolve()

@@ -12,19 +12,23 @@ if TYPE_CHECKING:
     from qwen3_export.model import Model
     from qwen3_export.parity.report import Gates, Report
 
-__all__ = ["check_artifact", "is_executorch", "is_onnx", "target_of"]
+__all__ = ["check_artifact", "is_coreml", "is_executorch", "is_onnx", "target_of"]
 
 
 def target_of(path: Path) -> str:
-    """``gguf``, ``onnx`` or ``executorch``; ExportError for what is no artifact."""
+    """``gguf``, ``onnx``, ``executorch`` or ``coreml``; ExportError for what is no artifact."""
     if not path.exists():
         raise ExportError(f"{path}: no such file; name the artifact to check")
     if is_onnx(path):
         return "onnx"
     if is_executorch(path):
         return "executorch"
+    if is_coreml(path):
+        return "coreml"
     if path.is_dir():
-        raise ExportError(f"{path}: a folder without an .onnx or .pte file; name a GGUF file, or what an export wrote")
+        raise ExportError(
+            f"{path}: a folder without an .onnx, .pte or .mlpackage; name a GGUF file, or what an export wrote"
+        )
     return "gguf"
 
 
@@ -38,6 +42,11 @@ def is_onnx(path: Path) -> bool:
 def is_executorch(path: Path) -> bool:
     """Whether a path is an ExecuTorch program, or a folder with one."""
     return any(path.glob("*.pte")) if path.is_dir() else path.suffix == ".pte" and path.exists()
+
+
+def is_coreml(path: Path) -> bool:
+    """Whether a path is a Core ML package, or a folder with one."""
+    return path.is_dir() and (path.suffix == ".mlpackage" or any(path.glob("*.mlpackage")))
 
 
 def check_artifact(
@@ -59,6 +68,10 @@ def check_artifact(
         from qwen3_export.targets.onnx.check import check_onnx
 
         return check_onnx(path, model.graph, model.tokenizer, full=full, gates=gates, threads=threads, say=say)
+    if target == "coreml":
+        from qwen3_export.targets.coreml.check import check_coreml
+
+        return check_coreml(path, model.graph, model.tokenizer, full=full, gates=gates, say=say)
     from qwen3_export.targets.gguf.check import check_gguf
 
     return check_gguf(path, model.graph, model.tokenizer, full=full, gates=gates, threads=threads, say=say)

@@ -34,7 +34,7 @@ def inspect(
     offline: OfflineOption = False,
 ) -> None:
     """Show config, sizes, types, metadata, end tokens and how the file was made."""
-    from qwen3_export.artifacts import is_executorch, is_onnx
+    from qwen3_export.artifacts import is_coreml, is_executorch, is_onnx
 
     if subject.endswith(".gguf"):
         _inspect_gguf(Path(subject), tensors=tensors, template=template)
@@ -44,6 +44,9 @@ def inspect(
         return
     if is_executorch(Path(subject)):
         _inspect_executorch(Path(subject), tensors=tensors, template=template)
+        return
+    if is_coreml(Path(subject)):
+        _inspect_coreml(Path(subject), tensors=tensors, template=template)
         return
     from qwen3_export.model import load
 
@@ -144,6 +147,33 @@ def _inspect_executorch(path: Path, *, tensors: bool, template: bool) -> None:
             error = f"  output error {errors[name]:.2e}" if name in errors else ""
             print(f"{entry['layout']:16} at {entry['codes']:12,}  {name}{error}")
     chat_template = folder / "chat_template.jinja"
+    if template and chat_template.exists():
+        print(chat_template.read_text(encoding="utf-8"))
+
+
+def _inspect_coreml(path: Path, *, tensors: bool, template: bool) -> None:
+    from qwen3_export.provenance import PREFIX, read_calibration_record
+    from qwen3_export.targets.coreml.mil import open_package
+    from qwen3_export.targets.coreml.read import open_coreml
+
+    artifact = open_coreml(path)
+    package = open_package(artifact.package)
+    features = {"inputs": package.inputs, "states": package.states, "outputs": package.outputs}
+    rows: dict[str, object] = {
+        "package": f"{artifact.package}, {human_size(artifact.size_bytes)}",
+        "specification": package.spec_version,
+        "operations": ", ".join(f"{count} {kind}" for kind, count in package.ops.most_common(8)),
+    }
+    rows |= {part: ", ".join(map(str, found.values())) for part, found in features.items()}
+    _rows(rows | {key.removeprefix(PREFIX): _shortened(value) for key, value in artifact.metadata.items()})
+    if tensors:
+        for name, parts in artifact.constants.items():
+            for part, blob in parts.items():
+                print(f"{blob.element:6} {list(blob.shape)!s:22} {name} {part}")
+        errors = (read_calibration_record(artifact.metadata) or {}).get("tensor_errors", {})
+        for name, error in errors.items():
+            print(f"output error {error:.2e}  {name}")
+    chat_template = artifact.folder / "chat_template.jinja"
     if template and chat_template.exists():
         print(chat_template.read_text(encoding="utf-8"))
 

@@ -15,7 +15,7 @@ from typing import Annotated
 import typer
 
 from qwen3_export import __version__
-from qwen3_export.cli import calibrate, check, executorch, gguf, inspect, onnx, quants
+from qwen3_export.cli import calibrate, check, coreml, executorch, gguf, inspect, onnx, quants
 from qwen3_export.errors import ExportError
 
 __all__ = ["app", "main"]
@@ -35,6 +35,7 @@ app = typer.Typer(
 app.command(name="gguf")(gguf.gguf)
 app.command(name="onnx")(onnx.onnx)
 app.command(name="executorch")(executorch.executorch)
+app.command(name="coreml")(coreml.coreml)
 app.command(name="calibrate")(calibrate.calibrate)
 app.command(name="check")(check.check)
 app.command(name="inspect")(inspect.inspect)

@@ -107,6 +107,8 @@ def _executorch(model: Model) -> Iterator[_Row]:
     from qwen3_export.targets.executorch.recipes import RECIPES
 
     for recipe in RECIPES.values():
+        if model.graph.config.is_moe and recipe.weight_bits == 32:
+            continue
         export = prepare(model, recipe, out=Path(recipe.name), max_seq_len=2)
         yield _Row(
             name=recipe.name,
@@ -117,10 +119,26 @@ def _executorch(model: Model) -> Iterator[_Row]:
         )
 
 
+def _coreml(model: Model) -> Iterator[_Row]:
+    from qwen3_export.targets.coreml.export import prepare
+    from qwen3_export.targets.coreml.recipes import RECIPES
+
+    for recipe in RECIPES.values():
+        export = prepare(model, recipe, out=Path(recipe.name))
+        yield _Row(
+            name=recipe.name,
+            bits_per_weight=export.bits_per_weight,
+            num_bytes=export.num_bytes,
+            description=recipe.description,
+            bytes_per_cached_value=2,
+        )
+
+
 SIZES: Mapping[str, Callable[[Model], Iterator[_Row]]] = {
     "gguf": _gguf,
     "onnx": _onnx,
     "executorch": _executorch,
+    "coreml": _coreml,
 }
 
 quants.__doc__ = f"{quants.__doc__}\n\n{EPILOG}"

@@ -25,20 +25,18 @@ from torch import Tensor
 from qwen3_export.errors import CheckpointError
 from qwen3_export.graph import Graph, Weight
 from qwen3_export.parity.check import Arithmetic, ShippedNumbers, compare_exact, compare_shipped, decided_parts
+from qwen3_export.parity.findings import Artifact, Exact, Findings, Shipped
 from qwen3_export.parity.judgement import (
     DECODE_BOUND,
     ROUNDING_METHODS,
     SHIPPED_FLOORS,
     decode_text,
-    judge_end_to_end,
     longest_text,
     moved_by,
-    shipped_bound,
 )
 from qwen3_export.parity.metrics import NOT_RUN, Comparison
 from qwen3_export.parity.prompts import Prompt, tokenize_prompts
-from qwen3_export.parity.report import Decode, Gates, Report, Runtime, Sampling, package_versions, peak_memory_bytes
-from qwen3_export.parity.values import ValueCheck
+from qwen3_export.parity.report import Decode, Gates, Report, Runtime
 from qwen3_export.provenance import PREFIX, read_calibration_record, read_scales_record
 from qwen3_export.quantizers.activations import Int8Activations
 from qwen3_export.quantizers.affine import AffineFormat
@@ -66,8 +64,8 @@ Say = Callable[[str], None]
 class _Ran:
     """What the program showed."""
 
-    conversion: Comparison = NOT_RUN
-    numbers: ShippedNumbers
+    exact: Exact
+    shipped: Shipped
     decode: Decode = field(default_factory=Decode)
 
 
@@ -97,27 +95,26 @@ def check_executorch(
     values = check_affine_values(stored, expected, is_full=full, is_solved=is_solved)
     problems += _file_differences(folder, tokenizer)
     prompts = tokenize_prompts(tokenizer, quick=not full, max_tokens=longest_text(graph))
-    ran = _Ran(numbers=ShippedNumbers(quantization=NOT_RUN))
+    description = "all layers, " + ("fp32 twin" if full else "int8 activations modelled")
+    ran = _Ran(exact=Exact(description=description), shipped=Shipped(numbers=ShippedNumbers(quantization=NOT_RUN)))
     try:
         program = Program(program_path) if run.is_installed() else None
         if program is not None:
             problems += _constant_differences(program, whole, tokenizer)
             prompts = _fitting(prompts, program)
-        ran = _run(program, graph, stored, prompts, is_full=full, say=say)
+        ran = _run(program, graph, stored, prompts, is_full=full, description=description, say=say)
     except CheckpointError as error:  # ExecuTorch refuses the program
         problems.append(str(error))
-    return _report(
-        folder,
-        graph,
-        document,
-        values=values,
-        ran=ran,
-        prompts=prompts,
+    found = Findings(
+        exact=ran.exact,
+        shipped=ran.shipped,
+        decode=ran.decode,
         problems=problems,
+        values=values,
+        prompts=prompts,
         is_full=full,
-        gates=gates or Gates(),
-        seconds=time.monotonic() - started,
     )
+    return found.report(_artifact(folder, graph, document), gates=gates, seconds=time.monotonic() - started)
 
 
 def _run(
@@ -127,12 +124,14 @@ def _run(
     prompts: Sequence[Prompt],
     *,
     is_full: bool,
+    description: str,
     say: Say,
 ) -> _Ran:
     texts = [list(prompt.tokens) for prompt in prompts]
     if program is None:
         say("comparing the stored values with the original")
-        return _Ran(numbers=compare_shipped(original, stored, texts, run=None))
+        numbers = compare_shipped(original, stored, texts, run=None)
+        return _Ran(exact=Exact(description=description), shipped=Shipped(numbers=numbers))
     has_int8 = any(weight.role.layer is not None and weight.format != "F32" for weight in stored)
     arithmetic = Arithmetic(round_activations=_round_for_xnnpack) if has_int8 else Arithmetic()
     say("running the program token by token, against the reference with its arithmetic")
@@ -147,9 +146,10 @@ def _run(
         bound += SHIPPED_FLOORS * numbers.floor.max_abs
     floor = numbers.floor.mean_kld or 0.0
     judged = conversion.judged(FP32_CONVERSION_BOUND + INT8_CONVERSION_FLOORS * floor)
+    conversion = judged if twin is None or judged.status == "fail" else twin
     return _Ran(
-        conversion=judged if twin is None or judged.status == "fail" else twin,
-        numbers=numbers,
+        exact=Exact(description=description, conversion=conversion),
+        shipped=Shipped(numbers=numbers),
         decode=Decode(
             max_abs_vs_prefill=largest,
             bound=bound,
@@ -240,51 +240,17 @@ def _file_differences(folder: Path, tokenizer: Tokenizer) -> Iterator[str]:
         yield "chat_template.jinja is missing, or is not the checkpoint's"
 
 
-def _report(
-    folder: Path,
-    graph: Graph,
-    document: dict[str, Any],
-    *,
-    values: ValueCheck,
-    ran: _Ran,
-    prompts: Sequence[Prompt],
-    problems: Sequence[str],
-    is_full: bool,
-    gates: Gates,
-    seconds: float,
-) -> Report:
-    numbers = ran.numbers
-    end_to_end, failures = judge_end_to_end(numbers, gates)
+def _artifact(folder: Path, graph: Graph, document: dict[str, Any]) -> Artifact:
     size = (folder / PROGRAM).stat().st_size
-    return Report(
-        artifact=folder.name,
+    return Artifact(
+        name=folder.name,
         target="executorch",
         recipe=document.get(PREFIX + "recipe", "unknown"),
         method=document.get(PREFIX + "method", "unknown"),
         model=graph.name,
         size_bytes=size,
         bits_per_weight=8 * size / graph.num_parameters,
-        conversion=ran.conversion,
-        shipped=numbers.shipped.judged(shipped_bound(numbers.floor)),
-        quantization=numbers.quantization.judged(None),
-        end_to_end=end_to_end,
-        floor=numbers.floor.judged(None),
-        decode=ran.decode,
-        calibration=read_calibration_record(document),
-        metadata=tuple(problems),
-        values=values.differences,
-        gates=tuple(failures),
-        positions=sum(len(prompt.tokens) for prompt in prompts),
-        sampled=Sampling(
-            mode="full" if is_full else "quick",
-            prompts=tuple(prompt.name for prompt in prompts),
-            exact_form="all layers, " + ("fp32 twin" if is_full else "int8 activations modelled"),
-            weights=values.weights,
-            rows=values.rows,
-            rows_in_all=values.rows_in_all,
-        ),
         runtime=Runtime(name="ExecuTorch (XNNPACK)", version=run.runtime_version()),
-        versions=package_versions(PACKAGES),
-        seconds=seconds,
-        peak_memory_bytes=peak_memory_bytes(),
+        packages=PACKAGES,
+        calibration=read_calibration_record(document),
     )

@@ -11,7 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -28,26 +28,11 @@ from qwen3_export.parity.check import (
     decode_difference,
     first_divergence,
 )
-from qwen3_export.parity.judgement import (
-    ROUNDING_METHODS,
-    decode_text,
-    judge_decode,
-    judge_end_to_end,
-    longest_text,
-    moved_by,
-    shipped_bound,
-)
-from qwen3_export.parity.metrics import NOT_RUN, Comparison
+from qwen3_export.parity.findings import Artifact, Exact, Findings, Shipped
+from qwen3_export.parity.judgement import ROUNDING_METHODS, decode_text, longest_text, moved_by
+from qwen3_export.parity.metrics import NOT_RUN
 from qwen3_export.parity.prompts import Prompt, tokenization_text, tokenize_prompts
-from qwen3_export.parity.report import (
-    FirstDivergence,
-    Gates,
-    Report,
-    Runtime,
-    Sampling,
-    package_versions,
-    peak_memory_bytes,
-)
+from qwen3_export.parity.report import FirstDivergence, Gates, Report, Runtime
 from qwen3_export.targets.gguf import llama
 from qwen3_export.targets.gguf.activations import round_activations
 from qwen3_export.targets.gguf.divergence import observe_sites
@@ -55,7 +40,7 @@ from qwen3_export.targets.gguf.metadata_check import metadata_differences
 from qwen3_export.targets.gguf.read import GgufFile, open_gguf, read_graph, recorded_calibration, tensor_differences
 from qwen3_export.targets.gguf.scales import read_scales
 from qwen3_export.targets.gguf.twin import Window, plan_windows, window_graph, write_twin
-from qwen3_export.targets.gguf.values import ValueCheck, check_values
+from qwen3_export.targets.gguf.values import check_values
 from qwen3_export.tokenizer import Tokenizer
 
 __all__ = ["check_gguf"]
@@ -89,24 +74,6 @@ class _Job:
         return [list(prompt.tokens) for prompt in self.prompts]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Exact:
-    """What the F32 twins showed."""
-
-    conversion: Comparison = NOT_RUN
-    decode: float | None = None
-    divergence: FirstDivergence | None = None
-    description: str = "not run"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Shipped:
-    """What the file itself showed."""
-
-    numbers: ShippedNumbers
-    decode: float | None = None
-
-
 def check_gguf(
     path: Path,
     graph: Graph,
@@ -131,7 +98,8 @@ def check_gguf(
     found = metadata_differences(file.metadata, graph, tokenizer)
     missing = tensor_differences(file, graph)
     problems = [str(difference) for difference in found] + missing
-    values, exact, shipped = None, _Exact(), _Shipped(numbers=ShippedNumbers(quantization=NOT_RUN))
+    values, exact = None, Exact(description="not run")
+    shipped = Shipped(numbers=ShippedNumbers(quantization=NOT_RUN))
     prompts: tuple[Prompt, ...] = ()
     if not missing:
         stored = read_graph(file, graph)
@@ -148,10 +116,8 @@ def check_gguf(
             shipped = _run_shipped(job, can_run=can_run)
         except CheckpointError as error:  # llama.cpp refuses the file
             problems.append(str(error))
-    return _report(
-        file, graph, values=values, exact=exact, shipped=shipped, prompts=prompts, problems=problems,
-        is_full=full, gates=gates or Gates(), seconds=time.monotonic() - started,
-    )  # fmt: skip
+    findings = Findings(exact=exact, shipped=shipped, problems=problems, values=values, prompts=prompts, is_full=full)
+    return findings.report(_artifact(file, graph), gates=gates, seconds=time.monotonic() - started)
 
 
 def _tokenization_differences(job: _Job, tokenizer: Tokenizer) -> list[str]:
@@ -168,7 +134,7 @@ def _tokenization_differences(job: _Job, tokenizer: Tokenizer) -> list[str]:
     return [f"llama.cpp tokenizes otherwise than the checkpoint, first at token {first}, near {around!r}"]
 
 
-def _run_exact(job: _Job) -> _Exact:
+def _run_exact(job: _Job) -> Exact:
     """Conversion through F32 twins, one window of layers after the other; the worst window counts."""
     limit = FULL_TWIN_BYTES if job.is_full else QUICK_TWIN_BYTES
     windows = plan_windows(job.stored, job.texts, max_bytes=limit, is_full=job.is_full)
@@ -189,7 +155,7 @@ def _run_exact(job: _Job) -> _Exact:
         if worst.mean_kld is None or (numbers.mean_kld or 0.0) > worst.mean_kld:
             worst = numbers
     description = _describe_all(windows, job.stored)
-    return _Exact(conversion=worst, decode=decode, divergence=divergence, description=description)
+    return Exact(conversion=worst, decode=decode, divergence=divergence, description=description)
 
 
 @contextmanager
@@ -217,11 +183,11 @@ def _find_divergence(
     return FirstDivergence(layer=layer, site=site.place.value, relative=relative)
 
 
-def _run_shipped(job: _Job, *, can_run: bool) -> _Shipped:
+def _run_shipped(job: _Job, *, can_run: bool) -> Shipped:
     """The file as it is; without a runtime, only what the stored values cost."""
     if not can_run:
         job.say("comparing the stored values with the original")
-        return _Shipped(numbers=compare_shipped(job.original, job.stored, job.texts, run=None))
+        return Shipped(numbers=compare_shipped(job.original, job.stored, job.texts, run=None))
     job.say("running the file as shipped")
     arithmetic = Arithmetic(round_activations=round_activations, make_cache=HalfPrefillCache)
     with (
@@ -230,56 +196,21 @@ def _run_shipped(job: _Job, *, can_run: bool) -> _Shipped:
     ):
         numbers = compare_shipped(job.original, job.stored, job.texts, run=session.logits, arithmetic=arithmetic)
         decode = decode_difference(_chunks(session), decode_text(job.texts, is_full=job.is_full))
-    return _Shipped(numbers=numbers, decode=decode)
+    return Shipped(numbers=numbers, decode=decode)
 
 
-def _report(
-    file: GgufFile,
-    graph: Graph,
-    *,
-    values: ValueCheck | None,
-    exact: _Exact,
-    shipped: _Shipped,
-    prompts: Sequence[Prompt],
-    problems: Sequence[str],
-    is_full: bool,
-    gates: Gates,
-    seconds: float,
-) -> Report:
-    numbers = shipped.numbers
-    end_to_end, failures = judge_end_to_end(numbers, gates)
-    sampled = None
-    if values is not None:
-        sampled = Sampling(
-            mode="full" if is_full else "quick", prompts=tuple(prompt.name for prompt in prompts),
-            exact_form=exact.description, weights=values.weights, rows=values.rows,
-            rows_in_all=values.rows_in_all,
-        )  # fmt: skip
-    return Report(
-        artifact=file.paths[0].name,
+def _artifact(file: GgufFile, graph: Graph) -> Artifact:
+    return Artifact(
+        name=file.paths[0].name,
         target="gguf",
         recipe=str(file.metadata.get("qwen3_export.recipe") or _file_type(file)),
         method=_method(file),
         model=graph.name,
         size_bytes=file.size_bytes,
         bits_per_weight=file.bits_per_weight,
-        conversion=exact.conversion,
-        shipped=numbers.shipped.judged(shipped_bound(numbers.floor)),
-        quantization=numbers.quantization.judged(None),
-        end_to_end=end_to_end,
-        floor=replace(numbers.floor.judged(None), bound=None),
-        decode=judge_decode(exact.decode, shipped.decode, numbers),
-        calibration=recorded_calibration(file),
-        metadata=tuple(problems),
-        values=values.differences if values is not None else (),
-        gates=tuple(failures),
-        first_divergence=exact.divergence,
-        positions=sum(len(prompt.tokens) for prompt in prompts),
-        sampled=sampled,
         runtime=Runtime(name="llama.cpp (llama-cpp-python)", version=llama.runtime_version()),
-        versions=package_versions(PACKAGES),
-        seconds=seconds,
-        peak_memory_bytes=peak_memory_bytes(),
+        packages=PACKAGES,
+        calibration=recorded_calibration(file),
     )
 
 

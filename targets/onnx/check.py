@@ -29,27 +29,11 @@ from qwen3_export.parity.check import (
     decode_difference,
     first_divergence,
 )
-from qwen3_export.parity.judgement import (
-    ROUNDING_METHODS,
-    decode_text,
-    judge_decode,
-    judge_end_to_end,
-    longest_text,
-    moved_by,
-    shipped_bound,
-)
-from qwen3_export.parity.metrics import NOT_RUN, Comparison
+from qwen3_export.parity.findings import Artifact, Exact, Findings, Shipped
+from qwen3_export.parity.judgement import ROUNDING_METHODS, decode_text, longest_text, moved_by
+from qwen3_export.parity.metrics import NOT_RUN
 from qwen3_export.parity.prompts import Prompt, tokenize_prompts
-from qwen3_export.parity.report import (
-    FirstDivergence,
-    Gates,
-    Report,
-    Runtime,
-    Sampling,
-    package_versions,
-    peak_memory_bytes,
-)
-from qwen3_export.parity.values import ValueCheck
+from qwen3_export.parity.report import FirstDivergence, Gates, Report, Runtime
 from qwen3_export.provenance import PREFIX, read_calibration_record, read_scales_record
 from qwen3_export.quantizers.activations import Int8Activations
 from qwen3_export.reference import KVCache
@@ -67,6 +51,7 @@ CONVERSION_BOUND = 1e-9
 # The floor of plain fp16 rounds what is multiplied and what is cached, not every sum between: 8 times it was measured.
 FP16_FLOORS, INT8_FLOORS = 32.0, 2.0
 
+EXACT_FORM = "all layers, fp32 activations"
 PACKAGES = ("qwen3-export", "onnxruntime", "onnxruntime-genai", "onnx", "torch", "numpy", "tokenizers")
 
 Say = Callable[[str], None]
@@ -102,23 +87,6 @@ class _Job:
         return OnnxSession(data, config, folder=self.file.graph_path.parent, threads=self.threads)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Exact:
-    """What the exact form showed."""
-
-    conversion: Comparison = NOT_RUN
-    decode: float | None = None
-    divergence: FirstDivergence | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Shipped:
-    """What the folder itself showed."""
-
-    numbers: ShippedNumbers
-    decode: float | None = None
-
-
 def check_onnx(
     path: Path,
     graph: Graph,
@@ -140,7 +108,8 @@ def check_onnx(
     file = open_onnx(path)
     missing = tensor_differences(file, graph)
     problems = [*metadata_differences(file, graph, tokenizer), *missing]
-    values, exact, shipped = None, _Exact(), _Shipped(numbers=ShippedNumbers(quantization=NOT_RUN))
+    values, exact = None, Exact(description=EXACT_FORM)
+    shipped = Shipped(numbers=ShippedNumbers(quantization=NOT_RUN), floors=_floors(file))
     prompts: tuple[Prompt, ...] = ()
     if not missing:
         stored = read_graph(file, graph)
@@ -157,33 +126,23 @@ def check_onnx(
             shipped = _run_shipped(job, can_run=can_run)
         except CheckpointError as error:  # onnxruntime refuses the graph
             problems.append(str(error))
-    return _report(
-        file,
-        graph,
-        values=values,
-        exact=exact,
-        shipped=shipped,
-        prompts=prompts,
-        problems=problems,
-        is_full=full,
-        gates=gates or Gates(),
-        seconds=time.monotonic() - started,
-    )
+    found = Findings(exact=exact, shipped=shipped, problems=problems, values=values, prompts=prompts, is_full=full)
+    return found.report(_artifact(file, graph), gates=gates, seconds=time.monotonic() - started)
 
 
-def _run_exact(job: _Job) -> _Exact:
+def _run_exact(job: _Job) -> Exact:
     """Conversion and decoding without int8 or fp16 activations; where it is out of bounds, the first site that is."""
     job.say("running the graph exactly, with fp32 activations")
     texts = decided_parts(job.stored, job.texts)
     if not texts:
-        return _Exact()
+        return Exact(description=EXACT_FORM)
     proto = surgery.exact(job.file.proto, job.original.config)
     session = job.session(proto)
     numbers = compare_exact(job.stored, texts, session.logits).judged(CONVERSION_BOUND)
     text = decode_text(texts, is_full=job.is_full)
     decode = max(decode_difference(_chunks(session), text), _padding_difference(session, text))
     divergence = _find_divergence(job, texts[0]) if numbers.status == "fail" else None
-    return _Exact(conversion=numbers, decode=decode, divergence=divergence)
+    return Exact(description=EXACT_FORM, conversion=numbers, decode=decode, divergence=divergence)
 
 
 def _padding_difference(session: OnnxSession, text: Sequence[int]) -> float:
@@ -208,16 +167,16 @@ def _find_divergence(job: _Job, text: Sequence[int]) -> FirstDivergence | None:
     )
 
 
-def _run_shipped(job: _Job, *, can_run: bool) -> _Shipped:
+def _run_shipped(job: _Job, *, can_run: bool) -> Shipped:
     """The folder as it is; without a runtime, only what the stored values cost."""
     if not can_run:
         job.say("comparing the stored values with the original")
-        return _Shipped(numbers=compare_shipped(job.original, job.stored, job.texts, run=None))
+        return Shipped(numbers=compare_shipped(job.original, job.stored, job.texts, run=None))
     job.say("running the graph as shipped")
     session = job.session()
     numbers = compare_shipped(job.original, job.stored, job.texts, run=session.logits, arithmetic=_arithmetic(job))
     decode = decode_difference(_chunks(session), decode_text(job.texts, is_full=job.is_full))
-    return _Shipped(numbers=numbers, decode=decode)
+    return Shipped(numbers=numbers, decode=decode, floors=_floors(job.file))
 
 
 def _arithmetic(job: _Job) -> Arithmetic:
@@ -242,58 +201,23 @@ def _chunks(session: OnnxSession) -> Callable[[Sequence[int], int], Iterator[np.
     return lambda tokens, chunk: session.run(tokens, chunk=chunk)
 
 
-def _report(
-    file: OnnxFile,
-    graph: Graph,
-    *,
-    values: ValueCheck | None,
-    exact: _Exact,
-    shipped: _Shipped,
-    prompts: Sequence[Prompt],
-    problems: Sequence[str],
-    is_full: bool,
-    gates: Gates,
-    seconds: float,
-) -> Report:
-    numbers = shipped.numbers
-    end_to_end, failures = judge_end_to_end(numbers, gates)
+def _floors(file: OnnxFile) -> float:
     is_half = any(place.dtype == "<f2" for place in file.initializers.values())
-    floors = FP16_FLOORS if is_half and not _has_int8_activations(file) else INT8_FLOORS
-    sampled = None
-    if values is not None:
-        sampled = Sampling(
-            mode="full" if is_full else "quick",
-            prompts=tuple(prompt.name for prompt in prompts),
-            exact_form="all layers, fp32 activations",
-            weights=values.weights,
-            rows=values.rows,
-            rows_in_all=values.rows_in_all,
-        )
-    return Report(
-        artifact=file.folder.name,
+    return FP16_FLOORS if is_half and not _has_int8_activations(file) else INT8_FLOORS
+
+
+def _artifact(file: OnnxFile, graph: Graph) -> Artifact:
+    return Artifact(
+        name=file.folder.name,
         target="onnx",
         recipe=_recorded(file, "recipe"),
         method=_recorded(file, "method"),
         model=graph.name,
         size_bytes=file.size_bytes,
         bits_per_weight=_bits_per_weight(file, graph),
-        conversion=exact.conversion,
-        shipped=numbers.shipped.judged(shipped_bound(numbers.floor, floors=floors)),
-        quantization=numbers.quantization.judged(None),
-        end_to_end=end_to_end,
-        floor=numbers.floor.judged(None),
-        decode=judge_decode(exact.decode, shipped.decode, numbers, floors=floors),
-        calibration=_calibration(file),
-        metadata=tuple(problems),
-        values=values.differences if values is not None else (),
-        gates=tuple(failures),
-        first_divergence=exact.divergence,
-        positions=sum(len(prompt.tokens) for prompt in prompts),
-        sampled=sampled,
         runtime=Runtime(name="onnxruntime", version=run.runtime_version()),
-        versions=package_versions(PACKAGES),
-        seconds=seconds,
-        peak_memory_bytes=peak_memory_bytes(),
+        packages=PACKAGES,
+        calibration=_calibration(file),
     )
 
 

@@ -1,0 +1,136 @@
+"""A package as an app runs it: tokens in, every position's logits out, with the states between.
+
+The MIL executor runs it anywhere, exactly or as fp16 rounds; on a Mac, Core ML itself runs it too.
+"""
+
+# T tokens  S positions seen  V vocabulary
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qwen3_export.errors import CheckpointError
+from qwen3_export.targets.coreml.mil import Overflow, Package, open_package
+from qwen3_export.targets.coreml.names import INPUT_IDS, LOGITS, MASK
+
+__all__ = ["CoremlSession", "Runs", "can_run_coreml", "causal_mask", "coremltools_version", "feed", "is_installed"]
+
+# What an app fills the mask with: the least finite number of fp16 (swift-transformers' LanguageModel.swift).
+BLOCKED = np.finfo(np.float16).min
+# Weights stay decoded between calls where all of them take no more than this.
+KEPT_BYTES = 3 << 30
+
+Runs = Literal["exact", "fp16", "coreml"]
+Inputs = Mapping[str, NDArray[Any]]
+
+
+class _Runner(Protocol):
+    """What runs a package: states are made for each sequence."""
+
+    def new_state(self) -> Any: ...
+
+    def predict(self, inputs: Inputs, state: Any) -> NDArray[Any]:
+        """The logits [1, T, V]."""
+        ...
+
+
+def is_installed() -> bool:
+    """Whether packages can be opened."""
+    return importlib.util.find_spec("coremltools") is not None
+
+
+def coremltools_version() -> str | None:
+    """The version of coremltools; None where it is not installed."""
+    try:
+        return importlib.metadata.version("coremltools")
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def can_run_coreml() -> bool:
+    """Whether this is a Mac, whose Core ML runs the package itself."""
+    return sys.platform == "darwin" and is_installed()
+
+
+def causal_mask(past: int, count: int) -> NDArray[np.float16]:
+    """[1, 1, T, S]: 0 where a token looks, and the least finite number where it must not."""
+    is_later_TS = np.arange(past + count)[None] > np.arange(past, past + count)[:, None]
+    return np.where(is_later_TS, BLOCKED, 0).astype(np.float16)[None, None]
+
+
+def feed(tokens: Sequence[int], *, past: int = 0) -> dict[str, NDArray[Any]]:
+    """The inputs for some tokens at the end of what the states have seen."""
+    return {INPUT_IDS: np.array([tokens], np.int32), MASK: causal_mask(past, len(tokens))}
+
+
+class CoremlSession:
+    """One package, opened; ``runs`` says what runs it.
+
+    ``overflow`` is the first operation that left the finite numbers in any run (looked for in fp16 only).
+    """
+
+    def __init__(self, package: Path, *, runs: Runs, num_parameters: int = 0) -> None:
+        self.overflow: Overflow | None = None
+        if runs == "coreml":
+            self._runner: _Runner = _CoremlRunner(package)
+            return
+        keep = 4 * num_parameters <= KEPT_BYTES
+        self._runner = _ExecutorRunner(open_package(package, keep_weights=keep), runs, self._note)
+
+    def logits(self, tokens: Sequence[int]) -> NDArray[np.float32]:
+        """Logits of every position in one prefill, [T, V]."""
+        return next(self.run(tokens))
+
+    def run(self, tokens: Sequence[int], *, chunk: int | None = None) -> Iterator[NDArray[np.float32]]:
+        """Logits chunk by chunk through the states, each [chunk, V]."""
+        state, step = self._runner.new_state(), chunk or len(tokens)
+        for start in range(0, len(tokens), step):
+            part = tokens[start : start + step]
+            yield self._runner.predict(feed(part, past=start), state)[0].astype(np.float32)
+
+    def _note(self, overflow: Overflow | None) -> None:
+        self.overflow = self.overflow or overflow
+
+
+class _ExecutorRunner:
+    def __init__(self, package: Package, mode: str, note: Any) -> None:
+        self._package, self._mode, self._note = package, mode, note
+
+    def new_state(self) -> Any:
+        return self._package.new_state()
+
+    def predict(self, inputs: Inputs, state: Any) -> NDArray[Any]:
+        outputs = self._package.run(inputs, state=state, mode=self._mode)
+        self._note(outputs.overflow)
+        if LOGITS not in outputs:
+            raise CheckpointError(f"{self._package.path}: has no output {LOGITS}")
+        return outputs[LOGITS]
+
+
+class _CoremlRunner:
+    """Core ML itself, on whatever part of the machine it chooses."""
+
+    def __init__(self, package: Path) -> None:
+        import coremltools
+
+        try:
+            self._model: Any = coremltools.models.MLModel(str(package))
+        except Exception as error:  # Core ML raises many types
+            raise CheckpointError(f"{package}: Core ML cannot load it ({error})") from error
+
+    def new_state(self) -> Any:
+        return self._model.make_state()
+
+    def predict(self, inputs: Inputs, state: Any) -> NDArray[Any]:
+        try:
+            return np.asarray(self._model.predict(dict(inputs), state=state)[LOGITS])
+        except Exception as error:  # Core ML raises many types
+            raise CheckpointError(f"Core ML cannot run the package ({error})") from error
