@@ -18,7 +18,7 @@ from qwen3_export.graph import Graph, Kind, Weight, module_name
 from qwen3_export.quantizers.affine import AffineFormat
 from qwen3_export.quantizers.palette import PaletteFormat
 from qwen3_export.targets.coreml.blobs import RECORD_BYTES, Blob, aligned
-from qwen3_export.targets.coreml.names import head_part_name, mil_name
+from qwen3_export.targets.coreml.names import HEAD_PART, mil_name
 from qwen3_export.targets.coreml.recipes import CoremlFormat
 
 __all__ = [
@@ -133,7 +133,7 @@ def _head_parts(graph: Graph, formats: Mapping[str, CoremlFormat], head_rows: in
     for index, first in enumerate(range(0, count, head_rows)):
         rows = slice(first, min(first + head_rows, count))
         yield StoredMatrix(
-            name=head_part_name(index),
+            name=f"{HEAD_PART}{index}",
             weight=name,
             rows=rows,
             shape=(rows.stop - rows.start, columns),

@@ -14,6 +14,7 @@ from qwen3_export.rope import rotation
 
 __all__ = [
     "COS_TABLE",
+    "HEAD_PART",
     "INPUT_IDS",
     "KEY_CACHE",
     "LOGITS",
@@ -24,7 +25,6 @@ __all__ = [
     "SIN_TABLE",
     "VALUE_CACHE",
     "WEIGHT_FILE",
-    "head_part_name",
     "mil_name",
     "rope_tables",
     "site_name",
@@ -37,6 +37,9 @@ INPUT_IDS, MASK, KEY_CACHE, VALUE_CACHE, LOGITS = "inputIds", "fullAttentionMask
 
 COS_TABLE, SIN_TABLE = "cos_table", "sin_table"
 
+# A part of the output head, where it is split, and its index.
+HEAD_PART = "lm_head_part_"
+
 # The square root of rms_norm_eps, which is what the program holds of it.
 ROOT_EPS = "root_eps"
 
@@ -44,11 +47,6 @@ ROOT_EPS = "root_eps"
 def mil_name(name: str) -> str:
     """A module's name as a name in a program."""
     return name.replace(".", "_")
-
-
-def head_part_name(index: int) -> str:
-    """A part of the output head, where it is split."""
-    return f"lm_head_part_{index}"
 
 
 def site_name(site: Site) -> str:

@@ -29,13 +29,13 @@ from qwen3_export.targets.coreml.builder import ProgramBuilder, Var
 from qwen3_export.targets.coreml.layout import WeightPlan
 from qwen3_export.targets.coreml.names import (
     COS_TABLE,
+    HEAD_PART,
     INPUT_IDS,
     KEY_CACHE,
     LOGITS,
     MASK,
     SIN_TABLE,
     VALUE_CACHE,
-    head_part_name,
     mil_name,
     rope_tables,
     site_name,
@@ -180,10 +180,13 @@ class _Writer:
     def _attention(self, h: Var, layer: int) -> Var:
         build, config, prefix = self.build, self.config, f"model_layers_{layer}_self_attn"
         head_dim = config.head_dim
-        q = rotate(build, self._heads(h, Kind.Q_PROJ, layer), self.q_turn, name=site_name(Site(Place.Q_ROPE, layer)))
+        q_site = site_name(Site(Place.Q_ROPE, layer))
+        q_name = q_site if self.options.has_fused_attention else f"{q_site}_scaled"  # not what the reference shows
+        q = rotate(build, self._heads(h, Kind.Q_PROJ, layer), self.q_turn, name=q_name)
         k = rotate(build, self._heads(h, Kind.K_PROJ, layer), self.k_turn, name=site_name(Site(Place.K_ROPE, layer)))
-        keys = self._cached(KEY_CACHE, k, layer)
-        values = self._cached(VALUE_CACHE, self._heads(h, Kind.V_PROJ, layer), layer)
+        place = self._place(layer)
+        keys = self._cached(KEY_CACHE, k, layer, place)
+        values = self._cached(VALUE_CACHE, self._heads(h, Kind.V_PROJ, layer), layer, place)
         stacked = build.op(
             "reshape", x=q, shape=[1, config.num_key_value_heads, -1, head_dim], name=f"{prefix}_stacked"
         )
@@ -215,16 +218,20 @@ class _Writer:
         normed = split if norm is None else self._norm(split, norm, layer)
         return build.op("transpose", x=normed, perm=[0, 2, 1, 3], name=f"{weight}_by_head")
 
-    def _cached(self, state: str, x: Var, layer: int) -> Var:
-        """Write keys or values [1, K, T, H] at their positions; returns all of the layer that has been seen."""
-        build, config, name = self.build, self.config, f"{state}_{layer}"
-        head, tail = f"{name}_begin", f"{name}_end"
-        last = build.mb.const(val=np.array([config.head_dim], np.int32), name=f"{name}_head_dim")
-        zero = build.mb.const(val=np.array([0], np.int32), name=f"{name}_first_dim")
-        starts = build.mb.const(val=np.array([layer, 0, 0], np.int32), name=f"{name}_starts")
-        stops = build.mb.const(val=np.array([layer + 1, 1, config.num_key_value_heads], np.int32), name=f"{name}_stops")
-        begin = build.op("concat", values=[starts, self.past, zero], axis=0, name=head)
-        end = build.op("concat", values=[stops, self.seen, last], axis=0, name=tail)
+    def _place(self, layer: int) -> tuple[Var, Var]:
+        """Where in a state these tokens of a layer belong: the first index of each axis, and the one after the last."""
+        build, config, name = self.build, self.config, f"cache_{layer}"
+        starts = np.array([layer, 0, 0], np.int32)
+        stops = np.array([layer + 1, 1, config.num_key_value_heads], np.int32)
+        zero, head_dim = np.array([0], np.int32), np.array([config.head_dim], np.int32)
+        return (
+            build.op("concat", values=[starts, self.past, zero], axis=0, name=f"{name}_begin"),
+            build.op("concat", values=[stops, self.seen, head_dim], axis=0, name=f"{name}_end"),
+        )
+
+    def _cached(self, state: str, x: Var, layer: int, place: tuple[Var, Var]) -> Var:
+        """Write keys or values [1, K, T, H] at their place; returns all of the layer that has been seen."""
+        build, name, (begin, end) = self.build, f"{state}_{layer}", place
         update = build.cast(x, "fp16", name=f"{name}_fp16")
         update = build.op("expand_dims", x=update, axes=[0], name=f"{name}_update")
         before = build.op("read_state", input=self.inputs[state], name=f"{name}_before")
@@ -247,7 +254,7 @@ class _Writer:
         return self._linear(inner, Kind.DOWN_PROJ, layer, name=site_name(Site(Place.MLP, layer)))
 
     def _head(self, final: Var) -> Var:
-        parts = [name for name in self.plan.matrices if name.startswith(head_part_name(0)[:-1])]
+        parts = [name for name in self.plan.matrices if name.startswith(HEAD_PART)]
         if not parts:
             kind = Kind.EMBED_TOKENS if self.config.tie_word_embeddings else Kind.LM_HEAD
             return self._multiply(final, mil_name(module_name(Role(kind))), name=LOGITS)

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from math import prod
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -18,20 +17,14 @@ from typing import Any
 import numpy as np
 
 from qwen3_export.errors import CheckpointError, QuantizationError
-from qwen3_export.graph import ALL_ROWS, Graph, Kind, Role, Weight, module_name
-from qwen3_export.quantizers.affine import AffineFormat, AffineParams
-from qwen3_export.quantizers.coded import CodedFormat, read_coded
-from qwen3_export.quantizers.palette import PaletteFormat, PaletteParams
-from qwen3_export.targets.coreml.blobs import ELEMENTS, Blob, read_record, read_values
+from qwen3_export.graph import Graph, Kind, Role, Weight
+from qwen3_export.targets.coreml.blobs import ELEMENTS, Blob, read_record
 from qwen3_export.targets.coreml.extra import require_coremltools
-from qwen3_export.targets.coreml.layout import CODES, INDICES, SCALES, TABLES, VALUES
-from qwen3_export.targets.coreml.names import MODEL_FILE, PACKAGE, WEIGHT_FILE, head_part_name, mil_name
+from qwen3_export.targets.coreml.names import HEAD_PART, MODEL_FILE, PACKAGE, WEIGHT_FILE, mil_name
+from qwen3_export.targets.coreml.stored import StoredWeight, join_parts, stored_weight
 
 __all__ = [
     "CoremlFile",
-    "CoremlWeight",
-    "FloatWeight",
-    "SplitWeight",
     "head_parts",
     "open_coreml",
     "read_graph",
@@ -39,7 +32,7 @@ __all__ = [
     "tensor_differences",
 ]
 
-FLOAT_NAMES: Mapping[str, str] = {"fp16": "F16", "fp32": "F32"}
+# Rows of a tied head that are compared with the embedding at a time.
 ROW_BLOCK = 1024
 
 
@@ -90,111 +83,6 @@ class CoremlFile:
         if element not in ELEMENTS:
             raise CheckpointError(f"{self.package}: {name} is of type {element}, which this reader does not know")
         return read_record(self.weight_path, value.blobFileValue.offset, name=name, element=element, shape=shape)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FloatWeight:
-    """A weight of the graph, or some rows of it, stored as floats."""
-
-    role: Role
-    shape: tuple[int, ...]
-    blob: Blob
-    path: Path
-
-    @property
-    def name(self) -> str:
-        return module_name(self.role)
-
-    @property
-    def format(self) -> str:
-        return FLOAT_NAMES[self.blob.element]
-
-    def read(self, rows: slice = ALL_ROWS) -> np.ndarray:
-        start, stop, _ = rows.indices(self.shape[0])
-        return _rows(self.path, self.blob, start, stop).astype(np.float32)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CoremlWeight:
-    """A weight of the graph, or some rows of it, stored as codes or indices; ``parts`` by their names."""
-
-    role: Role
-    shape: tuple[int, ...]
-    number_format: CodedFormat
-    parts: Mapping[str, Blob]
-    path: Path
-
-    @property
-    def name(self) -> str:
-        return module_name(self.role)
-
-    @property
-    def format(self) -> str:
-        return self.number_format.name
-
-    def encode(self, rows: slice = ALL_ROWS) -> tuple[np.ndarray, Any]:
-        """The stored codes and parameters of a block of rows; of whole tables, where rows share them."""
-        start, stop, _ = rows.indices(self.shape[0])
-        codes_RI = _rows(self.path, self.parts[CODES if CODES in self.parts else INDICES], start, stop)
-        if isinstance(self.number_format, AffineFormat):
-            scale_RG = _rows(self.path, self.parts[SCALES], start, stop).astype(np.float32)
-            return codes_RI, AffineParams(scale_RG=scale_RG, zero_point_RG=np.zeros(scale_RG.shape, np.int8))
-        together = self.number_format.rows_together or self.shape[0]
-        tables = _rows(self.path, self.parts[TABLES], start // together, -(-stop // together))
-        return codes_RI, PaletteParams(table_LE=tables.reshape(len(tables), -1).astype(np.float32))
-
-    def read(self, rows: slice = ALL_ROWS) -> np.ndarray:
-        return read_coded(self, rows)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SplitWeight:
-    """A weight of the graph whose rows are stored in parts, one below the other; all but the last are as high."""
-
-    parts: tuple[FloatWeight | CoremlWeight, ...]
-    shape: tuple[int, ...]
-
-    @property
-    def role(self) -> Role:
-        return self.parts[0].role
-
-    @property
-    def name(self) -> str:
-        return module_name(self.role)
-
-    @property
-    def format(self) -> str:
-        return self.parts[0].format
-
-    def read(self, rows: slice = ALL_ROWS) -> np.ndarray:
-        return np.concatenate([part.read(block) for part, block in self._blocks(rows)])
-
-    def _blocks(self, rows: slice) -> list[tuple[FloatWeight | CoremlWeight, slice]]:
-        """The parts that hold these rows, and which of their own rows those are; one at least."""
-        start, stop, _ = rows.indices(self.shape[0])
-        found, first = [], 0
-        for part in self.parts:
-            low, high = max(start - first, 0), min(stop - first, part.shape[0])
-            if low < high:
-                found.append((part, slice(low, high)))
-            first += part.shape[0]
-        return found or [(self.parts[0], slice(0, 0))]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SplitCodedWeight(SplitWeight):
-    """One whose parts hold codes."""
-
-    @property
-    def number_format(self) -> CodedFormat:
-        part = self.parts[0]
-        assert isinstance(part, CoremlWeight)
-        return part.number_format
-
-    def encode(self, rows: slice = ALL_ROWS) -> tuple[np.ndarray, Any]:
-        """The stored codes and parameters of a block of rows."""
-        codes, params = zip(*(_encoded(part, block) for part, block in self._blocks(rows)), strict=True)
-        return np.concatenate(codes), _joined(params)
 
 
 def open_coreml(path: Path) -> CoremlFile:
@@ -252,17 +140,16 @@ def tensor_differences(file: CoremlFile, checkpoint: Graph) -> list[str]:
 
 def head_parts(file: CoremlFile) -> list[str]:
     """The names of the parts of a split head, in the order of rows."""
-    prefix = head_part_name(0)[:-1]
-    return sorted((name for name in file.constants if name.startswith(prefix)), key=lambda name: (len(name), name))
+    found = (name for name in file.constants if name.startswith(HEAD_PART))
+    return sorted(found, key=lambda name: int(name.removeprefix(HEAD_PART)))
 
 
 def _head_differences(file: CoremlFile, checkpoint: Graph) -> list[str]:
     """A tied head that is split is stored once more: it must be the embedding still."""
-    parts = head_parts(file)
-    if not parts or not checkpoint.config.tie_word_embeddings:
+    if not head_parts(file) or not checkpoint.config.tie_word_embeddings:
         return []
     embedding = checkpoint.head
-    whole, head = _stored(file, embedding), _split(file, embedding.role, parts)
+    whole, head = _stored(file, embedding), _split(file, embedding.role)
     if head.shape != whole.shape:
         return [f"the parts of the head have shape {list(head.shape)}, the embedding {list(whole.shape)}"]
     for first in range(0, whole.shape[0], ROW_BLOCK):
@@ -272,66 +159,16 @@ def _head_differences(file: CoremlFile, checkpoint: Graph) -> list[str]:
     return []
 
 
-def _stored(file: CoremlFile, weight: Weight) -> FloatWeight | CoremlWeight | SplitWeight:
+def _stored(file: CoremlFile, weight: Weight) -> StoredWeight:
     """Where a weight of the checkpoint lies in the file; KeyError where it does not."""
     name = mil_name(weight.name)
     if weight.role.kind is Kind.LM_HEAD and name not in file.constants and head_parts(file):
-        return _split(file, weight.role, head_parts(file))
-    return _whole(file, weight.role, name)
+        return _split(file, weight.role)
+    return stored_weight(weight.role, file.constants[name], file.weight_path)
 
 
-def _whole(file: CoremlFile, role: Role, name: str) -> FloatWeight | CoremlWeight:
-    parts = file.constants[name]
-    if VALUES in parts:
-        return FloatWeight(role=role, shape=parts[VALUES].shape, blob=parts[VALUES], path=file.weight_path)
-    codes = parts[CODES] if CODES in parts else parts[INDICES]
-    return CoremlWeight(
-        role=role, shape=codes.shape, number_format=_number_format(parts), parts=parts, path=file.weight_path
-    )
-
-
-def _split(file: CoremlFile, role: Role, names: list[str]) -> SplitWeight:
-    parts = tuple(_whole(file, role, name) for name in names)
-    shape = (sum(part.shape[0] for part in parts), parts[0].shape[-1])
-    kind = SplitCodedWeight if isinstance(parts[0], CoremlWeight) else SplitWeight
-    return kind(parts=parts, shape=shape)
-
-
-def _number_format(parts: Mapping[str, Blob]) -> CodedFormat:
-    if CODES in parts:
-        codes, scales = parts[CODES], parts[SCALES]
-        groups = scales.shape[1]
-        return AffineFormat(
-            num_bits=codes.num_bits,
-            group_size=None if groups == 1 else codes.shape[1] // groups,
-            scale_dtype="f32" if scales.element == "fp32" else "f16",
-        )
-    indices, tables = parts[INDICES], parts[TABLES]
-    return PaletteFormat(
-        num_bits=indices.num_bits,
-        rows_per_table=indices.shape[0] // tables.shape[0],
-        table_dtype="f32" if tables.element == "fp32" else "f16",
-    )
-
-
-def _rows(path: Path, blob: Blob, start: int, stop: int) -> np.ndarray:
-    """Slices of the first dimension."""
-    size, count = prod(blob.shape[1:]), max(stop - start, 0)
-    return read_values(path, blob, first=start * size, count=count * size).reshape(count, *blob.shape[1:])
-
-
-def _encoded(part: FloatWeight | CoremlWeight, rows: slice) -> tuple[np.ndarray, Any]:
-    assert isinstance(part, CoremlWeight)
-    return part.encode(rows)
-
-
-def _joined(params: tuple[Any, ...]) -> Any:
-    if isinstance(params[0], PaletteParams):
-        return PaletteParams(table_LE=np.concatenate([part.table_LE for part in params]))
-    return AffineParams(
-        scale_RG=np.concatenate([part.scale_RG for part in params]),
-        zero_point_RG=np.concatenate([part.zero_point_RG for part in params]),
-    )
+def _split(file: CoremlFile, role: Role) -> StoredWeight:
+    return join_parts([stored_weight(role, file.constants[name], file.weight_path) for name in head_parts(file)])
 
 
 def _is_in_file(value: Any) -> bool:

@@ -44,7 +44,7 @@ def test_coremltools_loads_what_was_rounded(recipe: str, packaged: Callable[...,
     from coremltools.converters.mil.frontend.milproto.load import load as load_program
     from coremltools.models import MLModel
 
-    written = packaged("rows_of_320" if recipe == "int4" else "untied", recipe)
+    written = packaged("rows_of_320" if recipe == "int4" else "rows_of_72", recipe)
     model = MLModel(str(written.export.package), skip_model_load=True)
     spec = model.get_spec()
     assert spec.specificationVersion == 9

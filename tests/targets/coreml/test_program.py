@@ -37,8 +37,8 @@ WRITTEN: list[tuple[str, str, dict[str, Any]]] = [
     ("rows_of_320", "int4", {}),
     ("tied", "int4", {"block_size": 64, "split_lm_head": 4096}),
     ("rows_of_72", "int4", {"channelwise": True}),
-    ("tied", "palette8", {}),
-    ("added_tokens", "palette6", {"split_lm_head": 2000}),
+    ("rows_of_72", "palette8", {}),
+    ("added_tokens", "palette6", {"split_lm_head": 4000}),
     ("rows_of_320", "palette4", {"fused_attention": True}),
 ]
 
