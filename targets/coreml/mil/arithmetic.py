@@ -38,11 +38,21 @@ class Arithmetic:
             result = result.to(element.torch_type)
         return result if moved else self.rounding(element)(result)
 
+    def round_in_place(self, result: Tensor, element: ElementType) -> Tensor:
+        """A large result that nobody else holds, some elements at a time: a copy of an embedding is a lot."""
+        if not self.rounds or element.name != "fp16":
+            return result
+        whole = result.contiguous()
+        for part in whole.view(-1).split(ROUNDED_AT_ONCE):
+            part.copy_(part.to(torch.float16))
+        return whole
+
     def rounding(self, element: ElementType) -> Rounding:
         """What every number of a type goes through."""
         return _to_fp16 if self.rounds and element.name == "fp16" else _unchanged
 
 
+ROUNDED_AT_ONCE = 1 << 22
 EXACT = Arithmetic(name="exact", rounds=False)
 FP16 = Arithmetic(name="fp16", rounds=True)
 

@@ -36,10 +36,10 @@ class Constants:
 
     def get(self, name: str, arithmetic: Arithmetic) -> Value:
         """The value under an arithmetic, which decides whether products of scales are rounded to fp16."""
-        key = (name, arithmetic.name)
+        operation, index = self._makers[name]
+        key = (name, arithmetic.name if operation.kind in CONSTEXPR else "")
         if key in self._kept:
             return self._kept[key]
-        operation, index = self._makers[name]
         value = self._make(operation, index, arithmetic)
         if self._keep or _bytes(value) <= SMALL_BYTES:
             self._kept[key] = value
@@ -52,7 +52,8 @@ class Constants:
         inputs = {key: self._stored(bindings[0], arithmetic) for key, bindings in operation.inputs.items()}
         made = CONSTEXPR[operation.kind](inputs)
         result = made[index] if isinstance(made, tuple) else made
-        return arithmetic.stored(result, operation.outputs[index].type.element)
+        element = operation.outputs[index].type.element
+        return arithmetic.round_in_place(arithmetic.stored(result, element, moved=True), element)
 
     def _stored(self, binding: Binding, arithmetic: Arithmetic) -> Any:
         """What a constexpr is made from: as it lies in the file, so that integers of few bits take a byte each."""

@@ -91,6 +91,11 @@ class Package:
         """The kinds of operation that the executor does not know."""
         return tuple(sorted(self.ops.keys() - known()))
 
+    def constant(self, name: str, *, mode: str = "exact") -> NDArray[Any] | str:
+        """A constant as operations get it: a compressed one decoded, fp16 in fp32. KeyError for another name."""
+        value = self._constants.get(name, arithmetic(mode))
+        return value.numpy().copy() if isinstance(value, Tensor) else str(value)
+
     def new_state(self) -> State:
         """All states as a device begins with them: zeros."""
         held = {n: self._elements[n].torch_type for n in self.states}

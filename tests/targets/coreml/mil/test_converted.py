@@ -132,13 +132,15 @@ def built(name: str) -> nn.Module:
     return CASES[name][0]().eval()
 
 
-def converted(model: Any, *, precision: str = "FLOAT32", inputs: Any = None, **options: Any) -> Any:
+def converted(
+    model: Any, *, precision: str = "FLOAT32", inputs: Any = None, target: str = "iOS18", **options: Any
+) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return coremltools.convert(
             model,
             inputs=inputs,
-            minimum_deployment_target=coremltools.target.iOS18,
+            minimum_deployment_target=getattr(coremltools.target, target),
             compute_precision=getattr(coremltools.precision, precision),
             skip_model_load=True,
             **options,
@@ -160,7 +162,11 @@ def traced(name: str) -> tuple[Any, Any]:
 def output(package: Package, x: Tensor, **options: Any) -> np.ndarray:
     (name,) = package.inputs
     array = x.numpy().astype(np.int32 if package.inputs[name].dtype == "int32" else np.float32)
-    (found,) = package.run({name: array}, **options).values()
+    return output_of(package, {name: array}, **options)
+
+
+def output_of(package: Package, inputs: dict[str, np.ndarray], **options: Any) -> np.ndarray:
+    (found,) = package.run(inputs, **options).values()
     return found
 
 
@@ -187,6 +193,52 @@ def test_exported_modules(tmp_path: Path, name: str, precision: str) -> None:
     with torch.no_grad():
         expected = built(name)(x).numpy()
     np.testing.assert_allclose(output(package, x), expected, **(FP32 if precision == "FLOAT32" else FP16))
+
+
+@pytest.mark.parametrize(("target", "version"), [("iOS15", 6), ("iOS16", 7), ("iOS17", 8)])
+def test_programs_of_older_systems(tmp_path: Path, target: str, version: int) -> None:
+    model, inputs = traced("convolutions")
+    package = saved(converted(model, inputs=inputs, target=target), tmp_path)
+    assert package.spec_version == version
+    x = example("convolutions", seed=2)
+    with torch.no_grad():
+        np.testing.assert_allclose(output(package, x), built("convolutions")(x).numpy(), **FP32)
+
+
+def test_one_of_two_functions_that_share_weights(tmp_path: Path) -> None:
+    """Two lengths of one model, put together by coremltools."""
+    descriptor = coremltools.utils.MultiFunctionDescriptor()
+    for tokens in (1, 5):
+        model, x = built("mlp"), torch.zeros(1, tokens, 64)
+        inputs = [coremltools.TensorType(name="x", shape=x.shape)]
+        path = str(tmp_path / f"{tokens}.mlpackage")
+        converted(torch.jit.trace(model, x), inputs=inputs).save(path)
+        descriptor.add_function(path, "main", f"of_{tokens}")
+    descriptor.default_function_name = "of_1"
+    coremltools.utils.save_multifunction(descriptor, str(tmp_path / "both.mlpackage"))
+    for tokens in (1, 5):
+        package = open_package(tmp_path / "both.mlpackage", function_name=f"of_{tokens}")
+        assert package.inputs["x"].shape == (1, tokens, 64)
+        x = torch.randn(1, tokens, 64)
+        with torch.no_grad():
+            np.testing.assert_allclose(output(package, x), built("mlp")(x).numpy(), **FP32)
+
+
+def test_an_optional_input_has_its_default(tmp_path: Path) -> None:
+    class Scaled(nn.Module):
+        def forward(self, x: Tensor, scale: Tensor) -> Tensor:
+            return x * scale
+
+    x, scale = torch.ones(1, 3), np.full((1, 3), 2.5, np.float32)
+    inputs = [
+        coremltools.TensorType(name="x", shape=(1, 3)),
+        coremltools.TensorType(name="scale", shape=(1, 3), default_value=scale),
+    ]
+    package = saved(converted(torch.jit.trace(Scaled(), (x, x)), inputs=inputs), tmp_path)
+    assert package.inputs["scale"].default == 2.5
+    assert package.inputs["x"].default is None
+    assert output_of(package, {"x": x.numpy()}).tolist() == [[2.5] * 3]
+    assert output_of(package, {"x": x.numpy(), "scale": scale * 2}).tolist() == [[5.0] * 3]
 
 
 @pytest.fixture(scope="module")
@@ -284,18 +336,19 @@ def test_the_program_is_what_coremltools_own_loader_reads(tmp_path: Path) -> Non
     from coremltools.converters.mil.frontend.milproto.load import load
     from coremltools.models import MLModel
 
-    from qwen3_export.targets.coreml.mil.arithmetic import EXACT
-
     package = saved(quantized("int8", uncompressed("attention", "FLOAT16")), tmp_path)
     spec = MLModel(str(package.path), skip_model_load=True).get_spec()
     loaded = load(spec, spec.specificationVersion, str(package.path / "Data/com.apple.CoreML/weights"))
     theirs = [o for o in loaded.functions["main"].operations if o.op_type != "const"]
     ours = [o for o in package._operations if o.kind != "const"]
     assert [o.op_type for o in theirs] == [o.kind for o in ours]
-    constants = [
-        o for o in loaded.functions["main"].operations if o.op_type == "const" and o.name in package._constants
-    ]
-    assert constants
+    operations = loaded.functions["main"].operations
+    constants = [operation for operation in operations if operation.op_type == "const"]
+    ours_by_name = {o.outputs[0].name for o in package._operations if o.kind == "const"}
+    assert 20 < len(ours_by_name) < len(constants)  # theirs has what constexprs are made of as well
     for operation in constants:
-        found, stored = package._constants.get(operation.name, EXACT), operation.val.val
-        assert found == stored if isinstance(stored, str) else np.array_equal(np.asarray(found), stored)
+        if operation.name in ours_by_name:
+            np.testing.assert_array_equal(package.constant(operation.name), operation.val.val)
+    for operation in (o for o in operations if o.op_type.startswith("constexpr_")):
+        found = package.constant(operation.outputs[0].name, mode="fp16")
+        np.testing.assert_array_equal(found, operation.materialized_val_inference())
