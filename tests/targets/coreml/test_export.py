@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,8 +15,9 @@ import pytest
 
 pytest.importorskip("coremltools")
 
+from qwen3_export.atomic import check_output_folder
 from qwen3_export.calibration.tokens import read_calibration
-from qwen3_export.errors import OutputError, QuantizationError, UnsupportedModelError
+from qwen3_export.errors import MissingExtraError, OutputError, QuantizationError, UnsupportedModelError
 from qwen3_export.methods import solve
 from qwen3_export.model import load
 from qwen3_export.quantizers.affine import AffineFormat
@@ -198,6 +200,31 @@ def test_what_cannot_be_exported_is_refused(model_folder: Callable[[str], Path],
         find_recipe("q4_k_m")
     assert find_recipe("Palette4") is RECIPES["palette4"]
     assert not out.exists()
+
+
+def test_without_coremltools_the_extra_is_named(
+    packaged: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = packaged("tied", "fp16")
+    monkeypatch.setitem(sys.modules, "coremltools", None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'qwen3-export\[coreml\]'"):
+        prepare(written.model, written.export.recipe, out=tmp_path / "out")
+    with pytest.raises(MissingExtraError, match="reading a Core ML package needs coremltools"):
+        open_coreml(written.folder)
+
+
+def test_an_earlier_export_is_replaced_and_nothing_else(packaged: Callable[..., Any], tmp_path: Path) -> None:
+    export = replace(packaged("tied", "fp16").export, out=tmp_path / "out")
+    write(export)
+    first = files(export.out)
+    with pytest.raises(OutputError, match="--force replaces it"):
+        check_output_folder(export.out, force=False, is_ours=is_export_file)
+    check_output_folder(export.out, force=True, is_ours=is_export_file)
+    write(export)
+    assert files(export.out) == first
+    (export.out / "notes.txt").write_text("mine")
+    with pytest.raises(OutputError, match=r"holds notes\.txt"):
+        check_output_folder(export.out, force=True, is_ours=is_export_file)
 
 
 def test_a_full_disk_leaves_nothing_behind(packaged: Callable[..., Any], tmp_path: Path) -> None:
