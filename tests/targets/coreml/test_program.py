@@ -23,8 +23,9 @@ from qwen3_export.targets.coreml.names import MODEL_FILE, WEIGHT_FILE
 from qwen3_export.targets.coreml.read import open_coreml, read_graph
 from qwen3_export.targets.coreml.serialize import manifest_text, model_bytes
 
-# A model of fp32 values in fp32: only the order of sums differs.
-EXACT = 2e-4
+# In a logit. Only the order of sums differs in exact mode: 5e-6 at most was measured, of logits up to 4.5. Where every
+# result is rounded to fp16, it was 0.014.
+EXACT, ROUNDED = 5e-5, 0.05
 
 # Every recipe, and every shape that the program must get right.
 WRITTEN: list[tuple[str, str, dict[str, Any]]] = [
@@ -60,7 +61,7 @@ def test_the_program_is_the_reference(
         assert (found - expected).abs().max() < EXACT
     rounded = logits_of(package, tokens[:24], [20, 1, 1, 2], mode="fp16").float()
     assert torch.isfinite(rounded).all()
-    assert (rounded - expected[:24]).abs().max() < 0.1
+    assert (rounded - expected[:24]).abs().max() < ROUNDED
 
 
 def test_the_demo_in_fp32_and_as_devices_round(packaged: Callable[..., Any], logits_of: Callable[..., Tensor]) -> None:
