@@ -137,18 +137,20 @@ def _run_exact(job: _Job) -> Exact:
 
 def _find_divergence(job: _Job) -> FirstDivergence | None:
     """The first layer and place where hidden states part from the reference's, by the names of the values."""
-    names = {site_name(site): site for site in _sites(job.original)}
-    package = open_package(job.file.package)
+    config = job.original.config
+    names = {site_name(site): (site, 1.0) for site in _sites(job.original)}
     # Without Core ML's own operator for attention, queries carry the scale of the scores.
-    q_scale = 1.0 if package.ops["scaled_dot_product_attention"] else job.original.config.head_dim**0.5
+    queries = (Site(Place.Q_ROPE, layer) for layer in range(config.num_hidden_layers))
+    names |= {f"{site_name(site)}_scaled": (site, config.head_dim**0.5) for site in queries}
+    package = open_package(job.file.package)
 
     def sites(tokens: Sequence[int]) -> dict[Site, np.ndarray]:
         found: dict[Site, np.ndarray] = {}
 
         def watch(_kind: str, name: str, value: Tensor) -> None:
             if name in names:
-                site = names[name]
-                found[site] = _by_token(value) * (q_scale if site.place is Place.Q_ROPE else 1.0)
+                site, scale = names[name]
+                found[site] = _by_token(value) * scale
 
         package.run(run.feed(tokens), state=package.new_state(), watch=watch)
         return found
@@ -193,8 +195,8 @@ def _sites(graph: Graph) -> Iterator[Site]:
 
 
 def _by_token(value: Tensor) -> np.ndarray:
-    """[1, T, D], or heads [1, N, T, H], as the reference has them: tokens first."""
-    return np.ascontiguousarray((value[0].transpose(0, 1) if value.ndim == 4 else value[0]).numpy())
+    """A copy of [1, T, D], or of heads [1, N, T, H], as the reference has them: tokens first."""
+    return np.array((value[0].transpose(0, 1) if value.ndim == 4 else value[0]).numpy())
 
 
 def _chunks(session: CoremlSession) -> Callable[[Sequence[int], int], Iterator[np.ndarray]]:

@@ -32,7 +32,9 @@ from qwen3_export.tokenizer import Tokenizer
 
 __all__ = ["context_length", "metadata_differences"]
 
-ATTENTION_SCALE = "attention_scale"
+ATTENTION_SCALE, MASKED = "attention_scale", "masked"
+# A score this large below zero fits beside it in fp16 (least -65504).
+LEAST_MASK = -50000.0
 
 
 def metadata_differences(file: CoremlFile, graph: Graph, tokenizer: Tokenizer) -> list[str]:
@@ -106,6 +108,9 @@ def _numbers(file: CoremlFile, config: Qwen3Config) -> Iterator[str]:
     found = {name: value for name, value in _scalars(file) if name in expected}
     if ROOT_EPS not in found:
         yield f"{ROOT_EPS} is missing"
+    masked = dict(_scalars(file)).get(MASKED)
+    if masked is not None and masked < LEAST_MASK:
+        yield f"{MASKED} is {masked:g}: with a score added, fp16 can be infinite, and then no number; use -30000"
     for name, value in found.items():
         if np.float32(value) != np.float32(expected[name]):
             yield f"{name} is {value:g}, the checkpoint gives {expected[name]:g}"
