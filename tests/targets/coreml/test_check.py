@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import runpy
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from qwen3_export.targets.coreml import run
 from qwen3_export.targets.coreml.names import MODEL_FILE, PACKAGE, WEIGHT_FILE
 from qwen3_export.targets.coreml.read import open_coreml
 from qwen3_export.targets.coreml.run import CoremlSession
-from qwen3_export.targets.coreml.transcript import TRANSCRIPT, write_transcript
+from qwen3_export.targets.coreml.transcript import write_transcript
 
 Operations = dict[str, Any]
 
@@ -201,13 +202,6 @@ def test_another_model_and_what_is_no_package(packaged: Callable[..., Any], tmp_
         check(written, tmp_path / "empty.mlpackage")
 
 
-def test_a_session_follows_the_transcript(packaged: Callable[..., Any], tmp_path: Path) -> None:
-    written = packaged("demo", "int4")
-    shutil.copytree(written.folder, tmp_path / "out")
-    write_transcript(tmp_path / "out", written.model)
-    assert (tmp_path / "out" / TRANSCRIPT).exists()
-
-
 def test_off_a_mac_core_ml_is_not_claimed(packaged: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     assert not run.can_run_coreml()
     report = check(packaged("untied", "int4"))
@@ -258,3 +252,31 @@ def test_without_coremltools_it_is_said(packaged: Callable[..., Any], monkeypatc
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(MissingExtraError, match="coremltools"):
         check(written)
+
+
+@pytest.mark.parametrize("is_sound", [True, False])
+def test_a_mac_confirms_the_transcript(
+    packaged: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_sound: bool
+) -> None:
+    """The example runs what a Mac runs; here the executor stands in for Core ML, once with its states forgotten."""
+    import coremltools
+
+    written = packaged("demo", "int4")
+    shutil.copytree(written.folder, tmp_path / "out")
+    write_transcript(tmp_path / "out", written.model)
+    package = written.open()
+
+    class Model:
+        def __init__(self, _path: str, *, compute_units: Any) -> None:
+            assert compute_units is coremltools.ComputeUnit.CPU_ONLY
+
+        def make_state(self) -> Any:
+            return package.new_state()
+
+        def predict(self, inputs: dict[str, Any], *, state: Any) -> dict[str, Any]:
+            return dict(package.run(inputs, state=state if is_sound else package.new_state(), mode="fp16"))
+
+    monkeypatch.setattr(coremltools.models, "MLModel", Model)
+    monkeypatch.setattr("sys.argv", ["coreml_confirm.py", str(tmp_path / "out"), "--units", "cpu"])
+    path = Path(__file__).parents[3] / "examples" / "coreml_confirm.py"
+    assert runpy.run_path(str(path))["main"]() == (0 if is_sound else 3)
