@@ -21,7 +21,16 @@ from qwen3_export.errors import CheckpointError
 from qwen3_export.targets.coreml.mil import Overflow, Package, open_package
 from qwen3_export.targets.coreml.names import INPUT_IDS, LOGITS, MASK
 
-__all__ = ["CoremlSession", "Runs", "can_run_coreml", "causal_mask", "coremltools_version", "feed", "is_installed"]
+__all__ = [
+    "CoremlSession",
+    "CoremlStream",
+    "Runs",
+    "can_run_coreml",
+    "causal_mask",
+    "coremltools_version",
+    "feed",
+    "is_installed",
+]
 
 # What an app fills the mask with: the least finite number of fp16 (swift-transformers' LanguageModel.swift).
 BLOCKED = np.finfo(np.float16).min
@@ -96,8 +105,25 @@ class CoremlSession:
             part = tokens[start : start + step]
             yield self._runner.predict(feed(part, past=start), state)[0].astype(np.float32)
 
+    def stream(self) -> CoremlStream:
+        """One sequence, to be continued as its tokens become known."""
+        return CoremlStream(self._runner)
+
     def _note(self, overflow: Overflow | None) -> None:
         self.overflow = self.overflow or overflow
+
+
+class CoremlStream:
+    """A sequence that grows: its states stay where the runner keeps them from one call to the next."""
+
+    def __init__(self, runner: _Runner) -> None:
+        self._runner, self._state, self._length = runner, runner.new_state(), 0
+
+    def append(self, tokens: Sequence[int]) -> NDArray[np.float32]:
+        """The logits [V] of the last of some tokens, which are added at the end."""
+        logits_BTV = self._runner.predict(feed(tokens, past=self._length), self._state)
+        self._length += len(tokens)
+        return logits_BTV[0, -1].astype(np.float32)
 
 
 class _ExecutorRunner:

@@ -70,6 +70,38 @@ class LlamaModel:
     def eos_token_id(self) -> int:
         return int(self._api.llama_vocab_eos(self._vocabulary))
 
+    @property
+    def context_length(self) -> int:
+        """The positions that the model was made for."""
+        return int(self._api.llama_model_n_ctx_train(self.handle))
+
+    @property
+    def chat_template(self) -> str | None:
+        """The file's template, a Jinja text; None where it has none."""
+        found = self._api.llama_model_chat_template(self.handle, None)
+        return None if found is None else str(found.decode())
+
+    def metadata(self, key: str) -> str | None:
+        """A single value of the file's metadata, as text; None where there is none of this name."""
+        room = 256
+        buffer = ctypes.create_string_buffer(room)
+        length = self._api.llama_model_meta_val_str(self.handle, key.encode(), buffer, room)
+        return None if length < 0 else buffer.value.decode(errors="replace")
+
+    def is_end(self, token: int) -> bool:
+        """Whether generation ends at this token."""
+        return bool(self._api.llama_vocab_is_eog(self._vocabulary, token))
+
+    def piece(self, token: int) -> bytes:
+        """The bytes that a token stands for; none for one that is never shown, such as ``<|im_end|>``."""
+        room = 64
+        while True:
+            buffer = ctypes.create_string_buffer(room)
+            length = self._api.llama_token_to_piece(self._vocabulary, token, buffer, room, 0, False)
+            if length >= 0:
+                return buffer.raw[:length]
+            room = -length
+
     def tokenize(self, text: str) -> list[int]:
         """Token ids of ``text``, with markup such as ``<|im_start|>`` parsed, and no BOS added."""
         data = text.encode()
@@ -85,17 +117,20 @@ class LlamaModel:
         self,
         *,
         positions: int,
+        batch: int | None = None,
         is_exact: bool = False,
         key_type: str | None = None,
         observer: Observer | None = None,
     ) -> Iterator[LlamaSession]:
-        """A context for sequences of up to ``positions`` tokens.
+        """A context for sequences of up to ``positions`` tokens, of which ``batch`` (all) are computed at once.
 
         ``is_exact`` keeps the KV cache in F32 and flash attention off; otherwise llama.cpp's defaults hold
         (F16, automatic).  ``key_type`` (one of KEY_TYPES) is what cached keys are kept in.  ``observer`` is shown the
         named tensors of the graph as they are computed.
         """
-        session = LlamaSession(self, positions=positions, is_exact=is_exact, key_type=key_type, observer=observer)
+        session = LlamaSession(
+            self, positions=positions, batch=batch or positions, is_exact=is_exact, key_type=key_type, observer=observer
+        )
         try:
             yield session
         finally:
@@ -103,17 +138,24 @@ class LlamaModel:
 
 
 class LlamaSession:
-    """One llama.cpp context; each ``run`` starts from an empty KV cache."""
+    """One llama.cpp context; each ``run`` starts from an empty KV cache, ``append`` goes on with what is in it."""
 
     def __init__(
-        self, model: LlamaModel, *, positions: int, is_exact: bool, key_type: str | None, observer: Observer | None
+        self,
+        model: LlamaModel,
+        *,
+        positions: int,
+        batch: int,
+        is_exact: bool,
+        key_type: str | None,
+        observer: Observer | None,
     ) -> None:
         self._api = api = _library().api
         self._model = model
         self._error: BaseException | None = None
         params = api.llama_context_default_params()
         _set_where_known(
-            params, n_ctx=positions, n_batch=positions, n_ubatch=positions,
+            params, n_ctx=positions, n_batch=batch, n_ubatch=batch,
             n_threads=model.threads, n_threads_batch=model.threads, no_perf=True,
         )  # fmt: skip
         if is_exact:
@@ -128,7 +170,7 @@ class LlamaSession:
         self._handle = api.llama_init_from_model(model.handle, params)
         if not self._handle:
             raise CheckpointError(f"llama.cpp cannot make a context ({_library().last_error()})")
-        self._batch = api.llama_batch_init(positions, 0, 1)
+        self._batch = api.llama_batch_init(batch, 0, 1)
         self.close = weakref.finalize(self, _close_session, api, self._handle, self._batch)
 
     def logits(self, tokens: Sequence[int]) -> np.ndarray:
@@ -142,12 +184,17 @@ class LlamaSession:
         for start in range(0, len(tokens), step):
             yield self._decode(tokens[start : start + step], start)
 
-    def _decode(self, tokens: Sequence[int], start: int) -> np.ndarray:
+    def append(self, tokens: Sequence[int], *, start: int) -> np.ndarray:
+        """The logits [V] of the last of some tokens, of which the first stands at ``start``, where the cache ends."""
+        return self._decode(tokens, start, first_wanted=len(tokens) - 1)[0].copy()
+
+    def _decode(self, tokens: Sequence[int], start: int, *, first_wanted: int = 0) -> np.ndarray:
+        """Logits from the ``first_wanted`` of some tokens on."""
         batch = self._batch
         batch.n_tokens = len(tokens)
         for i, token in enumerate(tokens):
             batch.token[i], batch.pos[i] = token, start + i
-            batch.n_seq_id[i], batch.seq_id[i][0], batch.logits[i] = 1, 0, 1
+            batch.n_seq_id[i], batch.seq_id[i][0], batch.logits[i] = 1, 0, int(i >= first_wanted)
         status = self._api.llama_decode(self._handle, batch)
         if self._error is not None:
             raise self._error
@@ -155,7 +202,7 @@ class LlamaSession:
             reason = _library().last_error()
             raise CheckpointError(f"llama.cpp cannot run the file (status {status}: {reason})")
         pointer = self._api.llama_get_logits(self._handle)
-        return np.ctypeslib.as_array(pointer, shape=(len(tokens), self._model.vocab_size))
+        return np.ctypeslib.as_array(pointer, shape=(len(tokens) - first_wanted, self._model.vocab_size))
 
     def _observe(self, observer: Observer) -> Callable[[int, bool, object], bool]:
         """A callback that hands F32 tensors to the observer; an exception is raised after the run."""

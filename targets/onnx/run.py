@@ -20,9 +20,10 @@ from qwen3_export.config import Qwen3Config
 from qwen3_export.errors import CheckpointError, MissingExtraError
 from qwen3_export.parallel import default_threads
 
-__all__ = ["OnnxSession", "is_installed", "runtime_version"]
+__all__ = ["OnnxSession", "OnnxStream", "is_installed", "runtime_version"]
 
 ERRORS_ONLY = 3
+FIRST_CACHE = "past_key_values.0.key"
 
 
 def is_installed() -> bool:
@@ -40,12 +41,18 @@ def runtime_version() -> str | None:
 class OnnxSession:
     """One graph in onnxruntime on the CPU.
 
-    ``graph`` is the file, or its bytes with ``folder`` where the data file lies. Raises MissingExtraError without
-    onnxruntime, CheckpointError where it refuses the graph.
+    ``graph`` is the file, or its bytes with ``folder`` where the data file lies; without ``config``, the graph's
+    inputs say what its caches look like. Raises MissingExtraError without onnxruntime, CheckpointError where it refuses
+    the graph.
     """
 
     def __init__(
-        self, graph: Path | bytes, config: Qwen3Config, *, folder: Path | None = None, threads: int | None = None
+        self,
+        graph: Path | bytes,
+        config: Qwen3Config | None = None,
+        *,
+        folder: Path | None = None,
+        threads: int | None = None,
     ) -> None:
         try:
             import onnxruntime
@@ -63,10 +70,17 @@ class OnnxSession:
         except Exception as error:  # onnxruntime raises many types
             where = folder if isinstance(graph, bytes) else graph
             raise CheckpointError(f"{where}: onnxruntime cannot load it ({_first_line(error)})") from error
-        self._config = config
-        types = {value.name: value.type for value in self._session.get_inputs()}
-        self._has_position_ids = "position_ids" in types
-        self._float = np.float16 if types["past_key_values.0.key"] == "tensor(float16)" else np.float32
+        inputs = {value.name: value for value in self._session.get_inputs()}
+        missing = {"input_ids", "attention_mask", FIRST_CACHE} - inputs.keys()
+        if missing:
+            raise CheckpointError(f"{graph if folder is None else folder}: the graph has no input {min(missing)}")
+        self._has_position_ids = "position_ids" in inputs
+        self._float = np.float16 if inputs[FIRST_CACHE].type == "tensor(float16)" else np.float32
+        self._cache_sizes = {
+            name: (config.num_key_value_heads, config.head_dim) if config else (value.shape[1], value.shape[3])
+            for name, value in inputs.items()
+            if name.startswith("past_key_values.")
+        }
         self._outputs = [value.name for value in self._session.get_outputs()]
 
     def logits(self, tokens: Sequence[int]) -> np.ndarray:
@@ -82,6 +96,10 @@ class OnnxSession:
             found = self._call(part, mask, start, caches)
             caches = self._next_caches(found)
             yield found["logits"][0].astype(np.float32, copy=False)
+
+    def stream(self) -> OnnxStream:
+        """One sequence, to be continued as its tokens become known."""
+        return OnnxStream(self)
 
     def padded_logits(self, texts: Sequence[Sequence[int]], *, pad: int = 0) -> list[np.ndarray]:
         """Logits of several texts in one batch, padded on the right; [T, V] each."""
@@ -102,28 +120,59 @@ class OnnxSession:
     def _call(
         self, ids_BT: np.ndarray, mask: np.ndarray, start: int, caches: Mapping[str, np.ndarray]
     ) -> dict[str, np.ndarray]:
-        feeds = {"input_ids": ids_BT, "attention_mask": mask, **caches}
-        if self._has_position_ids:
-            feeds["position_ids"] = np.broadcast_to(start + np.arange(ids_BT.shape[1]), ids_BT.shape).astype(np.int64)
+        feeds = {**self._token_feeds(ids_BT, mask, start), **caches}
         try:
             return dict(zip(self._outputs, self._session.run(None, feeds), strict=True))
         except Exception as error:  # onnxruntime raises many types
             raise CheckpointError(f"onnxruntime cannot run the graph ({_first_line(error)})") from error
 
+    def _run_values(self, feeds: Mapping[str, Any]) -> dict[str, Any]:
+        """The same for values that onnxruntime already holds: nothing is copied to numpy."""
+        try:
+            return dict(zip(self._outputs, self._session.run_with_ort_values(None, dict(feeds)), strict=True))
+        except Exception as error:  # onnxruntime raises many types
+            raise CheckpointError(f"onnxruntime cannot run the graph ({_first_line(error)})") from error
+
+    def _token_feeds(self, ids_BT: np.ndarray, mask: np.ndarray, start: int) -> dict[str, np.ndarray]:
+        feeds = {"input_ids": ids_BT, "attention_mask": mask}
+        if self._has_position_ids:
+            feeds["position_ids"] = np.broadcast_to(start + np.arange(ids_BT.shape[1]), ids_BT.shape).astype(np.int64)
+        return feeds
+
+    def _ort_values(self, arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        from onnxruntime import OrtValue
+
+        return {name: OrtValue.ortvalue_from_numpy(array) for name, array in arrays.items()}
+
     def _empty_caches(self, batch: int) -> dict[str, np.ndarray]:
-        shape = (batch, self._config.num_key_value_heads, 0, self._config.head_dim)
         return {
-            f"past_key_values.{layer}.{part}": np.zeros(shape, self._float)
-            for layer in range(self._config.num_hidden_layers)
-            for part in ("key", "value")
+            name: np.zeros((batch, kv_heads, 0, head_dim), self._float)
+            for name, (kv_heads, head_dim) in self._cache_sizes.items()
         }
 
-    def _next_caches(self, found: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def _next_caches(self, found: Mapping[str, Any]) -> dict[str, Any]:
         return {
             f"past_key_values.{name.removeprefix('present.')}": values
             for name, values in found.items()
             if name.startswith("present.")
         }
+
+
+class OnnxStream:
+    """A sequence that grows: its caches stay in onnxruntime's own values from one call to the next."""
+
+    def __init__(self, session: OnnxSession) -> None:
+        self._session, self._caches = session, session._ort_values(session._empty_caches(1))
+        self._length = 0
+
+    def append(self, tokens: Sequence[int]) -> np.ndarray:
+        """The logits [V] of the last of some tokens, which are added at the end."""
+        ids = np.array([tokens], np.int64)
+        feeds = self._session._token_feeds(ids, np.ones((1, self._length + len(tokens)), np.int64), self._length)
+        found = self._session._run_values({**self._session._ort_values(feeds), **self._caches})
+        self._caches = self._session._next_caches(found)
+        self._length += len(tokens)
+        return np.array(found["logits"].numpy()[0, -1], np.float32)
 
 
 def _first_line(error: Exception) -> str:
