@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from qwen3_export.graph import Graph, Kind, Role, Weight
+from qwen3_export.parity.curves import CurvePoint
 from qwen3_export.parity.metrics import NOT_RUN, Comparison, Divergence
 from qwen3_export.reference import KVCache, Place, Site, forward, head_logits
 from qwen3_export.reference_weights import read_tensor
@@ -67,13 +68,15 @@ class Arithmetic:
 class ShippedNumbers:
     """Comparisons that need no exact form of the runtime, not judged yet; NOT_RUN where nothing ran.
 
-    ``floor`` is the reference over the stored values against itself under the runtime's modelled arithmetic.
+    ``floor`` is the reference over the stored values against itself under the runtime's modelled arithmetic;
+    ``curves`` are the numbers by name, over the positions of the texts.
     """
 
     quantization: Comparison
     floor: Comparison = NOT_RUN
     shipped: Comparison = NOT_RUN
     end_to_end: Comparison = NOT_RUN
+    curves: Mapping[str, tuple[CurvePoint, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,17 +134,19 @@ def compare_shipped(
     quantization, floor, shipped, end_to_end = (Divergence() for _ in range(4))
     for text, part, candidate_PV, logits in _walk(sides, texts, run):
         following = _next_tokens(text, part)
-        quantization.add(logits[0], logits[1], following)
+        quantization.add(logits[0], logits[1], following, first=part.start)
         if arithmetic is not None:
-            floor.add(logits[1], logits[2], following)
+            floor.add(logits[1], logits[2], following, first=part.start)
         if candidate_PV is not None:
-            shipped.add(logits[1], candidate_PV, following)
-            end_to_end.add(logits[0], candidate_PV, following)
+            shipped.add(logits[1], candidate_PV, following, first=part.start)
+            end_to_end.add(logits[0], candidate_PV, following, first=part.start)
+    gathered = {"shipped": shipped, "quantization": quantization, "end_to_end": end_to_end}
     return ShippedNumbers(
         quantization=quantization.summary(),
         floor=floor.summary(),
         shipped=shipped.summary(),
         end_to_end=end_to_end.summary(),
+        curves={name: divergence.curve() for name, divergence in gathered.items() if divergence.positions},
     )
 
 

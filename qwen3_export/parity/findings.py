@@ -105,6 +105,9 @@ class Findings:
             versions=package_versions(artifact.packages),
             seconds=seconds,
             peak_memory_bytes=peak_memory_bytes(),
+            bounds=gates or Gates(),
+            curves=numbers.curves,
+            weight_errors=() if self.values is None else self.values.errors,
         )
 
     def _sampling(self) -> Sampling | None:

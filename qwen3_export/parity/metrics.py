@@ -22,6 +22,8 @@ from typing import Literal
 import numpy as np
 import torch
 
+from qwen3_export.parity.curves import CurvePoint, curve
+
 __all__ = ["NOT_RUN", "Comparison", "Divergence", "Status", "kl_divergence"]
 
 Status = Literal["pass", "fail", "not_run"]
@@ -67,15 +69,27 @@ NOT_RUN = Comparison()
 class Divergence:
     """Gathers a comparison chunk by chunk; keeps three numbers a position."""
 
+    places: list[np.ndarray] = field(default_factory=list)  # positions within their texts
     klds: list[np.ndarray] = field(default_factory=list)
     losses: list[np.ndarray] = field(default_factory=list)  # candidate's next-token loss less the reference's
     max_abs: float = 0.0
     same_top1: int = 0
 
-    def add(self, reference_PV: torch.Tensor, candidate_PV: torch.Tensor, next_tokens_P: Sequence[int]) -> None:
-        """Add positions; a next token of -1 means that nothing follows.  Infinite and NaN logits give ∞."""
+    def add(
+        self,
+        reference_PV: torch.Tensor,
+        candidate_PV: torch.Tensor,
+        next_tokens_P: Sequence[int],
+        *,
+        first: int = 0,
+    ) -> None:
+        """Add positions from ``first`` of a text on; a next token of -1 means that nothing follows.
+
+        Infinite and NaN logits give ∞.
+        """
         if reference_PV.shape != candidate_PV.shape or len(next_tokens_P) != len(reference_PV):
             raise ValueError(f"cannot compare {tuple(reference_PV.shape)} with {tuple(candidate_PV.shape)}")
+        self.places.append(np.arange(first, first + len(reference_PV)))
         for rows in _row_blocks(*reference_PV.shape):
             reference = reference_PV[rows].to(torch.float64)
             difference = reference - candidate_PV[rows]
@@ -104,6 +118,10 @@ class Divergence:
     @property
     def positions(self) -> int:
         return sum(len(kld) for kld in self.klds)
+
+    def curve(self) -> tuple[CurvePoint, ...]:
+        """What was gathered, by position within the texts; empty if nothing was."""
+        return curve(np.concatenate(self.places), np.concatenate(self.klds)) if self.positions else ()
 
     def summary(self) -> Comparison:
         """What was gathered, not judged yet (status ``not_run``); empty numbers if nothing was."""

@@ -17,12 +17,15 @@ from pathlib import Path
 from typing import Any
 
 from qwen3_export.atomic import write_text
+from qwen3_export.parity.curves import CurvePoint
 from qwen3_export.parity.metrics import NOT_RUN, Comparison, Status
+from qwen3_export.parity.values import WeightError
 
 __all__ = [
     "NUMBERS",
     "Decode",
     "FirstDivergence",
+    "Gate",
     "Gates",
     "Report",
     "Runtime",
@@ -51,18 +54,39 @@ class Gates:
     max_p99_kld: float | None = None
     min_top1: float | None = None
 
+    def each(self, numbers: Comparison) -> list[Gate]:
+        """Every bound that is set, with what was measured."""
+        found = (
+            Gate("max_mean_kld", "mean KLD", numbers.mean_kld, self.max_mean_kld, is_most=True),
+            Gate("max_p99_kld", "p99 KLD", numbers.p99_kld, self.max_p99_kld, is_most=True),
+            Gate("min_top1", "top-1 agreement", numbers.same_top1, self.min_top1, is_most=False),
+        )
+        return [gate for gate in found if gate.bound is not None]
+
     def failures(self, numbers: Comparison) -> list[str]:
         """One sentence for each bound that was measured and is not kept."""
-        checks = (
-            ("mean KLD", numbers.mean_kld, self.max_mean_kld, 1),
-            ("p99 KLD", numbers.p99_kld, self.max_p99_kld, 1),
-            ("top-1 agreement", numbers.same_top1, self.min_top1, -1),
-        )
-        return [
-            f"{name} {value:.6g} is {'above' if sign > 0 else 'below'} the bound {bound:g}"
-            for name, value, bound, sign in checks
-            if value is not None and bound is not None and not sign * value <= sign * bound
-        ]
+        return [gate.failure for gate in self.each(numbers) if gate.failure is not None]
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """One bound, and what was measured (None: nothing was); ``is_most`` tells a maximum from a minimum."""
+
+    name: str
+    quantity: str
+    value: float | None
+    bound: float | None
+    is_most: bool
+
+    @property
+    def failure(self) -> str | None:
+        """One sentence if the bound is not kept."""
+        if self.value is None or self.bound is None:
+            return None
+        sign = 1 if self.is_most else -1
+        if sign * self.value <= sign * self.bound:
+            return None
+        return f"{self.quantity} {self.value:.6g} is {'above' if self.is_most else 'below'} the bound {self.bound:g}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,11 +105,15 @@ class Decode:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FirstDivergence:
-    """Where hidden states part first: ``site`` is a place of the reference, ``relative`` an RMS difference."""
+    """Where hidden states part first: ``site`` is a place of the reference, ``relative`` an RMS difference.
+
+    ``cause`` is the known mistake that gives just what was found there, if there is one.
+    """
 
     layer: int | None
     site: str
     relative: float
+    cause: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,7 +140,9 @@ class Sampling:
 class Report:
     """Everything a check found.  ``metadata`` and ``values`` list differences from the checkpoint, one sentence
     each; ``gates`` lists user bounds that are not kept; ``floor`` is the noise floor behind ``shipped``'s bound;
-    ``calibration`` names a solver's text and each tensor's error, as far as the artifact records them.
+    ``calibration`` names a solver's text and each tensor's error, as far as the artifact records them.  ``bounds`` are
+    the user's; ``curves`` are numbers by name over the positions of the texts, ``weight_errors`` how far off each
+    matrix is; ``command`` repeats the check.
     """
 
     artifact: str
@@ -139,6 +169,10 @@ class Report:
     versions: Mapping[str, str]
     seconds: float
     peak_memory_bytes: int
+    command: str | None = None
+    bounds: Gates = field(default_factory=Gates)
+    curves: Mapping[str, tuple[CurvePoint, ...]] = field(default_factory=dict)
+    weight_errors: tuple[WeightError, ...] = ()
 
     @property
     def verdict(self) -> Status:
@@ -159,7 +193,8 @@ class Report:
         if self.first_divergence is not None:
             where = self.first_divergence
             layer = "" if where.layer is None else f"layer {where.layer} "
-            reasons.append(f"hidden states part at {layer}{where.site} (relative {where.relative:.2g})")
+            cause = "" if where.cause is None else f": {where.cause}"
+            reasons.append(f"hidden states part at {layer}{where.site} (relative {where.relative:.2g}){cause}")
         if self.decode.status == "fail":
             reasons.append("decode: chunks through the KV cache differ from one prefill")
         if self.runtime.version is None:

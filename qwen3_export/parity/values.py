@@ -18,7 +18,7 @@ import numpy as np
 
 from qwen3_export.graph import Graph, Weight
 
-__all__ = ["Limits", "ValueCheck", "compare_values"]
+__all__ = ["Limits", "ValueCheck", "WeightError", "compare_values"]
 
 SOLVED_TENSOR_FACTOR, SOLVED_BLOCK_FACTOR, SOLVED_TENSOR_LIMIT = 2.7, 2.3, 0.95
 
@@ -45,6 +45,16 @@ Verify = Callable[[Weight, slice, np.ndarray], str | None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class WeightError:
+    """How far off a matrix is, in the root of the mean square, relative to its values; experts of a layer together."""
+
+    role: str  # in the checkpoint's words: q_proj, down_proj, embed_tokens
+    layer: int | None
+    format: str
+    relative: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ValueCheck:
     """What was looked at, and one sentence for each weight that is not the checkpoint's."""
 
@@ -52,6 +62,7 @@ class ValueCheck:
     rows: int
     rows_in_all: int
     differences: tuple[str, ...]
+    errors: tuple[WeightError, ...] = ()
 
 
 @dataclass(slots=True)
@@ -63,6 +74,17 @@ class _Errors:
     worst_block: float = 0.0
     worst_row: int = 0
     largest_excess: float = 0.0  # of an unquantized weight: error less what its format allows
+
+    def add(self, difference: np.ndarray, expected: np.ndarray) -> None:
+        self.squared_error += float(np.vdot(difference, difference))
+        self.squared_value += float(np.vdot(expected, expected))
+
+    def merged(self, other: _Errors) -> _Errors:
+        """The sums of both; of another expert of the same layer."""
+        return _Errors(
+            squared_error=self.squared_error + other.squared_error,
+            squared_value=self.squared_value + other.squared_value,
+        )
 
     @property
     def relative(self) -> float:
@@ -88,19 +110,30 @@ def compare_values(
     if is_full or expected.num_parameters <= QUICK_VALUES:
         budget = expected.num_parameters
     differences: list[str] = []
+    seen: dict[tuple[str, int | None, str], _Errors] = {}
     rows_seen = rows_in_all = 0
     for i, weight in enumerate(stored):
         chosen = list(_row_blocks(weight, budget))
-        differences += _check_weight(
+        found, errors = _check_weight(
             weight, expected.weights[weight.name], chosen, limits=limits(weight), is_solved=is_solved, verify=verify
         )
+        differences += found
+        if len(weight.shape) > 1:
+            key = (weight.role.kind.value, weight.role.layer, weight.format)
+            seen[key] = errors if key not in seen else seen[key].merged(errors)
         rows_seen += sum(rows.stop - rows.start for rows in chosen)
         rows_in_all += weight.shape[0]
         if progress is not None:
             progress(i + 1, len(stored.weights))
     return ValueCheck(
-        weights=len(stored.weights), rows=rows_seen, rows_in_all=rows_in_all, differences=tuple(differences)
-    )
+        weights=len(stored.weights), rows=rows_seen, rows_in_all=rows_in_all, differences=tuple(differences),
+        errors=tuple(_weight_error(*key, errors) for key, errors in seen.items()),
+    )  # fmt: skip
+
+
+def _weight_error(role: str, layer: int | None, number_format: str, errors: _Errors) -> WeightError:
+    """Four digits: a report holds some hundreds of these."""
+    return WeightError(role=role, layer=layer, format=number_format, relative=float(f"{errors.relative:.4g}"))
 
 
 def _row_blocks(weight: Weight, budget: int) -> Iterator[slice]:
@@ -125,27 +158,30 @@ def _check_weight(
     limits: Limits | None,
     is_solved: bool,
     verify: Verify | None,
-) -> list[str]:
+) -> tuple[list[str], _Errors]:
+    """What is wrong with one weight, and how far off it is."""
     errors = _Errors()
     for rows in chosen:
         ours, theirs = weight.read(rows), expected.read(rows)
         if not np.isfinite(ours).all():
+            errors.squared_error = float("inf")
             row = rows.start + int(np.argwhere(~np.isfinite(ours.reshape(len(ours), -1)).all(1))[0, 0])
-            return [f"{weight.name}: NaN or Inf in row {row} of the file"]
+            return [f"{weight.name}: NaN or Inf in row {row} of the file"], errors
         if limits is None:
             _add_excess(errors, ours, theirs, number_format=weight.format, source=expected.format, first=rows.start)
         else:
             _add_errors(errors, ours, theirs, block_size=limits.block_size, first=rows.start)
         wrong = None if verify is None else verify(weight, rows, ours)
         if wrong is not None:
-            return [wrong]
-    return _judge(weight, errors, limits=limits, is_solved=is_solved)
+            return [wrong], errors
+    return _judge(weight, errors, limits=limits, is_solved=is_solved), errors
 
 
 def _add_excess(
     errors: _Errors, ours: np.ndarray, theirs: np.ndarray, *, number_format: str, source: str, first: int
 ) -> None:
     """What floats are off beyond the rounding of their format."""
+    errors.add(ours - theirs, theirs)
     excess = np.abs(ours - theirs) - _rounding_allowance(number_format, source, theirs)
     worst = float(excess.max(initial=0.0))
     if worst > errors.largest_excess:
@@ -155,8 +191,7 @@ def _add_excess(
 
 def _add_errors(errors: _Errors, ours: np.ndarray, theirs: np.ndarray, *, block_size: int, first: int) -> None:
     difference = ours - theirs
-    errors.squared_error += float(np.vdot(difference, difference))
-    errors.squared_value += float(np.vdot(theirs, theirs))
+    errors.add(difference, theirs)
     by_block = (len(ours), -1, block_size)
     squared_errors = np.square(difference).reshape(by_block).sum(-1)
     squared_values = np.square(theirs).reshape(by_block).sum(-1)
