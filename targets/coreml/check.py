@@ -28,10 +28,10 @@ from qwen3_export.parity.check import (
     compare_exact,
     compare_shipped,
     decode_difference,
-    first_divergence,
 )
 from qwen3_export.parity.findings import Artifact, Exact, Findings, Shipped
 from qwen3_export.parity.judgement import ROUNDING_METHODS, decode_text, longest_text, moved_by
+from qwen3_export.parity.localise import localise
 from qwen3_export.parity.metrics import NOT_RUN
 from qwen3_export.parity.prompts import Prompt, tokenize_prompts
 from qwen3_export.parity.report import FirstDivergence, Gates, Report, Runtime
@@ -155,10 +155,7 @@ def _find_divergence(job: _Job) -> FirstDivergence | None:
         package.run(run.feed(tokens), state=package.new_state(), watch=watch)
         return found
 
-    found = first_divergence(job.stored, job.texts[0], sites)
-    return (
-        None if found is None else FirstDivergence(layer=found[0].layer, site=found[0].place.value, relative=found[1])
-    )
+    return localise(job.stored, job.texts[0], sites)
 
 
 def _run_shipped(job: _Job) -> tuple[Shipped, list[str]]:

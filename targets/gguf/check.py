@@ -26,10 +26,10 @@ from qwen3_export.parity.check import (
     compare_shipped,
     decided_parts,
     decode_difference,
-    first_divergence,
 )
 from qwen3_export.parity.findings import Artifact, Exact, Findings, Shipped
 from qwen3_export.parity.judgement import ROUNDING_METHODS, decode_text, longest_text, moved_by
+from qwen3_export.parity.localise import localise
 from qwen3_export.parity.metrics import NOT_RUN
 from qwen3_export.parity.prompts import Prompt, tokenization_text, tokenize_prompts
 from qwen3_export.parity.report import FirstDivergence, Gates, Report, Runtime
@@ -175,12 +175,8 @@ def _chunks(session: llama.LlamaSession) -> Callable[[Sequence[int], int], Itera
 def _find_divergence(
     model: llama.LlamaModel, part: Graph, tokens: Sequence[int], window: Window
 ) -> FirstDivergence | None:
-    found = first_divergence(part, tokens, lambda text: observe_sites(model, text))
-    if found is None:
-        return FirstDivergence(layer=None, site="logits", relative=0.0)
-    site, relative = found
-    layer = None if site.layer is None else site.layer + window.first
-    return FirstDivergence(layer=layer, site=site.place.value, relative=relative)
+    found = localise(part, tokens, lambda text: observe_sites(model, text), first_layer=window.first)
+    return found or FirstDivergence(layer=None, site="logits", relative=0.0)
 
 
 def _run_shipped(job: _Job, *, can_run: bool) -> Shipped:

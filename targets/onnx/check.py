@@ -27,10 +27,10 @@ from qwen3_export.parity.check import (
     compare_shipped,
     decided_parts,
     decode_difference,
-    first_divergence,
 )
 from qwen3_export.parity.findings import Artifact, Exact, Findings, Shipped
 from qwen3_export.parity.judgement import ROUNDING_METHODS, decode_text, longest_text, moved_by
+from qwen3_export.parity.localise import localise
 from qwen3_export.parity.metrics import NOT_RUN
 from qwen3_export.parity.prompts import Prompt, tokenize_prompts
 from qwen3_export.parity.report import FirstDivergence, Gates, Report, Runtime
@@ -159,12 +159,7 @@ def _padding_difference(session: OnnxSession, text: Sequence[int]) -> float:
 def _find_divergence(job: _Job, text: Sequence[int]) -> FirstDivergence | None:
     """The first layer and place where hidden states part from the reference's."""
     session = job.session(surgery.observed(surgery.exact(job.file.proto, job.original.config), job.original))
-    found = first_divergence(
-        job.stored, text, lambda tokens: surgery.to_sites(dict(session.outputs(tokens)), job.original)
-    )
-    return (
-        None if found is None else FirstDivergence(layer=found[0].layer, site=found[0].place.value, relative=found[1])
-    )
+    return localise(job.stored, text, lambda tokens: surgery.to_sites(dict(session.outputs(tokens)), job.original))
 
 
 def _run_shipped(job: _Job, *, can_run: bool) -> Shipped:
