@@ -23,7 +23,15 @@ if TYPE_CHECKING:
 
     from qwen3_export.config import Qwen3Config
 
-__all__ = ["TOKENIZER_FILES", "AddedToken", "GenerationDefaults", "Tokenizer", "load_tokenizer"]
+__all__ = [
+    "TOKENIZER_FILES",
+    "AddedToken",
+    "GenerationDefaults",
+    "Tokenizer",
+    "load_tokenizer",
+    "read_chat_template",
+    "render_template",
+]
 
 # What an app needs beside the weights, and what is fetched from the hub.
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "generation_config.json", "chat_template.jinja")
@@ -106,7 +114,7 @@ class Tokenizer:
             variables["enable_thinking"] = enable_thinking
         if tools:
             variables["tools"] = list(tools)
-        return _render_template(self.chat_template, variables)
+        return render_template(self.chat_template, variables)
 
 
 def load_tokenizer(folder: Path, config: Qwen3Config) -> Tokenizer:
@@ -130,7 +138,7 @@ def load_tokenizer(folder: Path, config: Qwen3Config) -> Tokenizer:
         vocabulary=document["model"]["vocab"],
         merges=_merges(document["model"]["merges"]),
         added_tokens=_added_tokens(document, settings),
-        chat_template=_chat_template(folder, settings),
+        chat_template=read_chat_template(folder, settings),
         generation=_generation_defaults(folder, settings, fast),
         is_nfc=_is_nfc(document.get("normalizer")),
         _fast=fast,
@@ -181,7 +189,7 @@ def _added_tokens(document: Mapping[str, Any], settings: Mapping[str, Any]) -> l
     return [found[key] for key in sorted(found)]
 
 
-def _chat_template(folder: Path, settings: Mapping[str, Any]) -> str | None:
+def read_chat_template(folder: Path, settings: Mapping[str, Any]) -> str | None:
     """``chat_template.jinja`` where it exists (newer checkpoints), else the one of tokenizer_config.json."""
     file = folder / "chat_template.jinja"
     if file.exists():
@@ -237,7 +245,8 @@ def _check_fits(tokenizer: Tokenizer, config: Qwen3Config) -> None:
         )
 
 
-def _render_template(template: str, variables: Mapping[str, Any]) -> str:
+def render_template(template: str, variables: Mapping[str, Any]) -> str:
+    """What a chat template makes of its variables; UnsupportedModelError where it makes nothing of them."""
     import jinja2
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -257,5 +266,5 @@ def _render_template(template: str, variables: Mapping[str, Any]) -> str:
     environment.globals.update(raise_exception=raise_exception, strftime_now=strftime_now)
     try:
         return environment.from_string(template).render(**variables)
-    except jinja2.TemplateError as error:
+    except (jinja2.TemplateError, TypeError, ValueError) as error:  # of the template, or of what it computes
         raise UnsupportedModelError(f"the chat template does not accept these messages ({error})") from error

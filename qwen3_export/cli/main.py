@@ -16,6 +16,7 @@ import typer
 
 from qwen3_export import __version__
 from qwen3_export.cli import calibrate, check, coreml, executorch, gguf, inspect, onnx, quants
+from qwen3_export.cli.interrupted import Interrupted
 from qwen3_export.errors import ExportError
 
 __all__ = ["app", "main"]
@@ -40,10 +41,6 @@ app.command(name="calibrate")(calibrate.calibrate)
 app.command(name="check")(check.check)
 app.command(name="inspect")(inspect.inspect)
 app.command(name="quants")(quants.quants)
-
-
-class Interrupted(BaseException):
-    """Ctrl-C or a polite kill; not an Exception, so that nothing on the way swallows it."""
 
 
 def main() -> None:
@@ -83,10 +80,10 @@ def common(
         os.environ[DEBUG_VARIABLE] = "1"
 
 
-def _interrupt(_number: int, _frame: FrameType | None) -> None:
+def _interrupt(number: int, _frame: FrameType | None) -> None:
     # A second Ctrl-C while the first is being cleaned up must not cut the cleaning short.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    raise Interrupted
+    raise Interrupted(number)
 
 
 def _fail(sentence: str) -> None:

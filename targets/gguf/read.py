@@ -30,6 +30,7 @@ __all__ = [
     "open_gguf",
     "read_graph",
     "recorded_calibration",
+    "split_parts",
     "tensor_differences",
 ]
 
@@ -114,7 +115,7 @@ def open_gguf(path: Path) -> GgufFile:
 
     Raises CheckpointError if it is no GGUF file, is cut short, or parts are missing.
     """
-    paths = _parts(path)
+    paths = split_parts(path)
     parts = [_read_part(part) for part in paths]
     # The first part has the metadata; the others repeat little more than their place.
     metadata = {key: value for part in reversed(parts) for key, value in part.metadata.items()}
@@ -172,7 +173,8 @@ def tensor_differences(file: GgufFile, checkpoint: Graph) -> list[str]:
     return found
 
 
-def _parts(path: Path) -> list[Path]:
+def split_parts(path: Path) -> list[Path]:
+    """All parts of a split file, of which any is named; a file that is not split is its only part."""
     match = SPLIT_NAME.fullmatch(path.name)
     if match is None:
         return [path]

@@ -34,7 +34,7 @@ from qwen3_export.targets.onnx.layout import (
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto
 
-__all__ = ["FloatWeight", "OnnxFile", "OnnxWeight", "open_onnx", "read_graph", "tensor_differences"]
+__all__ = ["FloatWeight", "OnnxFile", "OnnxWeight", "graph_path_of", "open_onnx", "read_graph", "tensor_differences"]
 
 # onnx.TensorProto.DataType
 NUMPY_TYPES = {1: "<f4", 2: "|u1", 7: "<i8", 10: "<f2"}
@@ -159,7 +159,7 @@ def open_onnx(folder: Path) -> OnnxFile:
         raise MissingExtraError(package="onnx", extra="onnx", purpose="reading an ONNX graph") from error
     from google.protobuf.message import DecodeError
 
-    path = _graph_path(folder)
+    path = graph_path_of(folder)
     try:
         proto = onnx.load(str(path), load_external_data=False)
     except (DecodeError, OSError) as error:
@@ -292,7 +292,7 @@ def _place(tensor: Any) -> Initializer | None:
     return Initializer(name=tensor.name, dtype=dtype, shape=shape, offset=int(entries.get("offset", 0)))
 
 
-def _graph_path(folder: Path) -> Path:
+def graph_path_of(folder: Path) -> Path:
     if folder.is_file():
         return folder
     found = sorted([*folder.glob("*.onnx"), *folder.glob("onnx/*.onnx")])
