@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 
 # Before torch is loaded: its threads shall sleep while they wait, or tests on a busy machine take forever.
@@ -16,6 +17,7 @@ from models import DEMO, VARIANTS, write_model
 
 from qwen3_export.checkpoint import open_checkpoint
 from qwen3_export.graph import Graph
+from qwen3_export.parity.report import NUMBERS, Report
 
 
 @pytest.fixture(scope="session")
@@ -56,3 +58,18 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
         " ".join(f"{i} times {j} is {i * j}, said the teacher of class {i + j}." for i in range(12) for j in range(12))
     )
     return path
+
+
+@pytest.fixture
+def caught(record_property: Callable[[str, object], None]) -> Callable[[str, Report], None]:
+    """Write down which checks caught what was broken (docs/mutants.py makes a table of it)."""
+
+    def note(what: str, report: Report) -> None:
+        failed = [name for name in ("metadata", "values") if getattr(report, name)]
+        failed += [name for name in (*NUMBERS, "decode") if getattr(report, name).status == "fail"]
+        where = report.first_divergence
+        place = None if where is None else [where.layer, where.site, where.cause]
+        row = {"target": report.target, "what": what, "caught": failed, "place": place, "told": report.reasons[:1]}
+        record_property("mutant", json.dumps(row))
+
+    return note

@@ -37,6 +37,7 @@ from qwen3_export.parity.judgement import (
 from qwen3_export.parity.metrics import NOT_RUN, Comparison
 from qwen3_export.parity.prompts import Prompt, tokenize_prompts
 from qwen3_export.parity.report import Decode, Gates, Report, Runtime
+from qwen3_export.parity.suspect_models import explain_logits
 from qwen3_export.provenance import PREFIX, read_calibration_record, read_scales_record
 from qwen3_export.quantizers.activations import Int8Activations
 from qwen3_export.quantizers.affine import AffineFormat
@@ -46,7 +47,7 @@ from qwen3_export.targets.executorch import run
 from qwen3_export.targets.executorch.export import PROGRAM
 from qwen3_export.targets.executorch.recipes import ExecutorchFormat, untied
 from qwen3_export.targets.executorch.run import Program
-from qwen3_export.targets.executorch.stored import read_index, read_weights
+from qwen3_export.targets.executorch.stored import constant_differences, read_index, read_weights
 from qwen3_export.tokenizer import Tokenizer
 
 __all__ = ["check_executorch"]
@@ -101,6 +102,8 @@ def check_executorch(
         program = Program(program_path) if run.is_installed() else None
         if program is not None:
             problems += _constant_differences(program, whole, tokenizer)
+            context = int(program.constant("get_max_context_len") or 1)
+            problems += constant_differences(program_path, whole, document, context=context)
             prompts = _fitting(prompts, program)
         ran = _run(program, graph, stored, prompts, is_full=full, description=description, say=say)
     except CheckpointError as error:  # ExecuTorch refuses the program
@@ -147,8 +150,12 @@ def _run(
     floor = numbers.floor.mean_kld or 0.0
     judged = conversion.judged(FP32_CONVERSION_BOUND + INT8_CONVERSION_FLOORS * floor)
     conversion = judged if twin is None or judged.status == "fail" else twin
+    divergence = None
+    if conversion.status == "fail":
+        say("looking for a known mistake that gives these logits")
+        divergence = explain_logits(stored, texts[0], program.logits, arithmetic=arithmetic)
     return _Ran(
-        exact=Exact(description=description, conversion=conversion),
+        exact=Exact(description=description, conversion=conversion, divergence=divergence),
         shipped=Shipped(numbers=numbers),
         decode=Decode(
             max_abs_vs_prefill=largest,

@@ -138,7 +138,7 @@ def write(export: ExecutorchExport) -> None:
     from qwen3_export.targets.executorch.lower import lower
     from qwen3_export.targets.executorch.module import ExportModule
     from qwen3_export.targets.executorch.run import quiet_libraries
-    from qwen3_export.targets.executorch.stored import INDEX, find_weights
+    from qwen3_export.targets.executorch.stored import INDEX, find_constants, find_weights
 
     quiet_libraries()
     with partial_folder(export.out) as folder:
@@ -151,6 +151,7 @@ def write(export: ExecutorchExport) -> None:
         document = {
             **describe(model=export.model.name, recipe=export.recipe.name, solution=export.solution),
             "group_size": export.group_size,
+            "constants": find_constants(program, export.graph, context=export.max_context_len),
             "weights": find_weights(program, export.graph, export.formats),
         }
         (folder / INDEX).write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -36,10 +36,20 @@ from qwen3_export.quantizers.packing.torchao import (
     universal_block_bytes,
     unpack_universal,
 )
+from qwen3_export.rope import rotation
 
-__all__ = ["INDEX", "StoredWeight", "find_weights", "read_index", "read_weights"]
+__all__ = [
+    "INDEX",
+    "StoredWeight",
+    "constant_differences",
+    "find_constants",
+    "find_weights",
+    "read_index",
+    "read_weights",
+]
 
 INDEX = "qwen3_export.json"
+EPS = "rms_norm_eps"
 
 # A search reads so many bytes at a time, and compares so many weights.
 SEARCH_WINDOW, SEARCHED_WEIGHTS = 1 << 24, 1 << 20
@@ -165,6 +175,14 @@ class _Searched:
         self.place = self.place if found < 0 else found
         return found
 
+    def find_all(self, value: bytes) -> list[int]:
+        """Every offset of these bytes."""
+        found, start = [], 0
+        while (place := self._find(value, start, self.size)) >= 0:
+            found.append(place)
+            start = place + 1
+        return found
+
     def holds(self, value: bytes, offset: int) -> bool:
         """Whether these bytes are there."""
         return os.pread(self.descriptor, len(value), offset) == value
@@ -175,6 +193,43 @@ class _Searched:
             if (place := data.find(value)) >= 0:
                 return window + place
         return -1
+
+
+def find_constants(program: Path, graph: Graph, *, context: int) -> dict[str, list[int]]:
+    """Where the program holds what is no weight: RoPE's tables, and every place with the eps of the norms.
+
+    Raises CheckpointError where one of them is nowhere.
+    """
+    found: dict[str, list[int]] = {}
+    with program.open("rb") as file:
+        searched = _Searched(file.fileno(), os.fstat(file.fileno()).st_size)
+        for name, value in _constants(graph, context).items():
+            found[name] = searched.find_all(value) if name == EPS else [searched.find(value)]
+            if not found[name] or found[name][0] < 0:
+                raise CheckpointError(f"{program}: {name} is not in the program as it was handed over")
+    return found
+
+
+def constant_differences(program: Path, graph: Graph, document: Mapping[str, Any], *, context: int) -> list[str]:
+    """One sentence for each of these that is not what the checkpoint gives."""
+    places = document.get("constants")
+    if not isinstance(places, Mapping):
+        return ["qwen3_export.json does not say where RoPE's tables and eps are; export it again"]
+    differences = []
+    with program.open("rb") as file:
+        for name, value in _constants(graph, context).items():
+            found = [os.pread(file.fileno(), len(value), int(place)) for place in places.get(name, [])]
+            if not found or any(data != value for data in found):
+                told = "another number" if name == EPS else "other angles"
+                differences.append(f"{name}: the program holds {told} than the checkpoint gives")
+    return differences
+
+
+def _constants(graph: Graph, context: int) -> dict[str, bytes]:
+    turn = rotation(graph.config, start=0, count=context)
+    tables = {"cos": turn.cos, "sin": turn.sin}
+    found = {name: np.ascontiguousarray(table.numpy(), "<f4").tobytes() for name, table in tables.items()}
+    return {**found, EPS: np.float32(graph.config.rms_norm_eps).tobytes()}
 
 
 def read_index(folder: Path) -> dict[str, Any]:

@@ -170,16 +170,21 @@ def test_sound_folders_pass(packaged: Callable[..., Any], variant: str, recipe: 
 
 
 @pytest.mark.parametrize("name", MUTANTS)
-def test_mutants_are_caught(packaged: Callable[..., Any], edited: Callable[..., Path], name: str) -> None:
+def test_mutants_are_caught(
+    packaged: Callable[..., Any], edited: Callable[..., Path], caught: Callable[[str, Report], None], name: str
+) -> None:
     mutant = MUTANTS[name]
     report = check(packaged("untied", "int4"), edited(mutant.edit))
+    caught(name, report)
     assert report.verdict == "fail"
     assert any(mutant.told in reason for reason in report.reasons), report.reasons
     where = report.first_divergence
     assert mutant.site is None or (where is not None and (where.layer, where.site) == mutant.site), report.reasons
 
 
-def test_damaged_weights_are_caught(packaged: Callable[..., Any], tmp_path: Path) -> None:
+def test_damaged_weights_are_caught(
+    packaged: Callable[..., Any], tmp_path: Path, caught: Callable[[str, Report], None]
+) -> None:
     written = packaged("untied", "int4")
     shutil.copytree(written.folder, tmp_path / "out")
     blob = open_coreml(written.folder).constants["model_layers_1_mlp_down_proj"]["data"]
@@ -189,6 +194,7 @@ def test_damaged_weights_are_caught(packaged: Callable[..., Any], tmp_path: Path
     data[blob.data_offset : blob.data_offset + blob.num_bytes] = ((rows << 4) | (rows >> 4)).tobytes()
     path.write_bytes(bytes(data))
     report = check(written, tmp_path / "out")
+    caught("nibbles of down_proj in the other order", report)
     assert report.verdict == "fail"
     assert any("model.layers.1.mlp.down_proj" in reason for reason in report.values), report.values
 

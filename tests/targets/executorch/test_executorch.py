@@ -22,6 +22,7 @@ from qwen3_export.graph import Kind, Role, module_name
 from qwen3_export.methods import solve
 from qwen3_export.model import Model, load
 from qwen3_export.parity.report import Report
+from qwen3_export.rope import rotation
 from qwen3_export.targets.executorch.check import check_executorch
 from qwen3_export.targets.executorch.export import ExecutorchExport, constant_methods, prepare, with_solution, write
 from qwen3_export.targets.executorch.recipes import find_recipe, untied
@@ -182,6 +183,77 @@ def test_another_model_and_broken_folders(
     shutil.copyfile(bytes_a_channel.out / INDEX, tmp_path / "edited" / INDEX)
     report = check(solved, demo, tmp_path / "edited")
     assert report.verdict == "fail"
+
+
+def replaced(program: bytes, old: np.ndarray, new: np.ndarray) -> bytes:
+    """The program with some numbers in another's place; they must be in it."""
+    assert old.tobytes() in program
+    return program.replace(old.tobytes(), new.tobytes())
+
+
+def swapped_norms(program: bytes, export: ExecutorchExport) -> bytes:
+    q, k = (export.graph[Role(kind, 0)].read() for kind in (Kind.Q_NORM, Kind.K_NORM))
+    return replaced(replaced(replaced(program, q, -q), k, q), -q, k)
+
+
+def wrong_eps(program: bytes, export: ExecutorchExport) -> bytes:
+    eps = export.graph.config.rms_norm_eps
+    return replaced(program, np.float32(eps), np.float32(1e-5))
+
+
+def wrong_base(program: bytes, export: ExecutorchExport) -> bytes:
+    config = export.graph.config
+    right = rotation(config, start=0, count=MAX_SEQ_LEN)
+    wrong = rotation(replace(config, rope_theta=1e4), start=0, count=MAX_SEQ_LEN)
+    return replaced(replaced(program, right.cos.numpy(), wrong.cos.numpy()), right.sin.numpy(), wrong.sin.numpy())
+
+
+def other_direction(program: bytes, export: ExecutorchExport) -> bytes:
+    sin = rotation(export.graph.config, start=0, count=MAX_SEQ_LEN).sin.numpy()
+    return replaced(program, sin, -sin)
+
+
+def other_nibbles(program: bytes, export: ExecutorchExport) -> bytes:
+    place = read_index(export.out)["weights"]["model.layers.0.mlp.up_proj"]["codes"]
+    rows, columns = export.graph[Role(Kind.UP_PROJ, 0)].shape
+    codes = np.frombuffer(program[place : place + rows * columns // 2], np.uint8)
+    return replaced(program, codes, (codes << 4) | (codes >> 4))
+
+
+def scales_of_another(program: bytes, export: ExecutorchExport) -> bytes:
+    index = read_index(export.out)["weights"]
+    up, gate = (index[f"model.layers.0.mlp.{name}_proj"]["scales"] for name in ("up", "gate"))
+    size = export.graph[Role(Kind.UP_PROJ, 0)].shape[0] * (export.graph.config.hidden_size // export.group_size) * 2
+    return replaced(
+        program, np.frombuffer(program[up : up + size], np.uint8), np.frombuffer(program[gate : gate + size], np.uint8)
+    )
+
+
+BROKEN: list[tuple[Callable[[bytes, ExecutorchExport], bytes], str]] = [
+    (swapped_norms, "q_norm"),
+    (wrong_eps, "rms_norm_eps: the program holds another number"),
+    (wrong_base, "RoPE's base is 10,000"),
+    (other_direction, "conversion: mean KLD"),
+    (other_nibbles, "model.layers.0.mlp.up_proj"),
+    (scales_of_another, "model.layers.0.mlp.up_proj"),
+]
+
+
+@pytest.mark.parametrize(("break_it", "told"), BROKEN, ids=[break_it.__name__ for break_it, _ in BROKEN])
+def test_broken_programs_are_caught(
+    solved: ExecutorchExport,
+    tmp_path: Path,
+    caught: Callable[[str, Report], None],
+    break_it: Callable[[bytes, ExecutorchExport], bytes],
+    told: str,
+) -> None:
+    shutil.copytree(solved.out, tmp_path / "out")
+    path = tmp_path / "out" / "model.pte"
+    path.write_bytes(break_it(path.read_bytes(), solved))
+    report = check(solved, one_layer(load("demo")), tmp_path / "out")
+    caught(break_it.__name__.replace("_", " "), report)
+    assert report.verdict == "fail"
+    assert any(told in reason for reason in report.reasons), report.reasons
 
 
 def test_what_cannot_be_exported_is_refused(model_folder: Callable[[str], Path], tmp_path: Path) -> None:

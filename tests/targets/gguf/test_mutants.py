@@ -34,6 +34,8 @@ pytest.importorskip("llama_cpp")
 RECIPE = find_recipe("q4_k_m")
 QUICK_TOKENS = 24
 
+Caught = Callable[[str, Report], None]
+
 Mutate = Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]
 
 
@@ -131,9 +133,10 @@ def test_unbroken_file_passes(model: Model, tmp_path: Path) -> None:
     ],
 )
 def test_wrong_hyperparameter_is_seen_in_metadata_and_in_numbers(
-    model: Model, tmp_path: Path, key: str, value: MetaValue | None, site: str
+    model: Model, tmp_path: Path, caught: Caught, key: str, value: MetaValue | None, site: str
 ) -> None:
     report = checked(model, tmp_path / "wrong.gguf", metadata={f"qwen3.{key}": value})
+    caught(f"no {key}" if value is None else f"{key} of {value.value:g}", report)
     assert report.verdict == "fail"
     assert [key in difference for difference in report.metadata] == [True]
     assert report.conversion.status == "fail"
@@ -144,39 +147,44 @@ def test_wrong_hyperparameter_is_seen_in_metadata_and_in_numbers(
 
 
 @pytest.mark.parametrize("key", ["key_length", "value_length"])
-def test_wrong_head_size_is_seen_without_running(model: Model, tmp_path: Path, key: str) -> None:
+def test_wrong_head_size_is_seen_without_running(model: Model, tmp_path: Path, caught: Caught, key: str) -> None:
     """llama.cpp ends the process by an assertion on some of these, so none of them is run."""
     wrong = {f"qwen3.attention.{key}": MetaValue(MetaType.UINT32, 32)}
     report = checked(model, tmp_path / "wrong.gguf", metadata=wrong)
+    caught(f"attention.{key} of 32", report)
     assert report.verdict == "fail"
     assert any(key in difference for difference in report.metadata)
     assert (report.conversion.status, report.shipped.status) == ("not_run", "not_run")
     assert report.quantization.status == "pass"
 
 
-def test_missing_head_size_means_llama_cpps_default(model: Model, tmp_path: Path) -> None:
+def test_missing_head_size_means_llama_cpps_default(model: Model, tmp_path: Path, caught: Caught) -> None:
     report = checked(model, tmp_path / "wrong.gguf", metadata={"qwen3.attention.key_length": None})
+    caught("no attention.key_length", report)
     assert report.verdict == "fail"
     assert "qwen3.attention.key_length is 32, the checkpoint has 64" in report.metadata
 
 
-def test_wrong_end_token(model: Model, tmp_path: Path) -> None:
+def test_wrong_end_token(model: Model, tmp_path: Path, caught: Caught) -> None:
     wrong = {"tokenizer.ggml.eos_token_id": MetaValue(MetaType.UINT32, 8156)}
     report = checked(model, tmp_path / "wrong.gguf", metadata=wrong)
+    caught("another end token", report)
     assert report.verdict == "fail"
     assert report.metadata == ("tokenizer.ggml.eos_token_id is 8156, the checkpoint has 8158",)
 
 
-def test_wrong_pre_tokenizer_is_seen_in_tokens_too(model: Model, tmp_path: Path) -> None:
+def test_wrong_pre_tokenizer_is_seen_in_tokens_too(model: Model, tmp_path: Path, caught: Caught) -> None:
     wrong = {"tokenizer.ggml.pre": MetaValue(MetaType.STRING, "gpt-2")}
     report = checked(model, tmp_path / "wrong.gguf", metadata=wrong)
+    caught("another pre-tokenizer", report)
     assert report.verdict == "fail"
     assert any("tokenizes otherwise" in difference for difference in report.metadata)
 
 
-def test_changed_chat_template(model: Model, tmp_path: Path) -> None:
+def test_changed_chat_template(model: Model, tmp_path: Path, caught: Caught) -> None:
     wrong = {"tokenizer.chat_template": MetaValue(MetaType.STRING, "{{ messages[0].content }}")}
     report = checked(model, tmp_path / "wrong.gguf", metadata=wrong)
+    caught("another chat template", report)
     assert report.verdict == "fail"
     assert any("chat_template" in difference for difference in report.metadata)
 
@@ -217,9 +225,12 @@ WRONG_VALUES = [swapped_norms, without_k_norm, interleaved_rope, transposed, of_
 
 
 @pytest.mark.parametrize("mutate", WRONG_VALUES, ids=lambda mutate: mutate.__name__)
-def test_wrong_values_are_named(model: Model, tmp_path: Path, mutate: Callable[[Model], dict[str, np.ndarray]]) -> None:
+def test_wrong_values_are_named(
+    model: Model, tmp_path: Path, caught: Caught, mutate: Callable[[Model], dict[str, np.ndarray]]
+) -> None:
     changed = mutate(model)
     report = checked(model, tmp_path / "wrong.gguf", values=changed)
+    caught(f"values: {mutate.__name__.replace('_', ' ')}", report)
     assert report.verdict == "fail"
     assert {difference.partition(":")[0] for difference in report.values} == changed.keys()
     # The file is converted faithfully; it is another model.
@@ -227,7 +238,7 @@ def test_wrong_values_are_named(model: Model, tmp_path: Path, mutate: Callable[[
 
 
 @pytest.mark.parametrize("damage", ["zeros", "noise"])
-def test_one_damaged_block(model: Model, tmp_path: Path, damage: str) -> None:
+def test_one_damaged_block(model: Model, tmp_path: Path, caught: Caught, damage: str) -> None:
     path = tmp_path / "damaged.gguf"
     checked(model, path)
     tensor = open_gguf(path).tensors["blk.0.ffn_gate.weight"]
@@ -237,5 +248,6 @@ def test_one_damaged_block(model: Model, tmp_path: Path, damage: str) -> None:
         file.seek(tensor.offset + 100 * block)
         file.write(bytes(block) if damage == "zeros" else noise)
     report = check_gguf(path, model.graph, model.tokenizer, threads=1)
+    caught(f"one block of {damage}", report)
     assert report.verdict == "fail"
     assert [difference.partition(":")[0] for difference in report.values] == ["model.layers.0.mlp.gate_proj"]

@@ -20,6 +20,7 @@ from qwen3_export.parity.report import Report
 from qwen3_export.targets.onnx.check import check_onnx
 
 Edit = Callable[[Any], None]
+Caught = Callable[[str, Report], None]
 
 
 @pytest.fixture
@@ -95,21 +96,26 @@ def fewer_experts(proto: Any) -> None:
     ("edit", "site"),
     [(swapped_head_norms, "k_rope"), (interleaved_rope, "k_rope"), (no_k_norm, "k_rope"), (swapped_gate_and_up, "mlp")],
 )
-def test_wrong_wiring_is_found_and_placed(check_edited: Callable[..., Report], edit: Edit, site: str) -> None:
+def test_wrong_wiring_is_found_and_placed(
+    check_edited: Callable[..., Report], caught: Caught, edit: Edit, site: str
+) -> None:
     report = check_edited(edit)
+    caught(edit.__name__.replace("_", " "), report)
     assert report.conversion.status == "fail"
     assert report.first_divergence is not None
     assert (report.first_divergence.layer, report.first_divergence.site) == (0, site)
 
 
-def test_a_wrong_eps_is_found_twice(check_edited: Callable[..., Report]) -> None:
+def test_a_wrong_eps_is_found_twice(check_edited: Callable[..., Report], caught: Caught) -> None:
     report = check_edited(wrong_eps)
+    caught("eps of 1e-5", report)
     assert "epsilon is 9.9" in report.metadata[0]
     assert report.conversion.status == "fail"
 
 
-def test_wrong_experts(check_edited: Callable[..., Report]) -> None:
+def test_wrong_experts(check_edited: Callable[..., Report], caught: Caught) -> None:
     report = check_edited(fewer_experts, variant="moe")
+    caught("an expert too few", report)
     assert "k is 2, the checkpoint has 3" in report.metadata[0]
     assert report.conversion.status == "fail"
     assert report.first_divergence is not None
@@ -122,8 +128,9 @@ def newer_opset(proto: Any) -> None:
             opset.version = 99
 
 
-def test_an_opset_that_this_onnxruntime_lacks(check_edited: Callable[..., Report]) -> None:
+def test_an_opset_that_this_onnxruntime_lacks(check_edited: Callable[..., Report], caught: Caught) -> None:
     report = check_edited(newer_opset)
+    caught("an opset of the future", report)
     assert report.verdict == "fail"
     assert "onnxruntime cannot load it" in report.metadata[-1]
     assert "99" in report.metadata[-1]
@@ -133,7 +140,9 @@ def test_an_opset_that_this_onnxruntime_lacks(check_edited: Callable[..., Report
     ("key", "value", "told"),
     [("eos_token_id", 0, "eos_token_id"), ("context_length", 4, "context_length"), ("vocab_size", 5, "vocab_size")],
 )
-def test_a_wrong_genai_config(exported: Callable[..., Any], tmp_path: Path, key: str, value: int, told: str) -> None:
+def test_a_wrong_genai_config(
+    exported: Callable[..., Any], tmp_path: Path, caught: Caught, key: str, value: int, told: str
+) -> None:
     written = exported("tied", "fp32")
     shutil.copytree(written.folder, tmp_path / "edited")
     path = tmp_path / "edited" / "genai_config.json"
@@ -141,11 +150,12 @@ def test_a_wrong_genai_config(exported: Callable[..., Any], tmp_path: Path, key:
     document["model"][key] = value
     path.write_text(json.dumps(document))
     report = check_onnx(tmp_path / "edited", written.model.graph, written.model.tokenizer)
+    caught(f"a wrong {key} in genai_config.json", report)
     assert report.verdict == "fail"
     assert told in report.metadata[0]
 
 
-def test_damaged_codes_and_another_model(exported: Callable[..., Any], tmp_path: Path) -> None:
+def test_damaged_codes_and_another_model(exported: Callable[..., Any], tmp_path: Path, caught: Caught) -> None:
     written = exported("tied", "int4")
     shutil.copytree(written.folder, tmp_path / "edited")
     place = written.export.plan.initializers["model.layers.1.mlp.down_proj"]["weight_codes"]
@@ -153,6 +163,7 @@ def test_damaged_codes_and_another_model(exported: Callable[..., Any], tmp_path:
         file.seek(place.offset + 3 * place.row_bytes)
         file.write(b"\xff" * 16)
     report = check_onnx(tmp_path / "edited", written.model.graph, written.model.tokenizer)
+    caught("one damaged block", report)
     assert "model.layers.1.mlp.down_proj: a block of row 3" in report.values[0]
     other = exported("untied", "int4").model
     report = check_onnx(written.folder, other.graph, other.tokenizer)
