@@ -1,0 +1,135 @@
+"""What generation needs of a tokenizer: text to tokens and back, where a turn ends, and how a dialogue is written.
+
+A folder that carries ``tokenizer.json`` (a checkpoint, or what an export wrote for an app) speaks for itself: an
+artifact is run with what an app would find beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cache
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from qwen3_export.checkpoint import read_json
+from qwen3_export.errors import CheckpointError, ExportError
+from qwen3_export.generation.text import letter_bytes
+from qwen3_export.generation.thinking import CLOSE, OPEN
+from qwen3_export.tokenizer import read_chat_template
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer as FastTokenizer
+
+    from qwen3_export.model import Model
+
+__all__ = ["SAMPLING_FIELDS", "Speech", "artifact_speech", "folder_speech", "mark_ids"]
+
+TOKENIZER = "tokenizer.json"
+SAMPLING_FIELDS = ("temperature", "top_k", "top_p", "min_p")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Speech:
+    """A tokenizer as generation sees it; ``origin`` is whose.
+
+    ``piece`` gives the bytes of a token (none for markup that is never shown); ``marks`` are the ids of ``<think>`` and
+    ``</think>``; ``stated`` is what the checkpoint says of sampling: ``do_sample`` and SAMPLING_FIELDS, where it does.
+    """
+
+    origin: str
+    encode: Callable[[str], list[int]]
+    piece: Callable[[int], bytes]
+    is_end: Callable[[int], bool]
+    template: str | None
+    marks: tuple[int, int] | None
+    stated: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+
+
+def artifact_speech(folder: Path, model: Model | None, *, end_ids: Iterable[int] = ()) -> Speech:
+    """The folder's own tokenizer and template; ``model``'s, where it has none."""
+    own = folder_speech(folder, end_ids=end_ids) if (folder / TOKENIZER).exists() else None
+    if own is not None and (own.template is not None or model is None):
+        return own
+    if model is None:
+        raise ExportError(f"{folder}: has no {TOKENIZER}; name the checkpoint that it was made of with --model")
+    checkpoint = folder_speech(model.folder, end_ids=end_ids)
+    return checkpoint if own is None else replace(own, template=checkpoint.template)
+
+
+def folder_speech(folder: Path, *, end_ids: Iterable[int] = ()) -> Speech:
+    """What a folder's files say; a turn ends at ``end_ids`` too.
+
+    Raises CheckpointError for files that cannot be read, and where nothing says which token ends a turn.
+    """
+    fast = _read_tokenizer(folder / TOKENIZER)
+    settings, generation, genai, config = (
+        _read_if_there(folder / name)
+        for name in ("tokenizer_config.json", "generation_config.json", "genai_config.json", "config.json")
+    )
+    stated_ends = (source.get("eos_token_id") for source in (generation, genai.get("model") or {}, config))
+    ends = {*end_ids, *(token for stated in stated_ends for token in _ids(stated)), *_turn_end(fast, settings)}
+    if not ends:
+        raise CheckpointError(f"{folder}: no file says which token ends a turn; add eos_token_id to config.json")
+    sampling = generation or genai.get("search") or {}
+    return Speech(
+        origin=str(folder),
+        encode=lambda text: list(fast.encode(text, add_special_tokens=False).ids),
+        piece=_pieces(fast),
+        is_end=ends.__contains__,
+        template=read_chat_template(folder, settings),
+        marks=mark_ids(fast.token_to_id),
+        stated={name: sampling[name] for name in ("do_sample", *SAMPLING_FIELDS) if sampling.get(name) is not None},
+    )
+
+
+def mark_ids(token_to_id: Callable[[str], int | None]) -> tuple[int, int] | None:
+    """The ids of ``<think>`` and ``</think>``, where both are tokens."""
+    found = token_to_id(OPEN), token_to_id(CLOSE)
+    return None if found[0] is None or found[1] is None else (found[0], found[1])
+
+
+def _read_tokenizer(path: Path) -> FastTokenizer:
+    from tokenizers import Tokenizer as FastTokenizer
+
+    try:
+        return FastTokenizer.from_file(str(path))
+    except Exception as error:  # the library raises plain Exception
+        raise CheckpointError(f"{path}: the tokenizers library cannot read it ({error})") from error
+
+
+def _pieces(fast: FastTokenizer) -> Callable[[int], bytes]:
+    """Bytes of a token: an added one's content (none for a special one), a byte-level one's letters as bytes."""
+    added = {
+        i: b"" if token.special else token.content.encode() for i, token in fast.get_added_tokens_decoder().items()
+    }
+    letters = letter_bytes()
+
+    @cache
+    def piece(token: int) -> bytes:
+        if token in added:
+            return added[token]
+        text = fast.id_to_token(token) or ""  # rows of the embedding beyond the vocabulary are padding
+        return b"".join(bytes([letters[c]]) if c in letters else c.encode() for c in text)
+
+    return piece
+
+
+def _read_if_there(path: Path) -> dict[str, Any]:
+    return dict(read_json(path)) if path.exists() else {}
+
+
+def _ids(stated: object) -> Iterator[int]:
+    """``eos_token_id`` is a number or a list of them."""
+    values = stated if isinstance(stated, list) else [stated]
+    yield from (int(value) for value in values if isinstance(value, int))
+
+
+def _turn_end(fast: FastTokenizer, settings: Mapping[str, Any]) -> Iterator[int]:
+    """The token that tokenizer_config.json calls eos, as a string or as an object with its content."""
+    token = settings.get("eos_token")
+    content = token.get("content") if isinstance(token, Mapping) else token
+    found = fast.token_to_id(content) if isinstance(content, str) else None
+    if found is not None:
+        yield found
