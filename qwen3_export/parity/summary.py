@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from qwen3_export.parity.markdown import COLUMNS, table_rows
 from qwen3_export.parity.metrics import Comparison
 from qwen3_export.parity.report import NUMBERS, Decode, Report, number_text
 
 if TYPE_CHECKING:
     from rich.console import Group
 
-__all__ = ["HEADS", "describe_decode", "describe_sampling", "summary_rows", "to_renderable", "to_text"]
+__all__ = [
+    "HEADS",
+    "describe_decode",
+    "describe_sampling",
+    "overview_text",
+    "summary_rows",
+    "to_renderable",
+    "to_text",
+]
 
 HEADS = ("", "mean KLD", "p99 KLD", "max KLD", "same top-1", "ppl ratio", "bound", "status")
 COLOURS = {"pass": "green", "fail": "red", "not_run": "yellow"}
@@ -30,13 +40,18 @@ def summary_rows(report: Report) -> list[tuple[str, ...]]:
 
 def to_text(report: Report) -> str:
     """A plain summary for logs and pipes."""
-    table = [HEADS, *summary_rows(report)]
-    widths = [max(len(row[i]) for row in table) for i in range(len(HEADS))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in table]
+    lines = _aligned([HEADS, *summary_rows(report)])
     lines.append(f"decode        {describe_decode(report.decode)}")
     lines += [f"- {reason}" for reason in report.reasons]
     lines.append(f"verdict: {report.verdict} ({describe_sampling(report)})")
     return "\n".join(line.rstrip() for line in lines)
+
+
+def overview_text(reports: Sequence[Report]) -> str:
+    """Several reports as one plain table, a row each."""
+    names = ("artifact", *(report.artifact for report in reports))
+    table = [(name, *row) for name, row in zip(names, (COLUMNS, *table_rows(reports)), strict=True)]
+    return "".join(f"{line.rstrip()}\n" for line in _aligned(table))
 
 
 def to_renderable(report: Report) -> Group:
@@ -74,3 +89,8 @@ def describe_sampling(report: Report) -> str:
         parts.append(f"values of {sampled.rows:,} of {sampled.rows_in_all:,} rows")
     parts.append(f"{report.seconds:.1f} s, peak {report.peak_memory_bytes / 2**30:.2f} GiB")
     return ", ".join(parts)
+
+
+def _aligned(table: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in table]

@@ -1,0 +1,22 @@
+"""Parity reports as one HTML file that needs nothing else: no network, no script, light or dark as the system is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from qwen3_export.atomic import write_text
+from qwen3_export.parity.html.page import to_html, to_overview
+from qwen3_export.parity.report import Report
+
+__all__ = ["save_html", "save_overview", "to_html", "to_overview"]
+
+
+def save_html(report: Report, path: Path) -> None:
+    """One report as a page."""
+    write_text(path, to_html(report))
+
+
+def save_overview(reports: Sequence[Report], path: Path) -> None:
+    """Several reports as one page: a table, size against quality, and a section each."""
+    write_text(path, to_overview(reports))

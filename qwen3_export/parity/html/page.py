@@ -1,0 +1,98 @@
+"""The whole page: of one report, or of several with a table over them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from qwen3_export.parity.html.markup import Markup, join, tag
+from qwen3_export.parity.html.numbers import bytes_text, percent, scientific
+from qwen3_export.parity.html.scatter import scatter_figure
+from qwen3_export.parity.html.section import report_sections, status_mark
+from qwen3_export.parity.html.style import STYLE
+from qwen3_export.parity.report import Report
+
+__all__ = ["to_html", "to_overview"]
+
+# The browser itself sees to it that nothing is fetched and nothing is run.
+POLICY = "default-src 'none'; style-src 'unsafe-inline'"
+FIRST_COLUMN = "artifact"
+NUMBER_COLUMNS = ("conversion", "shipped", "quantization", "end_to_end")
+
+
+def to_html(report: Report) -> str:
+    """A page of one report."""
+    title = f"{report.artifact}: parity {_words(report.verdict)}"
+    return _page(title, tag("h1", report.artifact), report_sections(report))
+
+
+def to_overview(reports: Sequence[Report]) -> str:
+    """A page of several: how they compare, then each one; what failed stands open."""
+    verdicts = Counter(report.verdict for report in reports)
+    counted = ", ".join(f"{count} {_words(verdict)}" for verdict, count in verdicts.items())
+    title = f"Parity of {len(reports)} {'artifact' if len(reports) == 1 else 'artifacts'}: {counted}"
+    scatter = scatter_figure(reports)
+    return _page(
+        title,
+        tag("h1", title),
+        _table(reports),
+        tag("section", tag("h2", "Size against quality"), scatter) if scatter else "",
+        tag("h2", "Each report"),
+        *(_folded(report, i) for i, report in enumerate(reports)),
+    )
+
+
+def _page(title: str, *content: str) -> str:
+    head = tag(
+        "head",
+        tag("meta", charset="utf-8"),
+        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        tag("meta", http_equiv="Content-Security-Policy", content=POLICY),
+        tag("meta", name="color-scheme", content="light dark"),
+        tag("title", title),
+        tag("style", Markup(f"\n{STYLE}\n")),
+    )
+    document = tag("html", "\n", head, "\n", tag("body", tag("main", *content)), "\n", lang="en")
+    return f"<!doctype html>\n{document}\n"
+
+
+def _table(reports: Sequence[Report]) -> Markup:
+    heads = (FIRST_COLUMN, "verdict", "target", "recipe", "method", "size", "bits per weight", *NUMBER_COLUMNS,
+             "same top-1")  # fmt: skip
+    head = tag("thead", tag("tr", *(tag("th", name, scope="col") for name in heads)))
+    rows = [_row(report, i, heads) for i, report in enumerate(reports)]
+    return tag("div", tag("table", head, tag("tbody", *rows), class_="overview"), class_="wide")
+
+
+def _row(report: Report, index: int, heads: Sequence[str]) -> Markup:
+    cells = [
+        status_mark(report.verdict),
+        report.target,
+        report.recipe,
+        report.method,
+        bytes_text(report.size_bytes),
+        f"{report.bits_per_weight:.2f}",
+        *(_number(report, name) for name in NUMBER_COLUMNS),
+        percent(report.end_to_end.same_top1),
+    ]
+    link = tag("a", report.artifact, href=f"#report-{index}")
+    labelled = [tag("td", cell, data_label=head) for cell, head in zip(cells, heads[1:], strict=True)]
+    return tag("tr", tag("th", link, scope="row"), *labelled)
+
+
+def _number(report: Report, name: str) -> Markup:
+    numbers = getattr(report, name)
+    text = scientific(numbers.mean_kld)
+    return tag("span", text, " ✗", class_="fail") if numbers.status == "fail" else Markup(text)
+
+
+def _folded(report: Report, index: int) -> Markup:
+    """A report behind its name; a link to what lies inside unfolds it."""
+    summary = tag("summary", report.artifact, " ", status_mark(report.verdict))
+    heading = tag("h2", report.artifact, id=f"report-{index}")
+    inside = join([heading, report_sections(report, level=3)])
+    return tag("details", summary, inside, class_="report", open=report.verdict == "fail")
+
+
+def _words(verdict: str) -> str:
+    return verdict.replace("_", " ")

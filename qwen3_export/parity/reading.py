@@ -1,0 +1,85 @@
+"""A saved report, read back: the inverse of ``report.save_report``.
+
+JSON has no infinity, so what was not finite stands as null; a number that was run and is null becomes infinite again.
+Fields that a newer version has added are passed over, and those that an older one did not know keep their defaults.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+from qwen3_export.errors import ExportError
+from qwen3_export.parity.curves import CurvePoint
+from qwen3_export.parity.metrics import Comparison
+from qwen3_export.parity.report import NUMBERS, Decode, FirstDivergence, Gates, Report, Runtime, Sampling
+from qwen3_export.parity.values import WeightError
+
+__all__ = ["parse_report", "read_report"]
+
+MEASURED = ("mean_kld", "p99_kld", "max_kld", "max_abs", "perplexity_ratio")
+LISTS = ("metadata", "values", "gates")
+
+Record = TypeVar("Record")
+
+
+def read_report(path: Path) -> Report:
+    """The report that ``check --json`` has written.  Raises ExportError for anything else."""
+    try:
+        return parse_report(json.loads(path.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise ExportError(f"{path}: cannot be read ({error.strerror}); name what check --json has written") from error
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ExportError(f"{path}: no parity report; name what check --json has written") from error
+
+
+def parse_report(document: Mapping[str, Any]) -> Report:
+    """The report of a JSON document; ValueError, TypeError or KeyError where it is none."""
+    parsed: dict[str, Any] = {name: _comparison(document[name]) for name in NUMBERS}
+    parsed["floor"] = _comparison(document.get("floor", {}))
+    parsed["decode"] = _record(Decode, document["decode"])
+    parsed["runtime"] = _record(Runtime, document["runtime"])
+    parsed |= {name: tuple(document.get(name, ())) for name in LISTS}
+    if document.get("first_divergence"):
+        parsed["first_divergence"] = _divergence(document["first_divergence"])
+    if document.get("sampled"):
+        sampled = document["sampled"]
+        parsed["sampled"] = _record(Sampling, {**sampled, "prompts": tuple(sampled["prompts"])})
+    parsed["bounds"] = _record(Gates, document.get("bounds", {}))
+    parsed["curves"] = {
+        name: tuple(_record(CurvePoint, _finite_or_infinite(point)) for point in points)
+        for name, points in document.get("curves", {}).items()
+    }
+    parsed["weight_errors"] = tuple(
+        _record(WeightError, {**error, "relative": _or_infinite(error["relative"])})
+        for error in document.get("weight_errors", ())
+    )
+    return _record(Report, {**document, **parsed})
+
+
+def _comparison(found: Mapping[str, Any]) -> Comparison:
+    if found.get("status", "not_run") == "not_run":
+        return _record(Comparison, found)
+    return _record(Comparison, {**found, **{name: _or_infinite(found.get(name)) for name in MEASURED}})
+
+
+def _divergence(found: Mapping[str, Any]) -> FirstDivergence:
+    return _record(FirstDivergence, {**found, "relative": _or_infinite(found.get("relative"))})
+
+
+def _finite_or_infinite(point: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: _or_infinite(value) for name, value in point.items()}
+
+
+def _or_infinite(value: float | None) -> float:
+    return math.inf if value is None else value
+
+
+def _record(kind: type[Record], found: Mapping[str, Any]) -> Record:
+    """The dataclass of a JSON object, unknown keys passed over."""
+    known = {field.name for field in fields(kind)}  # type: ignore[arg-type]
+    return kind(**{name: value for name, value in found.items() if name in known})
