@@ -16,7 +16,8 @@ __all__ = ["to_html", "to_overview"]
 
 # The browser itself sees to it that nothing is fetched and nothing is run.
 POLICY = "default-src 'none'; style-src 'unsafe-inline'"
-FIRST_COLUMN = "artifact"
+# Aligned on the left, as words are
+WORDS = frozenset({"artifact", "verdict", "target", "recipe", "method"})
 NUMBER_COLUMNS = ("conversion", "shipped", "quantization", "end_to_end")
 
 
@@ -57,11 +58,14 @@ def _page(title: str, *content: str) -> str:
 
 
 def _table(reports: Sequence[Report]) -> Markup:
-    heads = (FIRST_COLUMN, "verdict", "target", "recipe", "method", "size", "bits per weight", *NUMBER_COLUMNS,
+    """On a narrow screen rows are drawn as blocks; the roles say that they are rows all the same."""
+    heads = ("artifact", "verdict", "target", "recipe", "method", "size", "bits per weight", *NUMBER_COLUMNS,
              "same top-1")  # fmt: skip
-    head = tag("thead", tag("tr", *(tag("th", name, scope="col") for name in heads)))
+    names = [tag("th", name, scope="col", role="columnheader", class_=_alignment(name)) for name in heads]
+    head = tag("thead", tag("tr", *names, role="row"), role="rowgroup")
     rows = [_row(report, i, heads) for i, report in enumerate(reports)]
-    return tag("div", tag("table", head, tag("tbody", *rows), class_="overview"), class_="wide")
+    table = tag("table", head, tag("tbody", *rows, role="rowgroup"), class_="overview", role="table")
+    return tag("div", table, class_="wide")
 
 
 def _row(report: Report, index: int, heads: Sequence[str]) -> Markup:
@@ -76,8 +80,15 @@ def _row(report: Report, index: int, heads: Sequence[str]) -> Markup:
         percent(report.end_to_end.same_top1),
     ]
     link = tag("a", report.artifact, href=f"#report-{index}")
-    labelled = [tag("td", cell, data_label=head) for cell, head in zip(cells, heads[1:], strict=True)]
-    return tag("tr", tag("th", link, scope="row"), *labelled)
+    labelled = [
+        tag("td", cell, data_label=head, role="cell", class_=_alignment(head))
+        for cell, head in zip(cells, heads[1:], strict=True)
+    ]
+    return tag("tr", tag("th", link, scope="row", role="rowheader"), *labelled, role="row")
+
+
+def _alignment(head: str) -> str | None:
+    return "text" if head in WORDS else None
 
 
 def _number(report: Report, name: str) -> Markup:

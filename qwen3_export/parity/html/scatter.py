@@ -26,7 +26,7 @@ COLOURS = {"gguf": "shipped", "onnx": "quantization", "executorch": "pass", "cor
 # A label of so many pixels a character goes to the first of these places (dx, dy, anchor) where nothing is yet.
 CHARACTER, LINE = 5.9, 11
 AROUND = (
-    (8, 4, "start"), (-8, 4, "end"), (0, -9, "middle"), (0, 17, "middle"),
+    (10, 4, "start"), (-10, 4, "end"), (0, -10, "middle"), (0, 17, "middle"),
     (8, -6, "start"), (-8, -6, "end"), (8, 14, "start"), (-8, 14, "end"),
 )  # fmt: skip
 
@@ -89,7 +89,7 @@ def _round_step(rough: float) -> float:
 def _mark(report: Report, x: float, y: float) -> Markup:
     moved = f"translate({x:.1f} {y:.1f})"
     shape = tag("path", class_="mark", d=SHAPES.get(report.target, OTHER_SHAPE))
-    ring = tag("circle", r=8, fill="none", class_="bad") if report.verdict == "fail" else ""
+    ring = tag("circle", r=7.5, fill="none", class_="bad") if report.verdict == "fail" else ""
     return tag("g", shape, ring, transform=moved, style=_colour(report.target))
 
 

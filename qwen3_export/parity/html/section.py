@@ -69,7 +69,7 @@ def _evidence(report: Report, headings: _Headings) -> Iterator[Markup]:
         yield headings.section("Error of the outputs", *_outputs(report, measured))
     yield headings.section("Decoding", *_decode(report))
     yield headings.section("What was looked at", _sampling(report))
-    yield headings.section("Again", tag("pre", tag("code", _command(report))))
+    yield headings.section("How to run it again", tag("pre", tag("code", _command(report))))
     yield headings.section("Versions", definitions(_versions(report), class_="grid"))
 
 

@@ -26,7 +26,7 @@ LAYOUT = """
 *, ::before, ::after { box-sizing: border-box; }
 html { -webkit-text-size-adjust: 100%; text-size-adjust: 100%; }
 body { font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; color: var(--ink);
-       background: var(--paper); max-width: 64rem; margin: 0 auto; padding: 1.25rem 1rem 4rem; }
+       background: var(--paper); max-width: 70rem; margin: 0 auto; padding: 1.25rem 1rem 4rem; }
 h1, h2, h3 { line-height: 1.25; text-wrap: balance; overflow-wrap: anywhere; }
 h1 { font-size: 1.5rem; margin: 0 0 .75rem; } h2 { font-size: 1.2rem; margin: 2.25rem 0 .5rem; }
 h3 { font-size: 1.05rem; margin: 2rem 0 .4rem; }
@@ -55,7 +55,7 @@ dl.list > div { display: grid; grid-template-columns: minmax(0, 11rem) minmax(0,
 .card p { margin: .1rem 0 .5rem; line-height: 1.4; }
 .card .large { font-size: 1.5rem; font-weight: 600; margin: .35rem 0 0;
                font-variant-numeric: tabular-nums; line-height: 1.2; }
-.card dl { display: grid; grid-template-columns: 1fr 1fr; gap: .4rem .5rem; margin: 0; }
+.card dl { display: grid; grid-template-columns: 1fr 1fr; align-content: start; gap: .4rem .5rem; margin: 0; }
 .card dd { font-size: .9375rem; font-variant-numeric: tabular-nums; white-space: nowrap; }
 .columns { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 27rem), 1fr)); gap: 0 3rem;
            align-items: start; }
@@ -75,7 +75,7 @@ ul.legend svg { width: 1.9rem; height: .8rem; display: inline-block; vertical-al
 .wide { overflow-x: auto; max-width: 100%; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 caption { text-align: left; padding: 0 0 .4rem; } th { font-weight: 600; text-align: right; }
 th, td { padding: .3rem .6rem; border-bottom: 1px solid var(--line); text-align: right; }
-th:first-child, td:first-child { text-align: left; }
+th:first-child, td:first-child { text-align: left; } table.plain td { white-space: nowrap; }
 table.heat { font-size: .8125rem; }
 table.heat th, table.heat td { padding: .16rem .5rem; border: 0; text-align: right; }
 table.heat td { background: rgb(var(--heat) / var(--share, 0)); border: 1px solid var(--paper); min-width: 2.6rem; }
@@ -89,13 +89,14 @@ pre { background: var(--card); border: 1px solid var(--line); border-radius: .5r
       white-space: pre-wrap; overflow-wrap: anywhere; }
 :focus-visible { outline: 2px solid var(--link); outline-offset: 2px; }
 
-.overview { width: 100%; font-size: .9375rem; } .overview th, .overview td { padding: .35rem .45rem; }
+.overview { width: 100%; font-size: .875rem; } .overview th, .overview td { padding: .35rem .45rem; }
 .overview thead th { font-size: .8125rem; color: var(--soft); vertical-align: bottom; }
-.overview tbody th { font-weight: 400; overflow-wrap: anywhere; } .overview td { white-space: nowrap; }
+.overview tbody th { font-weight: 400; overflow-wrap: anywhere; min-width: 10rem; }
+.overview :is(th, td).text { text-align: left; } .overview td { white-space: nowrap; }
 @media (max-width: 52rem) {
   .overview, .overview tbody, .overview tr, .overview th, .overview td { display: block; }
   .overview thead { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); }
-  .overview tbody tr { display: grid; grid-template-columns: repeat(auto-fill, minmax(8.5rem, 1fr)); gap: .45rem 1rem;
+  .overview tbody tr { display: grid; grid-template-columns: repeat(auto-fill, minmax(6.4rem, 1fr)); gap: .4rem .7rem;
                        padding: .8rem 0; border-bottom: 1px solid var(--line); }
   .overview tbody th { grid-column: 1 / -1; font-weight: 600; }
   .overview tbody th, .overview tbody td { border: 0; padding: 0; text-align: left; white-space: normal; }
@@ -105,8 +106,8 @@ pre { background: var(--card); border: 1px solid var(--line); border-radius: .5r
 @media (max-width: 30rem) {
   dl.list > div { grid-template-columns: minmax(0, 1fr); }
   table.heat { font-size: .75rem; } table.heat th, table.heat td { padding: .2rem .15rem; min-width: 0; }
-  table.heat { width: 100%; } table.plain { width: 100%; font-size: .875rem; }
-  table.plain th, table.plain td { padding: .3rem .3rem; }
+  table.heat { width: 100%; } table.plain { width: 100%; font-size: .8125rem; }
+  table.plain th, table.plain td { padding: .3rem .2rem; }
 }
 @media print { details.report { break-before: page; } body { max-width: none; } }
 """.strip()
