@@ -31,7 +31,7 @@ def open_artifact(path: Path, model: Model | None, *, threads: int | None = None
     positions, chunk = program.constant("get_max_context_len"), program.constant("get_max_seq_len")
     if not isinstance(positions, int):
         raise ExportError(f"{program_path}: does not say how long its context is (get_max_context_len)")
-    most = chunk if isinstance(chunk, int) else 1
+    most = max(1, chunk - 1) if isinstance(chunk, int) else 1  # as it is lowered: one less than it says
 
     @contextmanager
     def start(positions: int) -> Iterator[Stepper]:
