@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -19,6 +20,7 @@ from qwen3_export.cli.options import (
     RevisionOption,
     ThreadsOption,
 )
+from qwen3_export.errors import OutputError
 
 if TYPE_CHECKING:
     from qwen3_export.model import Model
@@ -59,19 +61,28 @@ def check(
 ) -> None:
     """Compare an artifact with its checkpoint, and exit with 3 if it is out of bounds."""
     from qwen3_export.artifacts import target_of
-    from qwen3_export.atomic import check_output
     from qwen3_export.model import load
     from qwen3_export.parity.report import Gates
 
     target_of(artifact)
-    for path in (json, html, junit):
-        if path is not None:
-            check_output(path, force=True)
+    check_outputs([json, html, junit], inputs=[artifact])
     gates = Gates(max_mean_kld=max_mean_kld, max_p99_kld=max_p99_kld, min_top1=min_top1)
     opened = load(model, revision=revision, offline=offline)
     report = run_check(artifact, opened, full=full, gates=gates, threads=threads, revision=revision)
     _save(report, json=json, html=html, junit=junit)
     show_and_exit(report)
+
+
+def check_outputs(paths: Sequence[Path | None], *, inputs: Sequence[Path]) -> None:
+    """Refuse reports that have no place, or would take that of what is read, before any work is done."""
+    from qwen3_export.atomic import check_output
+
+    for path in paths:
+        if path is None:
+            continue
+        check_output(path, force=True)
+        if path.exists() and any(source.exists() and path.samefile(source) for source in inputs):
+            raise OutputError(f"{path}: is read from, and would be overwritten; choose another name")
 
 
 def run_check(

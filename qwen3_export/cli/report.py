@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from qwen3_export.cli.check import check_outputs
 from qwen3_export.cli.console import say
 
 EPILOG = """Examples:
@@ -37,6 +38,7 @@ def report(
     from qwen3_export.parity.summary import overview_text
 
     found = [read_report(path) for path in reports]
+    check_outputs([html, junit], inputs=reports)
     if html is not None:
         save_overview(found, html)
         say(f"wrote {html}")

@@ -15,7 +15,8 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from qwen3_export.atomic import write_text
-from qwen3_export.parity.report import NUMBERS, Comparison, Report, number_text
+from qwen3_export.parity.metrics import Comparison
+from qwen3_export.parity.report import NUMBERS, Report, number_text
 from qwen3_export.parity.summary import describe_decode, describe_sampling
 
 __all__ = ["Case", "cases", "save_junit", "to_junit"]

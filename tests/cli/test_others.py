@@ -25,17 +25,37 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_check_passes_and_saves_reports(run, artifact: Path, tmp_path: Path) -> None:
     pytest.importorskip("llama_cpp")
-    outcome = run("check", artifact, "--model", "demo", "--json", "r.json", "--html", "r.html")
+    outcome = run("check", artifact, "--model", "demo", "--json", "r.json", "--html", "r.html", "--junit", "r.xml")
     assert outcome.code == 0, outcome.err
-    assert json.loads((tmp_path / "r.json").read_text())["verdict"] == "pass"
+    document = json.loads((tmp_path / "r.json").read_text())
+    assert document["verdict"] == "pass"
+    assert document["command"] == f"qwen3-export check {artifact} --model demo"
+    assert len(document["weight_errors"]) == 6 * 7 + 1
+    means = [sum(point["count"] * point["mean_kld"] for point in points) for points in document["curves"].values()]
+    expected = [document["positions"] * document[name]["mean_kld"] for name in document["curves"]]
+    assert means == pytest.approx(expected)
     assert "<html" in (tmp_path / "r.html").read_text()
+    assert 'failures="0"' in (tmp_path / "r.xml").read_text()
 
 
 def test_a_gate_that_is_not_kept_exits_with_3(run, artifact: Path) -> None:
     pytest.importorskip("llama_cpp")
-    outcome = run("check", artifact, "--model", "demo", "--max-mean-kld", "1e-6")
+    outcome = run("check", artifact, "--model", "demo", "--max-mean-kld", "1e-6", "--junit", "r.xml")
     assert outcome.code == 3
     assert "verdict: fail" in outcome.out
+    assert 'name="max_mean_kld"' in Path("r.xml").read_text()
+
+
+def test_a_report_that_has_no_place_is_refused_before_anything_runs(run, artifact: Path) -> None:
+    outcome = run("check", artifact, "--model", "demo", "--junit", "nowhere/r.xml")
+    assert outcome.code == 1
+    assert "there is no folder nowhere" in outcome.err
+    assert "reading" not in outcome.err
+    before = artifact.read_bytes()
+    outcome = run("check", artifact, "--model", "demo", "--html", artifact)
+    assert outcome.code == 1
+    assert "would be overwritten" in outcome.err
+    assert artifact.read_bytes() == before
 
 
 @pytest.mark.parametrize(

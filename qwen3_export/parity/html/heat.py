@@ -74,8 +74,7 @@ def _layers(errors: Errors, *, caption: str) -> Markup:
     roles = sorted({role for role, _ in errors}, key=lambda role: ORDER.get(role, len(ORDER)))
     layers = sorted({layer for _, layer in errors if layer is not None})
     usual = {role: _median([errors[role, layer] for layer in layers if (role, layer) in errors]) for role in roles}
-    finite = [error for error in errors.values() if math.isfinite(error)]
-    most = max(finite, default=0.0)
+    most = max((error for (role, _), error in errors.items() if not _is_outlier(error, usual[role])), default=0.0)
     heads = [tag("th", "layer", scope="col"), *(tag("th", _short(role), scope="col", title=role) for role in roles)]
     rows = [
         tag(
@@ -92,16 +91,21 @@ def _layers(errors: Errors, *, caption: str) -> Markup:
 def _cell(error: float | None, *, most: float, usual: float) -> Markup:
     if error is None:
         return tag("td", "–")
-    if not math.isfinite(error):
-        return tag("td", "∞", class_="outlier")
-    share = DARKEST * error / most if most > 0 else 0.0
-    is_outlier = usual > 0 and error > OUTLIER * usual
-    return tag("td", _short_percent(error), class_="outlier" if is_outlier else None, style=f"--share: {share:.2f}")
+    share = DARKEST * min(1.0, error / most) if most > 0 else 0.0
+    name = "outlier" if _is_outlier(error, usual) else None
+    return tag("td", _short_percent(error), class_=name, style=f"--share: {share:.2f}")
+
+
+def _is_outlier(error: float, usual: float) -> bool:
+    """Outliers have a frame, so that the shades are left to tell the others apart."""
+    return not math.isfinite(error) or (usual > 0 and error > OUTLIER * usual)
 
 
 def _short_percent(error: float) -> str:
     """Percent without its sign, in about three characters."""
     value = 100 * error
+    if not math.isfinite(value):
+        return "∞"
     if value == 0:
         return "0"
     return f"{value:.0f}" if value >= 99.5 else f"{value:.1f}" if value >= 0.995 else f"{value:.2g}"

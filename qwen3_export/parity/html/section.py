@@ -111,28 +111,32 @@ def _numbers(report: Report, headings: _Headings) -> Markup:
 
 
 def _card(name: str, numbers: Comparison, report: Report, headings: _Headings) -> Markup:
-    bound = "none" if numbers.bound is None else scientific(numbers.bound)
+    return tag(
+        "div",
+        tag(f"h{headings.level + 1}", tag("span", name), status_mark(numbers.status)),
+        tag("p", scientific(numbers.mean_kld), class_="large"),
+        tag("p", tag("small", NUMBERS[name]), class_="soft"),
+        "" if numbers.status == "not_run" else definitions(_details(name, numbers, report)),
+        class_="card",
+    )
+
+
+def _details(name: str, numbers: Comparison, report: Report) -> list[tuple[str, str]]:
+    """What stands below the mean of one number."""
     details = [
         ("p99 KLD", scientific(numbers.p99_kld)),
         ("max KLD", scientific(numbers.max_kld)),
         ("same top-1", percent(numbers.same_top1)),
         ("ppl ratio", "–" if numbers.perplexity_ratio is None else f"{numbers.perplexity_ratio:.5g}"),
         ("max logit diff", scientific(numbers.max_abs)),
-        ("bound", bound),
+        ("bound", "none" if numbers.bound is None else scientific(numbers.bound)),
     ]
     if name == "shipped" and report.floor.mean_kld is not None:
         details.append(("modelled floor", scientific(report.floor.mean_kld)))
     if name == "end_to_end":
         gates = report.bounds.each(numbers)
         details += [(f"your {gate.name.replace('_', '-')}", f"{gate.bound:g}") for gate in gates]
-    return tag(
-        "div",
-        tag(f"h{headings.level + 1}", tag("span", name), status_mark(numbers.status)),
-        tag("p", scientific(numbers.mean_kld), class_="large"),
-        tag("p", tag("small", NUMBERS[name]), class_="soft"),
-        definitions(details),
-        class_="card",
-    )
+    return details
 
 
 def _divergence(report: Report) -> Markup:
