@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from qwen3_export.generation.dialogue import Opening
     from qwen3_export.generation.generate import Generation
     from qwen3_export.generation.opening import Opened
-    from qwen3_export.generation.sampling import Sampling
+    from qwen3_export.generation.sampling import Sampler, Sampling
 
 EPILOG = """Examples:
 
@@ -85,6 +85,7 @@ def run(
     The text goes to standard output, all else to standard error. Sampling defaults are the makers' for each mode.
     """
     from qwen3_export.generation.dialogue import open_dialogue, open_raw, sampling_for
+    from qwen3_export.generation.sampling import Sampler
     from qwen3_export.parallel import use_threads
 
     _refuse_contradictions(raw=raw, system=system, think=think, budget=thinking_budget)
@@ -92,13 +93,18 @@ def run(
     chosen = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
     chosen = _as_greedy(chosen) if greedy else chosen
     use_threads(threads)
-    with _opened(subject, model, threads=threads, revision=revision, offline=offline) as opened:
-        messages = [*([{"role": "system", "content": system}] if system else []), {"role": "user", "content": asked}]
-        opening = open_raw(asked) if raw else open_dialogue(opened.speech, messages, think=think)
-        sampling = sampling_for(opening, opened.speech.stated, **chosen)
-        seed = secrets.randbelow(SEEDS) if seed is None else seed
-        say(f"{subject}: {opened.runtime.name}; {_mode(opening)}, {_drawing(sampling, seed)}")
-        _reply(opened, opening, sampling, seed=seed, budget=thinking_budget, most=max_new_tokens)
+    messages = [*([{"role": "system", "content": system}] if system else []), {"role": "user", "content": asked}]
+    try:
+        with _opened(subject, model, threads=threads, revision=revision, offline=offline) as opened:
+            opening = open_raw(asked) if raw else open_dialogue(opened.speech, messages, think=think)
+            sampling = sampling_for(opening, opened.speech.stated, **chosen)
+            tokens = _prompt_tokens(opened, opening, thinking_budget)
+            seed = secrets.randbelow(SEEDS) if seed is None else seed
+            say(f"{subject}: {opened.runtime.name}; {_mode(opening)}, {_drawing(sampling, seed)}")
+            sampler = Sampler(sampling, seed=seed)
+            _reply(opened, opening, tokens, sampler, budget=thinking_budget, most=max_new_tokens)
+    except Interrupted as interrupted:
+        raise typer.Exit(interrupted.exit_code) from None
 
 
 def _refuse_contradictions(*, raw: bool, system: str | None, think: bool | None, budget: int | None) -> None:
@@ -120,7 +126,11 @@ def _read_prompt(prompt: str | None) -> str:
     """The argument, or standard input where it is ``-`` or missing; a terminal is not waited for without a word."""
     if prompt is None and sys.stdin.isatty():
         raise ExportError('there is no prompt; add one, such as "What is 17 + 5?", or - to type it')
-    text = sys.stdin.read().removesuffix("\n") if prompt is None or prompt == STDIN else prompt
+    try:
+        text = sys.stdin.read().removesuffix("\n") if prompt is None or prompt == STDIN else prompt
+        text.encode()
+    except UnicodeError as error:
+        raise ExportError(f"the prompt is no text in UTF-8 ({error})") from error
     if not text.strip():
         raise ExportError("the prompt is empty; there is nothing to reply to")
     return text
@@ -144,23 +154,31 @@ def _opened(
         yield opened
 
 
-def _reply(opened: Opened, opening: Opening, sampling: Sampling, *, seed: int, budget: int | None, most: int) -> None:
-    from qwen3_export.cli.replies import ReplyWriter
-    from qwen3_export.generation.generate import Generation
-    from qwen3_export.generation.sampling import Sampler
-    from qwen3_export.generation.thinking import EARLY_STOP, Thinking
-
+def _prompt_tokens(opened: Opened, opening: Opening, budget: int | None) -> list[int]:
+    """The prompt, once it is known that it can be run as asked."""
     speech, context = opened.speech, opened.runtime.context_length
     if budget is not None and speech.marks is None:
         raise ExportError(f"{speech.origin}: the tokenizer has no <think> and </think>; leave --thinking-budget away")
-    tokens, stop = speech.encode(opening.text), speech.encode(EARLY_STOP)
+    tokens = speech.encode(opening.text)
     if len(tokens) > context:
         raise ExportError(f"the prompt has {len(tokens)} tokens, and the context {context}; shorten it")
-    with opened.runtime.start(min(context, len(tokens) + most + len(stop))) as stepper:
+    return tokens
+
+
+def _reply(
+    opened: Opened, opening: Opening, tokens: list[int], sampler: Sampler, *, budget: int | None, most: int
+) -> None:
+    """Write the reply as it comes; at its end, or where it is interrupted, say how it went."""
+    from qwen3_export.cli.replies import ReplyWriter
+    from qwen3_export.generation.generate import Generation
+    from qwen3_export.generation.thinking import EARLY_STOP, Thinking
+
+    speech, stop = opened.speech, opened.speech.encode(EARLY_STOP)
+    with opened.runtime.start(min(opened.runtime.context_length, len(tokens) + most + len(stop))) as stepper:
         generation = Generation(
             stepper,
             tokens,
-            sampler=Sampler(sampling, seed=seed),
+            sampler=sampler,
             thinking=Thinking(speech.marks, budget=budget, is_inside=opening.is_inside),
             is_end=speech.is_end,
             max_new_tokens=most,
@@ -170,10 +188,10 @@ def _reply(opened: Opened, opening: Opening, sampling: Sampling, *, seed: int, b
         try:
             for step in generation:
                 writer.add(step)
-        except Interrupted as interrupted:
+        except Interrupted:
             writer.end()
             say(f"interrupted; {_speed(generation, len(tokens))}")
-            raise typer.Exit(interrupted.exit_code) from None
+            raise
         writer.end()
         say(f"{_ending(generation)}{_speed(generation, len(tokens))}")
 

@@ -123,7 +123,7 @@ class CoremlStream:
         """The logits [V] of the last of some tokens, which are added at the end."""
         logits_BTV = self._runner.predict(feed(tokens, past=self._length), self._state)
         self._length += len(tokens)
-        return logits_BTV[0, -1].astype(np.float32)
+        return np.array(logits_BTV[0, -1], np.float32)
 
 
 class _ExecutorRunner:

@@ -186,7 +186,7 @@ class LlamaSession:
 
     def append(self, tokens: Sequence[int], *, start: int) -> np.ndarray:
         """The logits [V] of the last of some tokens, of which the first stands at ``start``, where the cache ends."""
-        return self._decode(tokens, start, first_wanted=len(tokens) - 1)[0].copy()
+        return np.array(self._decode(tokens, start, first_wanted=len(tokens) - 1)[0])
 
     def _decode(self, tokens: Sequence[int], start: int, *, first_wanted: int = 0) -> np.ndarray:
         """Logits from the ``first_wanted`` of some tokens on."""

@@ -73,7 +73,8 @@ class OnnxSession:
         inputs = {value.name: value for value in self._session.get_inputs()}
         missing = {"input_ids", "attention_mask", FIRST_CACHE} - inputs.keys()
         if missing:
-            raise CheckpointError(f"{graph if folder is None else folder}: the graph has no input {min(missing)}")
+            where = folder if isinstance(graph, bytes) else graph
+            raise CheckpointError(f"{where}: the graph has no input {min(missing)}")
         self._has_position_ids = "position_ids" in inputs
         self._float = np.float16 if inputs[FIRST_CACHE].type == "tensor(float16)" else np.float32
         self._cache_sizes = {
