@@ -124,7 +124,11 @@ def _sums(x: Tensor, kernel_sizes: Ints, strides: Ints) -> Tensor:
 
 
 def _overhang(x: Tensor, kernel_sizes: Ints, strides: Ints, pads: Pads, ceil_mode: bool) -> Pads:
-    """What has to be added behind each axis so that the last window, begun inside, is whole."""
+    """What has to be added behind each axis so that the last window is whole.
+
+    Where strides exceed the kernel and nothing is padded, coremltools counts a window that begins outside; its
+    maximum is minus infinity and its average NaN here, and torch would not have it at all.
+    """
     if not ceil_mode:
         return [(0, 0)] * len(kernel_sizes)
     added = []
