@@ -199,6 +199,8 @@ class Report:
             reasons.append("decode: chunks through the KV cache differ from one prefill")
         if self.runtime.version is None:
             reasons.append(f"{self.runtime.name} is not installed, so nothing was run")
+        elif self.conversion.status == "not_run" and self.end_to_end.status != "not_run":
+            reasons.append("the artifact's weights cannot be read, so that only what it does end to end is known")
         return reasons
 
     def to_dict(self) -> dict[str, Any]:

@@ -33,12 +33,13 @@ from qwen3_export.parity.findings import Artifact, Exact, Findings, Shipped
 from qwen3_export.parity.judgement import ROUNDING_METHODS, decode_text, longest_text, moved_by
 from qwen3_export.parity.localise import localise
 from qwen3_export.parity.metrics import NOT_RUN
+from qwen3_export.parity.opaque import OPAQUE_FORM, run_opaque
 from qwen3_export.parity.prompts import Prompt, tokenize_prompts
 from qwen3_export.parity.report import FirstDivergence, Gates, Report, Runtime
 from qwen3_export.provenance import PREFIX, read_calibration_record, read_scales_record
 from qwen3_export.reference_probe import Place, Site
 from qwen3_export.targets.coreml import run
-from qwen3_export.targets.coreml.metadata_check import context_length, metadata_differences
+from qwen3_export.targets.coreml.metadata_check import context_length, interface_differences, metadata_differences
 from qwen3_export.targets.coreml.mil import open_package
 from qwen3_export.targets.coreml.names import site_name
 from qwen3_export.targets.coreml.read import CoremlFile, open_coreml, read_graph, tensor_differences
@@ -102,6 +103,9 @@ def check_coreml(
     say("reading the package back")
     file = open_coreml(path)
     missing = tensor_differences(file, graph)
+    if missing and PREFIX + "version" not in file.metadata:
+        opaque = _opaque(file, graph, tokenizer, is_full=full, say=say)
+        return opaque.report(_artifact(file, graph), gates=gates, seconds=time.monotonic() - started)
     problems = [*metadata_differences(file, graph, tokenizer), *missing]
     values = None
     prompts: tuple[Prompt, ...] = ()
@@ -123,6 +127,24 @@ def check_coreml(
             problems.append(str(error))
     found = Findings(exact=exact, shipped=shipped, problems=problems, values=values, prompts=prompts, is_full=full)
     return found.report(_artifact(file, graph), gates=gates, seconds=time.monotonic() - started)
+
+
+def _opaque(file: CoremlFile, graph: Graph, tokenizer: Tokenizer, *, is_full: bool, say: Say) -> Findings:
+    """What can be said of another tool's package, whose weights go by other names."""
+    shipped = Shipped(numbers=ShippedNumbers(quantization=NOT_RUN))
+    problems = interface_differences(file, graph)
+    longest = min(longest_text(graph), context_length(file) or 1)
+    prompts = tokenize_prompts(tokenizer, quick=not is_full, max_tokens=longest)
+    if not problems:
+        say("running another tool's package as fp16 rounds it, against the original")
+        try:
+            session = CoremlSession(file.package, runs="fp16", num_parameters=graph.num_parameters)
+            shipped = run_opaque(graph, [list(prompt.tokens) for prompt in prompts], session.logits)
+        except ExportError as error:  # the program cannot be run
+            problems.append(str(error))
+    return Findings(
+        exact=Exact(description=OPAQUE_FORM), shipped=shipped, problems=problems, prompts=prompts, is_full=is_full
+    )
 
 
 def _run_exact(job: _Job) -> Exact:

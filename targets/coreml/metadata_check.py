@@ -5,15 +5,14 @@ Expected values come from the checkpoint's config and tokenizer, not from what t
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from qwen3_export.config import Qwen3Config
 from qwen3_export.graph import Graph
+from qwen3_export.parity.documents import document_differences, read_json
 from qwen3_export.rope import rotation
 from qwen3_export.targets.coreml.blobs import read_values
 from qwen3_export.targets.coreml.layout import VALUES
@@ -30,7 +29,7 @@ from qwen3_export.targets.coreml.names import (
 from qwen3_export.targets.coreml.read import CoremlFile
 from qwen3_export.tokenizer import Tokenizer
 
-__all__ = ["context_length", "metadata_differences"]
+__all__ = ["context_length", "interface_differences", "metadata_differences"]
 
 ATTENTION_SCALE, MASKED = "attention_scale", "masked"
 # A score this large below zero fits beside it in fp16 (least -65504).
@@ -41,13 +40,17 @@ def metadata_differences(file: CoremlFile, graph: Graph, tokenizer: Tokenizer) -
     """One sentence for each thing that is not the checkpoint's."""
     config = graph.config
     return [
-        *_interface(file),
-        *_states(file, config),
+        *interface_differences(file, graph),
         *_layers(file, config),
         *_numbers(file, config),
         *_rope_tables(file, config),
         *_documents(file.folder, tokenizer),
     ]
+
+
+def interface_differences(file: CoremlFile, graph: Graph) -> list[str]:
+    """Inputs, outputs and states that are not what swift-transformers looks for, or do not go with the checkpoint."""
+    return [*_interface(file), *_states(file, graph.config)]
 
 
 def context_length(file: CoremlFile) -> int:
@@ -138,25 +141,13 @@ def _rope_tables(file: CoremlFile, config: Qwen3Config) -> Iterator[str]:
 
 
 def _documents(folder: Path, tokenizer: Tokenizer) -> Iterator[str]:
-    """The files beside the package, which an app needs: they must be the checkpoint's."""
+    """The files beside the package, which an app needs."""
     if folder.suffix == ".mlpackage":
         return
-    for name in ("tokenizer.json", "tokenizer_config.json", "config.json"):
+    for name in ("tokenizer_config.json", "config.json"):
         path = folder / name
         if not path.exists():
             yield f"{name} is missing"
-        elif _read(path) != _read(tokenizer.folder / name):
+        elif read_json(path) != read_json(tokenizer.folder / name):
             yield f"{name} is not the checkpoint's"
-    template = folder / "chat_template.jinja"
-    if tokenizer.chat_template is not None:
-        if not template.exists():
-            yield "chat_template.jinja is missing"
-        elif template.read_text(encoding="utf-8") != tokenizer.chat_template:
-            yield "chat_template.jinja is not the checkpoint's"
-
-
-def _read(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
+    yield from document_differences(folder, tokenizer)

@@ -11,7 +11,6 @@ are run token by token through the KV cache, and whole chunks are held to that (
 
 from __future__ import annotations
 
-import json
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -25,6 +24,7 @@ from torch import Tensor
 from qwen3_export.errors import CheckpointError
 from qwen3_export.graph import Graph, Weight
 from qwen3_export.parity.check import Arithmetic, ShippedNumbers, compare_exact, compare_shipped, decided_parts
+from qwen3_export.parity.documents import document_differences
 from qwen3_export.parity.findings import Artifact, Exact, Findings, Shipped
 from qwen3_export.parity.judgement import (
     DECODE_BOUND,
@@ -35,6 +35,7 @@ from qwen3_export.parity.judgement import (
     moved_by,
 )
 from qwen3_export.parity.metrics import NOT_RUN, Comparison
+from qwen3_export.parity.opaque import OPAQUE_FORM, run_opaque
 from qwen3_export.parity.prompts import Prompt, tokenize_prompts
 from qwen3_export.parity.report import Decode, Gates, Report, Runtime
 from qwen3_export.parity.suspect_models import explain_logits
@@ -47,7 +48,7 @@ from qwen3_export.targets.executorch import run
 from qwen3_export.targets.executorch.export import PROGRAM
 from qwen3_export.targets.executorch.recipes import ExecutorchFormat, untied
 from qwen3_export.targets.executorch.run import Program
-from qwen3_export.targets.executorch.stored import constant_differences, read_index, read_weights
+from qwen3_export.targets.executorch.stored import INDEX, constant_differences, read_index, read_weights
 from qwen3_export.tokenizer import Tokenizer
 
 __all__ = ["check_executorch"]
@@ -81,32 +82,40 @@ def check_executorch(
 ) -> Report:
     """Compare an exported folder with the checkpoint that it was made of.
 
-    Raises CheckpointError where there is no program or its index cannot be read; the rest is in the report.
+    A program of another tool has no index of its weights: its logits are compared with the original's, and what it says
+    of itself. Raises CheckpointError where there is no program or its index is damaged; the rest is in the report.
     """
     started = time.monotonic()
     say, folder = say or (lambda _text: None), path if path.is_dir() else path.parent
-    program_path = folder / PROGRAM
-    if not program_path.exists():
-        raise CheckpointError(f"{folder}: holds no {PROGRAM}; name the folder that an export has written")
+    program_path = _program_path(path)
     say("reading the folder back")
-    document, whole = read_index(folder), untied(graph)
+    whole = untied(graph)
+    prompts = tokenize_prompts(tokenizer, quick=not full, max_tokens=longest_text(graph))
+    problems = list(document_differences(folder, tokenizer))
+    try:
+        program = Program(program_path) if run.is_installed() else None
+    except CheckpointError as error:  # ExecuTorch refuses the program
+        program, problems = None, [*problems, str(error)]
+    if program is not None:
+        problems += _constant_differences(program, whole, tokenizer)
+        prompts = _fitting(prompts, program)
+    if not (folder / INDEX).exists():
+        opaque = _opaque(program, graph, prompts, problems, is_full=full, say=say)
+        return opaque.report(_artifact(program_path, graph, {}), gates=gates, seconds=time.monotonic() - started)
+    document = read_index(folder)
     stored = read_weights(program_path, whole, document)
-    expected, problems = moved_by(whole, lambda: read_scales_record(document))
+    expected, wrong = moved_by(whole, lambda: read_scales_record(document))
+    problems += wrong
     is_solved = document.get(PREFIX + "method") not in ROUNDING_METHODS
     values = check_affine_values(stored, expected, is_full=full, is_solved=is_solved)
-    problems += _file_differences(folder, tokenizer)
-    prompts = tokenize_prompts(tokenizer, quick=not full, max_tokens=longest_text(graph))
     description = "all layers, " + ("fp32 twin" if full else "int8 activations modelled")
     ran = _Ran(exact=Exact(description=description), shipped=Shipped(numbers=ShippedNumbers(quantization=NOT_RUN)))
     try:
-        program = Program(program_path) if run.is_installed() else None
         if program is not None:
-            problems += _constant_differences(program, whole, tokenizer)
             context = int(program.constant("get_max_context_len") or 1)
             problems += constant_differences(program_path, whole, document, context=context)
-            prompts = _fitting(prompts, program)
         ran = _run(program, graph, stored, prompts, is_full=full, description=description, say=say)
-    except CheckpointError as error:  # ExecuTorch refuses the program
+    except CheckpointError as error:  # ExecuTorch cannot run the program
         problems.append(str(error))
     found = Findings(
         exact=ran.exact,
@@ -117,7 +126,46 @@ def check_executorch(
         prompts=prompts,
         is_full=full,
     )
-    return found.report(_artifact(folder, graph, document), gates=gates, seconds=time.monotonic() - started)
+    return found.report(_artifact(program_path, graph, document), gates=gates, seconds=time.monotonic() - started)
+
+
+def _program_path(path: Path) -> Path:
+    """The program that is meant by a folder or a file."""
+    if path.is_file():
+        return path
+    if (path / PROGRAM).exists():
+        return path / PROGRAM
+    found = sorted(path.glob("*.pte"))
+    if len(found) != 1:
+        raise CheckpointError(f"{path}: holds no {PROGRAM}; name the program, or the folder that an export has written")
+    return found[0]
+
+
+def _opaque(
+    program: Program | None,
+    graph: Graph,
+    prompts: Sequence[Prompt],
+    problems: Sequence[str],
+    *,
+    is_full: bool,
+    say: Say,
+) -> Findings:
+    """What can be said of a program without an index."""
+    shipped, decode = Shipped(numbers=ShippedNumbers(quantization=NOT_RUN)), Decode()
+    if program is not None:
+        say("running another tool's program token by token, against the original")
+        texts = [list(prompt.tokens) for prompt in prompts]
+        shipped = run_opaque(graph, texts, program.logits)
+        largest = _chunk_difference(program, decode_text(texts, is_full=is_full))
+        decode = Decode(shipped_max_abs_vs_prefill=largest)
+    return Findings(
+        exact=Exact(description=OPAQUE_FORM),
+        shipped=shipped,
+        decode=decode,
+        problems=problems,
+        prompts=prompts,
+        is_full=is_full,
+    )
 
 
 def _run(
@@ -231,26 +279,10 @@ def _constant_differences(program: Program, graph: Graph, tokenizer: Tokenizer) 
         yield f"get_max_seq_len {sequence} and get_max_context_len {context} do not fit the model's positions"
 
 
-def _file_differences(folder: Path, tokenizer: Tokenizer) -> Iterator[str]:
-    path = folder / "tokenizer.json"
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        yield "tokenizer.json is missing, or cannot be read"
-    else:
-        if found != json.loads((tokenizer.folder / "tokenizer.json").read_text(encoding="utf-8")):
-            yield "tokenizer.json is not the checkpoint's"
-    template = folder / "chat_template.jinja"
-    if tokenizer.chat_template is not None and (
-        not template.exists() or template.read_text(encoding="utf-8") != tokenizer.chat_template
-    ):
-        yield "chat_template.jinja is missing, or is not the checkpoint's"
-
-
-def _artifact(folder: Path, graph: Graph, document: dict[str, Any]) -> Artifact:
-    size = (folder / PROGRAM).stat().st_size
+def _artifact(program_path: Path, graph: Graph, document: dict[str, Any]) -> Artifact:
+    size = program_path.stat().st_size
     return Artifact(
-        name=folder.name,
+        name=program_path.parent.name if document else program_path.name,
         target="executorch",
         recipe=document.get(PREFIX + "recipe", "unknown"),
         method=document.get(PREFIX + "method", "unknown"),

@@ -32,6 +32,7 @@ from qwen3_export.parity.findings import Artifact, Exact, Findings, Shipped
 from qwen3_export.parity.judgement import ROUNDING_METHODS, decode_text, longest_text, moved_by
 from qwen3_export.parity.localise import localise
 from qwen3_export.parity.metrics import NOT_RUN
+from qwen3_export.parity.opaque import OPAQUE_FORM, run_opaque
 from qwen3_export.parity.prompts import Prompt, tokenize_prompts
 from qwen3_export.parity.report import FirstDivergence, Gates, Report, Runtime
 from qwen3_export.provenance import PREFIX, read_calibration_record, read_scales_record
@@ -107,6 +108,9 @@ def check_onnx(
     say("reading the folder back")
     file = open_onnx(path)
     missing = tensor_differences(file, graph)
+    if missing and PREFIX + "version" not in file.metadata:
+        opaque = _opaque(file, graph, tokenizer, is_full=full, threads=threads, say=say)
+        return opaque.report(_artifact(file, graph), gates=gates, seconds=time.monotonic() - started)
     problems = [*metadata_differences(file, graph, tokenizer), *missing]
     values, exact = None, Exact(description=EXACT_FORM)
     shipped = Shipped(numbers=ShippedNumbers(quantization=NOT_RUN), floors=_floors(file))
@@ -128,6 +132,25 @@ def check_onnx(
             problems.append(str(error))
     found = Findings(exact=exact, shipped=shipped, problems=problems, values=values, prompts=prompts, is_full=full)
     return found.report(_artifact(file, graph), gates=gates, seconds=time.monotonic() - started)
+
+
+def _opaque(
+    file: OnnxFile, graph: Graph, tokenizer: Tokenizer, *, is_full: bool, threads: int | None, say: Say
+) -> Findings:
+    """What can be said of another tool's graph, whose weights go by other names."""
+    shipped = Shipped(numbers=ShippedNumbers(quantization=NOT_RUN))
+    problems = metadata_differences(file, graph, tokenizer)
+    prompts = tokenize_prompts(tokenizer, quick=not is_full, max_tokens=longest_text(graph))
+    if run.is_installed():
+        say("running another tool's graph, whose weights cannot be read, against the original")
+        try:
+            session = OnnxSession(file.graph_path, graph.config, threads=threads)
+            shipped = run_opaque(graph, [list(prompt.tokens) for prompt in prompts], session.logits)
+        except CheckpointError as error:  # onnxruntime refuses the graph
+            problems.append(str(error))
+    return Findings(
+        exact=Exact(description=OPAQUE_FORM), shipped=shipped, problems=problems, prompts=prompts, is_full=is_full
+    )
 
 
 def _run_exact(job: _Job) -> Exact:

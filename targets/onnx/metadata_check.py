@@ -5,7 +5,6 @@ Expected values come from the checkpoint's config and tokenizer, not from what t
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import numpy as np
 
 from qwen3_export.config import Qwen3Config
 from qwen3_export.graph import Graph
+from qwen3_export.parity.documents import document_differences, read_json
 from qwen3_export.positional import read_exactly
 from qwen3_export.rope import rotation
 from qwen3_export.targets.onnx.names import COS_CACHE, SIN_CACHE
@@ -36,7 +36,7 @@ def metadata_differences(file: OnnxFile, graph: Graph, tokenizer: Tokenizer) -> 
         *_rope_tables(file, config),
         *_genai(file.folder / "genai_config.json", config, tokenizer),
         *_javascript(file.folder / "config.json", config),
-        *_tokenizer_files(file.folder, tokenizer),
+        *document_differences(file.folder, tokenizer),
     ]
 
 
@@ -120,7 +120,7 @@ def _rope_tables(file: OnnxFile, config: Qwen3Config) -> Iterator[str]:
 def _genai(path: Path, config: Qwen3Config, tokenizer: Tokenizer) -> Iterator[str]:
     if not path.exists():
         return
-    document = _read(path)
+    document = read_json(path)
     if document is None:
         yield f"{path.name} cannot be read"
         return
@@ -145,31 +145,10 @@ def _genai(path: Path, config: Qwen3Config, tokenizer: Tokenizer) -> Iterator[st
 def _javascript(path: Path, config: Qwen3Config) -> Iterator[str]:
     if not path.exists():
         return
-    document = _read(path)
+    document = read_json(path)
     if document is None:
         yield f"{path.name} cannot be read"
         return
     for key in ("vocab_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "hidden_size"):
         if document.get(key) != getattr(config, key):
             yield f"{path.name}: {key} is {document.get(key)}, the checkpoint has {getattr(config, key)}"
-
-
-def _tokenizer_files(folder: Path, tokenizer: Tokenizer) -> Iterator[str]:
-    path = folder / "tokenizer.json"
-    if not path.exists():
-        yield "tokenizer.json is missing"
-    elif _read(path) != _read(tokenizer.folder / "tokenizer.json"):
-        yield "tokenizer.json is not the checkpoint's"
-    template = folder / "chat_template.jinja"
-    if tokenizer.chat_template is not None:
-        if not template.exists():
-            yield "chat_template.jinja is missing"
-        elif template.read_text(encoding="utf-8") != tokenizer.chat_template:
-            yield "chat_template.jinja is not the checkpoint's"
-
-
-def _read(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None

@@ -20,6 +20,7 @@ from qwen3_export.graph import ALL_ROWS, Graph, Kind, Role, Weight, module_name
 from qwen3_export.positional import read_exactly
 from qwen3_export.quantizers.affine import AffineFormat, AffineParams
 from qwen3_export.quantizers.packing.onnx import MatMulNBits, unpack_matmul_nbits
+from qwen3_export.targets.onnx.foreign import own_names
 from qwen3_export.targets.onnx.layout import (
     CODES,
     ROWS,
@@ -51,15 +52,21 @@ class OnnxFile:
     proto: ModelProto
 
     @cached_property
+    def own_names(self) -> Mapping[str, str]:
+        """What this toolkit calls each initializer."""
+        return own_names(tensor.name for tensor in self.proto.graph.initializer)
+
+    @cached_property
     def initializers(self) -> Mapping[str, Initializer]:
-        """Those in the data file, by name."""
-        return {place.name: place for place in map(_place, self.proto.graph.initializer) if place is not None}
+        """Those in the data file, by the names that this toolkit gives them."""
+        places = [place for place in map(_place, self.proto.graph.initializer) if place is not None]
+        return {self.own_names[place.name]: place for place in places}
 
     @cached_property
     def attributes(self) -> Mapping[str, Mapping[str, Any]]:
         """The attributes of the operator that reads each codes initializer, by its name."""
         return {
-            name: attributes
+            self.own_names.get(name, name): attributes
             for node, attributes in nodes_with_attributes(self.proto.graph)
             for name in node.input
             if node.op_type in ("MatMulNBits", "GatherBlockQuantized", "QMoE")
@@ -253,7 +260,10 @@ def _rows_before(file: OnnxFile, weight: Weight) -> int:
         return 0
     assert weight.role.layer is not None
     parts = [f"{fused_name(weight.role.layer)}.{part}" for part in (VALUES, SCALES)]
-    whole = next(file.initializers[part].num_rows for part in parts if part in file.initializers)
+    found = [file.initializers[part].num_rows for part in parts if part in file.initializers]
+    if not found:
+        raise KeyError(parts[0])
+    whole = found[0]
     return whole - weight.shape[0] * (2 if kind is Kind.K_PROJ else 1)
 
 

@@ -286,3 +286,26 @@ def test_a_mac_confirms_the_transcript(
     monkeypatch.setattr("sys.argv", ["coreml_confirm.py", str(tmp_path / "out"), "--units", "cpu"])
     path = Path(__file__).parents[3] / "examples" / "coreml_confirm.py"
     assert runpy.run_path(str(path))["main"]() == (0 if is_sound else 3)
+
+
+def test_a_package_of_another_tool_is_judged_by_what_it_does(
+    packaged: Callable[..., Any], edited: Callable[..., Path]
+) -> None:
+    def rename(operations: Operations) -> None:
+        for operation in operations.values():
+            for output in operation.outputs:
+                output.name = output.name.replace("model_", "net_")
+            for argument in operation.inputs.values():
+                for binding in argument.arguments:
+                    if binding.name:
+                        binding.name = binding.name.replace("model_", "net_")
+
+    folder = edited(rename)
+    file = open_coreml(folder)
+    for key in [key for key in file.spec.description.metadata.userDefined if key.startswith("qwen3_export.")]:
+        del file.spec.description.metadata.userDefined[key]
+    (file.package / MODEL_FILE).write_bytes(file.spec.SerializeToString())
+    written = packaged("untied", "int4")
+    report, ours = check(written, folder), check(written)
+    assert report.verdict == "not_run", report.reasons
+    assert report.end_to_end.mean_kld == pytest.approx(ours.end_to_end.mean_kld)

@@ -149,6 +149,17 @@ def test_the_first_and_the_last_position_and_one_past_it(solved: ExecutorchExpor
             Program(solved.out / "model.pte").last_logits(found, start=start)
 
 
+def test_a_program_of_another_tool_is_judged_by_what_it_does(solved: ExecutorchExport, tmp_path: Path) -> None:
+    shutil.copytree(solved.out, tmp_path / "out")
+    (tmp_path / "out" / INDEX).unlink()
+    (tmp_path / "out" / "model.pte").rename(tmp_path / "out" / "program.pte")
+    demo = one_layer(load("demo"))
+    report = check(solved, demo, tmp_path / "out")
+    assert report.verdict == "not_run", report.reasons
+    assert report.artifact == "program.pte"
+    assert report.end_to_end.mean_kld == pytest.approx(check(solved, demo).end_to_end.mean_kld)
+
+
 def test_what_runners_ask(solved: ExecutorchExport) -> None:
     program = Program(solved.out / "model.pte")
     expected = constant_methods(solved)
@@ -173,7 +184,7 @@ def test_another_model_and_broken_folders(
     (tmp_path / "edited" / INDEX).write_text("{}")
     with pytest.raises(CheckpointError, match="does not say where it is"):
         check(solved, demo, tmp_path / "edited")
-    (tmp_path / "edited" / INDEX).unlink()
+    (tmp_path / "edited" / INDEX).write_text("{")
     with pytest.raises(CheckpointError, match="cannot be read"):
         check(solved, demo, tmp_path / "edited")
     (tmp_path / "edited" / "model.pte").unlink()

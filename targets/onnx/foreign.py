@@ -1,0 +1,40 @@
+"""Other writers' names for what this toolkit's graphs hold, so that their files can be read and checked too.
+
+onnxruntime-genai's model builder (``onnxruntime_genai/models/builder.py``) names them after its own modules:
+``model.layers.0.attn.qkv_proj.MatMul.weight_Q4``, ``model.layers.0.attn.q_norm.layernorm.weight``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+__all__ = ["own_names"]
+
+# Applied in order; what matches none stays as it is.
+RULES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
+    (re.compile(pattern), replacement)
+    for pattern, replacement in (
+        (r"^model\.layers\.\d+\.final_norm_layernorm\.weight$", "model.norm.weight"),
+        (r"^(model\.layers\.\d+)\.attn\.", r"\1.self_attn."),
+        (r"\.([qk]_norm)\.layernorm\.weight$", r".\1.weight"),
+        (r"\.MatMul\.weight_Q\d+(G\d+)?$", ".weight_codes"),
+        (r"\.MatMul\.weight_scales?$", ".weight_scales"),
+        (r"\.MatMul\.weight_(zp|zero_points?)$", ".weight_zero_points"),
+    )
+)
+HEAD, EMBEDDING = "lm_head.", "model.embed_tokens."
+
+
+def own_names(names: Iterable[str]) -> dict[str, str]:
+    """This toolkit's name for each initializer; a head that is the embedding too goes by the embedding's."""
+    found = {name: _own_name(name) for name in names}
+    if not any(name.startswith(EMBEDDING) for name in found.values()):
+        found = {name: re.sub(f"^{re.escape(HEAD)}", EMBEDDING, own) for name, own in found.items()}
+    return found
+
+
+def _own_name(name: str) -> str:
+    for pattern, replacement in RULES:
+        name = pattern.sub(replacement, name)
+    return name

@@ -1,0 +1,71 @@
+"""Folders of onnxruntime-genai's own builder: read by their names, checked like ours, or by what they do."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("onnxruntime_genai")
+pytest.importorskip("transformers")
+
+from qwen3_export.artifacts import check_artifact
+from qwen3_export.model import load
+from qwen3_export.targets.onnx.foreign import own_names
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory, demo_folder: Path) -> Callable[[str], Path]:
+    """The demo by the builder, in a number type of its own."""
+    root = tmp_path_factory.mktemp("builder")
+
+    def make(precision: str) -> Path:
+        command = [sys.executable, "-m", "onnxruntime_genai.models.builder", "-m", str(demo_folder)]
+        command += ["-o", str(root / precision), "-p", precision, "-e", "cpu", "-c", str(root / "cache")]
+        subprocess.run(command, check=True, capture_output=True, timeout=300)
+        return root / precision
+
+    return cache(make)
+
+
+def test_an_int4_folder_is_checked_in_full(built: Callable[[str], Path]) -> None:
+    model = load("demo")
+    report = check_artifact(built("int4"), model)
+    assert report.verdict == "pass", report.reasons
+    assert report.conversion.mean_kld is not None
+    assert report.conversion.mean_kld < 1e-9
+    assert (report.recipe, report.method) == ("unknown", "unknown")
+
+
+def test_what_cannot_be_read_is_judged_by_what_it_does(built: Callable[[str], Path]) -> None:
+    """The builder's fp32 matrices lie the other way round, for MatMul."""
+    report = check_artifact(built("fp32"), load("demo"))
+    assert report.verdict == "not_run"
+    assert report.end_to_end.mean_kld is not None
+    assert report.end_to_end.mean_kld < 1e-9
+    assert any("weights cannot be read" in reason for reason in report.reasons)
+
+
+def test_names() -> None:
+    found = own_names(
+        [
+            "model.layers.3.attn.qkv_proj.MatMul.weight_Q4",
+            "model.layers.3.attn.k_norm.layernorm.weight",
+            "model.layers.3.mlp.down_proj.MatMul.weight_scales",
+            "model.layers.6.final_norm_layernorm.weight",
+            "lm_head.MatMul.weight_Q8",
+            "model.layers.3.self_attn.o_proj.weight_codes",
+        ]
+    )
+    assert list(found.values()) == [
+        "model.layers.3.self_attn.qkv_proj.weight_codes",
+        "model.layers.3.self_attn.k_norm.weight",
+        "model.layers.3.mlp.down_proj.weight_scales",
+        "model.norm.weight",
+        "model.embed_tokens.weight_codes",
+        "model.layers.3.self_attn.o_proj.weight_codes",
+    ]
