@@ -47,8 +47,9 @@ def report_sections(report: Report, *, level: int = 2) -> Markup:
     """Everything but the report's own heading; ``level`` is that of the headings within."""
     headings = _Headings(level)
     numbers = headings.section("The four numbers", _numbers(report, headings))
+    where = headings.section("Where it leaves the reference", _divergence(report)) if report.first_divergence else ""
     evidence = tag("div", *_evidence(report, headings), class_="columns")
-    return join([_verdict(report), _facts(report), numbers, evidence])
+    return join([_verdict(report), _facts(report), numbers, where, evidence])
 
 
 def status_mark(status: Status) -> Markup:
@@ -58,8 +59,6 @@ def status_mark(status: Status) -> Markup:
 
 
 def _evidence(report: Report, headings: _Headings) -> Iterator[Markup]:
-    if report.first_divergence is not None:
-        yield headings.section("Where it leaves the reference", _divergence(report))
     if report.curves:
         yield headings.section("Over the positions of a text", tag("p", _about_curves()), curve_figure(report.curves))
     if report.weight_errors:
@@ -98,7 +97,6 @@ def _facts(report: Report) -> Markup:
             ("size", bytes_text(report.size_bytes)),
             ("bits per weight", f"{report.bits_per_weight:.2f}"),
             ("positions compared", f"{report.positions:,}"),
-            ("same top-1 end to end", percent(report.end_to_end.same_top1)),
         ],
         class_="grid",
     )
