@@ -43,7 +43,9 @@ class Arithmetic:
         if not self.rounds or element.name != "fp16":
             return result
         whole = result.contiguous()
-        for part in whole.view(-1).split(ROUNDED_AT_ONCE):
+        flat = whole.view(-1)
+        for start in range(0, flat.numel(), ROUNDED_AT_ONCE):
+            part = flat[start : start + ROUNDED_AT_ONCE]
             part.copy_(part.to(torch.float16))
         return whole
 
