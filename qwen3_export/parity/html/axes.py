@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from qwen3_export.parity.html.markup import Markup, join, tag
@@ -75,8 +75,3 @@ def _up_tick(value: float, label: str, axis: Axis) -> Markup:
     y = round(HEIGHT - BOTTOM - axis.share(value) * (HEIGHT - TOP - BOTTOM), 1)
     line = tag("line", class_="grid-line", x1=LEFT, x2=WIDTH - RIGHT, y1=y, y2=y)
     return join([line, tag("text", label, x=LEFT - 6, y=y + 4, text_anchor="end")])
-
-
-def thinned(ticks: Sequence[tuple[float, str]], *, most: int) -> tuple[tuple[float, str], ...]:
-    """At most so many of the ticks, evenly chosen."""
-    return tuple(ticks[:: -(-len(ticks) // most)]) if ticks else ()

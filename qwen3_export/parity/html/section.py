@@ -69,7 +69,7 @@ def _evidence(report: Report, headings: _Headings) -> Iterator[Markup]:
     yield headings.section("Decoding", *_decode(report))
     yield headings.section("What was looked at", _sampling(report))
     yield headings.section("How to run it again", tag("pre", tag("code", _command(report))))
-    yield headings.section("Versions", definitions(_versions(report), class_="grid"))
+    yield headings.section("Versions", definitions(report.versions.items(), class_="grid"))
 
 
 def _verdict(report: Report) -> Markup:
@@ -209,7 +209,3 @@ def _sampling(report: Report) -> Markup:
 def _command(report: Report) -> str:
     full = " --full" if report.sampled is not None and report.sampled.mode == "full" else ""
     return report.command or f"qwen3-export check {report.artifact} --model {report.model}{full}"
-
-
-def _versions(report: Report) -> Iterator[tuple[str, str]]:
-    yield from report.versions.items()
