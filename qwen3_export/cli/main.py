@@ -15,7 +15,7 @@ from typing import Annotated
 import typer
 
 from qwen3_export import __version__
-from qwen3_export.cli import calibrate, check, coreml, executorch, gguf, inspect, onnx, quants, report, run
+from qwen3_export.cli import calibrate, check, coreml, executorch, gguf, inspect, lint, onnx, quants, report, run
 from qwen3_export.cli.interrupted import Interrupted
 from qwen3_export.errors import ExportError
 
@@ -39,6 +39,7 @@ app.command(name="executorch")(executorch.executorch)
 app.command(name="coreml")(coreml.coreml)
 app.command(name="calibrate")(calibrate.calibrate)
 app.command(name="check")(check.check)
+app.command(name="lint")(lint.lint)
 app.command(name="report")(report.report)
 app.command(name="inspect")(inspect.inspect)
 app.command(name="run")(run.run)

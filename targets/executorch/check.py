@@ -51,7 +51,7 @@ from qwen3_export.targets.executorch.run import Program
 from qwen3_export.targets.executorch.stored import INDEX, constant_differences, read_index, read_weights
 from qwen3_export.tokenizer import Tokenizer
 
-__all__ = ["check_executorch"]
+__all__ = ["check_executorch", "program_differences", "program_path"]
 
 # Measured: 2e-12 for fp32. For int8 activations half of the floor on the demo model, 7 % on its first two layers.
 FP32_CONVERSION_BOUND, INT8_CONVERSION_FLOORS = 1e-9, 1.0
@@ -87,23 +87,23 @@ def check_executorch(
     """
     started = time.monotonic()
     say, folder = say or (lambda _text: None), path if path.is_dir() else path.parent
-    program_path = _program_path(path)
+    file = program_path(path)
     say("reading the folder back")
     whole = untied(graph)
     prompts = tokenize_prompts(tokenizer, quick=not full, max_tokens=longest_text(graph))
     problems = list(document_differences(folder, tokenizer))
     try:
-        program = Program(program_path) if run.is_installed() else None
+        program = Program(file) if run.is_installed() else None
     except CheckpointError as error:  # ExecuTorch refuses the program
         program, problems = None, [*problems, str(error)]
     if program is not None:
-        problems += _constant_differences(program, whole, tokenizer)
+        problems += program_differences(program, whole, tokenizer)
         prompts = _fitting(prompts, program)
     if not (folder / INDEX).exists():
         opaque = _opaque(program, graph, prompts, problems, is_full=full, say=say)
-        return opaque.report(_artifact(program_path, graph, {}), gates=gates, seconds=time.monotonic() - started)
+        return opaque.report(_artifact(file, graph, {}), gates=gates, seconds=time.monotonic() - started)
     document = read_index(folder)
-    stored = read_weights(program_path, whole, document)
+    stored = read_weights(file, whole, document)
     expected, wrong = moved_by(whole, lambda: read_scales_record(document))
     problems += wrong
     is_solved = document.get(PREFIX + "method") not in ROUNDING_METHODS
@@ -113,7 +113,7 @@ def check_executorch(
     try:
         if program is not None:
             context = int(program.constant("get_max_context_len") or 1)
-            problems += constant_differences(program_path, whole, document, context=context)
+            problems += constant_differences(file, whole, document, context=context)
         ran = _run(program, graph, stored, prompts, is_full=full, description=description, say=say)
     except CheckpointError as error:  # ExecuTorch cannot run the program
         problems.append(str(error))
@@ -126,10 +126,10 @@ def check_executorch(
         prompts=prompts,
         is_full=full,
     )
-    return found.report(_artifact(program_path, graph, document), gates=gates, seconds=time.monotonic() - started)
+    return found.report(_artifact(file, graph, document), gates=gates, seconds=time.monotonic() - started)
 
 
-def _program_path(path: Path) -> Path:
+def program_path(path: Path) -> Path:
     """The program that is meant by a folder or a file."""
     if path.is_file():
         return path
@@ -259,7 +259,7 @@ def _fitting(prompts: Sequence[Prompt], program: Program) -> tuple[Prompt, ...]:
     return tuple(replace(prompt, tokens=prompt.tokens[:limit]) for prompt in prompts) if limit > 0 else tuple(prompts)
 
 
-def _constant_differences(program: Program, graph: Graph, tokenizer: Tokenizer) -> Iterator[str]:
+def program_differences(program: Program, graph: Graph, tokenizer: Tokenizer) -> Iterator[str]:
     """What the program says of itself against the checkpoint."""
     config = graph.config
     expected = {

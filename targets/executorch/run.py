@@ -7,7 +7,9 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import logging
+import os
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +39,19 @@ def quiet_libraries() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
+@contextmanager
+def _native_remarks_dropped() -> Iterator[None]:
+    """Keep what native code writes about the processor from the user; what goes wrong is raised all the same."""
+    kept = os.dup(2)
+    try:
+        with open(os.devnull, "wb") as nowhere:  # noqa: PTH123 (a device)
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
 class Program:
     """One program, opened. Raises MissingExtraError without ExecuTorch, CheckpointError where it refuses the file."""
 
@@ -50,8 +65,9 @@ class Program:
         except ImportError as error:
             raise MissingExtraError(package="executorch", extra="executorch", purpose="running a .pte") from error
         try:
-            self._program: Any = Runtime.get().load_program(str(path))
-            self._forward: Any = self._program.load_method("forward")
+            with _native_remarks_dropped():
+                self._program: Any = Runtime.get().load_program(str(path))
+                self._forward: Any = self._program.load_method("forward")
         except Exception as error:  # the runtime raises RuntimeError and others
             raise CheckpointError(f"{path}: ExecuTorch cannot load it ({error})") from error
 

@@ -1,0 +1,48 @@
+"""``qwen3-export lint``: will the programs that load it take this artifact?  In seconds, without running it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from qwen3_export.cli.options import ModelOption, OfflineOption, RevisionOption
+
+EPILOG = """Examples:
+
+  qwen3-export lint demo-q4_k_m.gguf --model demo
+
+  qwen3-export lint app/onnx --model Qwen3-0.6B --json lint.json
+"""
+
+
+def lint(
+    artifact: Annotated[Path, typer.Argument(help="A file or folder of any target, ours or another tool's.")],
+    model: ModelOption,
+    json: Annotated[Path | None, typer.Option("--json", help="Write the findings.", show_default=False)] = None,
+    revision: RevisionOption = None,
+    offline: OfflineOption = False,
+) -> None:
+    """Compare names, shapes, numbers and documents with the checkpoint, for each consumer; exit with 3 on errors."""
+    from qwen3_export.lint import lint_artifact
+    from qwen3_export.model import load
+
+    found = lint_artifact(artifact, load(model, revision=revision, offline=offline))
+    for finding in found.findings:
+        print(f"{'error' if finding.is_error else 'note'}: {', '.join(finding.consumers)}: {finding.text}")
+    for consumer in found.consumers:
+        errors = len(found.errors_of(consumer))
+        print(f"{consumer}: {'ok' if not errors else f'{errors} error' + 's' * (errors > 1)}")
+    if json is not None:
+        from dataclasses import asdict
+        from json import dumps
+
+        from qwen3_export.atomic import write_text
+
+        write_text(json, dumps({"artifact": artifact.name, **asdict(found)}, indent=2, ensure_ascii=False) + "\n")
+    if not found.is_clean:
+        raise typer.Exit(3)
+
+
+lint.__doc__ = f"{lint.__doc__}\n\n{EPILOG}"

@@ -1,0 +1,52 @@
+"""What ExecuTorch's LLM runners (C++, Java, Swift) need of a program and of what lies beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from qwen3_export.graph import Graph
+from qwen3_export.lint import CONSUMERS, Finding
+from qwen3_export.parity.documents import document_differences
+from qwen3_export.targets.executorch.check import program_differences, program_path
+from qwen3_export.targets.executorch.recipes import untied
+from qwen3_export.targets.executorch.run import Program
+from qwen3_export.targets.executorch.stored import INDEX, constant_differences, read_index
+from qwen3_export.tokenizer import Tokenizer
+
+__all__ = ["lint_executorch"]
+
+RUNNERS = CONSUMERS["executorch"]
+# Asked by extension/llm/runner (constants.h).
+METHODS = (
+    "get_bos_id",
+    "get_eos_ids",
+    "get_max_seq_len",
+    "get_max_context_len",
+    "get_n_layers",
+    "get_vocab_size",
+    "use_kv_cache",
+    "use_sdpa_with_kv_cache",
+    "enable_dynamic_shape",
+)
+
+
+def lint_executorch(path: Path, graph: Graph, tokenizer: Tokenizer) -> Iterator[Finding]:
+    """What the program says of itself, its tables, tokenizer and template, against the checkpoint."""
+    program_file = program_path(path)
+    program, whole = Program(program_file), untied(graph)
+    for name in METHODS:
+        if program.constant(name) is None:
+            yield Finding(text=f"the program has no method {name}, which runners ask for", consumers=RUNNERS)
+    texts = [*program_differences(program, whole, tokenizer), *document_differences(program_file.parent, tokenizer)]
+    if (program_file.parent / INDEX).exists():
+        context = int(program.constant("get_max_context_len") or 1)
+        document = read_index(program_file.parent)
+        texts += constant_differences(program_file, whole, document, context=context)
+    for text in texts:
+        yield Finding(text=text, consumers=RUNNERS)
+    yield Finding(
+        text="the tokenizer's pattern looks ahead: build runners with support for that (SUPPORT_REGEX_LOOKAHEAD)",
+        consumers=RUNNERS,
+        is_error=False,
+    )
