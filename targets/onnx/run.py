@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from qwen3_export.config import Qwen3Config
 from qwen3_export.errors import CheckpointError, MissingExtraError
 from qwen3_export.parallel import default_threads
 
-__all__ = ["OnnxSession", "OnnxStream", "is_installed", "runtime_version"]
+__all__ = ["CacheSize", "OnnxSession", "OnnxStream", "is_installed", "runtime_version"]
 
 ERRORS_ONLY = 3
 FIRST_CACHE = "past_key_values.0.key"
@@ -38,6 +39,14 @@ def runtime_version() -> str | None:
         return None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CacheSize:
+    """What of a config a cache is made by, where there is no more of it; the fields are ``config.json``'s."""
+
+    num_key_value_heads: int
+    head_dim: int
+
+
 class OnnxSession:
     """One graph in onnxruntime on the CPU.
 
@@ -49,7 +58,7 @@ class OnnxSession:
     def __init__(
         self,
         graph: Path | bytes,
-        config: Qwen3Config | None = None,
+        config: Qwen3Config | CacheSize | None = None,
         *,
         folder: Path | None = None,
         threads: int | None = None,
@@ -64,16 +73,14 @@ class OnnxSession:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         if folder is not None:
             options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
-        source = graph if isinstance(graph, bytes) else str(graph)
+        source, where = (graph, folder) if isinstance(graph, bytes) else (str(graph), graph)
         try:
             self._session: Any = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime raises many types
-            where = folder if isinstance(graph, bytes) else graph
             raise CheckpointError(f"{where}: onnxruntime cannot load it ({_first_line(error)})") from error
         inputs = {value.name: value for value in self._session.get_inputs()}
         missing = {"input_ids", "attention_mask", FIRST_CACHE} - inputs.keys()
         if missing:
-            where = folder if isinstance(graph, bytes) else graph
             raise CheckpointError(f"{where}: the graph has no input {min(missing)}")
         self._has_position_ids = "position_ids" in inputs
         self._float = np.float16 if inputs[FIRST_CACHE].type == "tensor(float16)" else np.float32
@@ -82,6 +89,8 @@ class OnnxSession:
             for name, value in inputs.items()
             if name.startswith("past_key_values.")
         }
+        if not all(isinstance(size, int) for sizes in self._cache_sizes.values() for size in sizes):
+            raise CheckpointError(f"{where}: nothing says how large its caches are; name the checkpoint with --model")
         self._outputs = [value.name for value in self._session.get_outputs()]
 
     def logits(self, tokens: Sequence[int]) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
@@ -109,6 +110,32 @@ def test_onnxruntime(flavour: str, model: Model, expected: list[list[int]], tmp_
     assert replies(open_artifact(tmp_path / "m")) == expected
     (graph,) = (tmp_path / "m").rglob("*.onnx")
     assert replies(open_artifact(graph)) == expected
+
+
+def test_an_onnx_graph_whose_caches_have_names_for_sizes(
+    model: Model, expected: list[list[int]], tmp_path: Path
+) -> None:
+    """As onnxruntime-genai's builder writes it: genai's config, or the checkpoint, has the numbers."""
+    pytest.importorskip("onnxruntime")
+    onnx = pytest.importorskip("onnx")
+    from qwen3_export.targets.onnx.export import prepare, write
+    from qwen3_export.targets.onnx.recipes import find_recipe
+
+    folder = tmp_path / "m"
+    write(prepare(model, find_recipe("fp32"), out=folder))
+    proto = onnx.load(str(folder / "model.onnx"), load_external_data=False)
+    for value in proto.graph.input:
+        if value.name.startswith("past_key_values."):
+            value.type.tensor_type.shape.dim[3].dim_param = "kv_cache_dim"
+    onnx.save(proto, str(folder / "model.onnx"))
+    assert replies(open_artifact(folder)) == expected
+    (folder / "genai_config.json").unlink()
+    with pytest.raises(ExportError, match="how long the context is; name the checkpoint with --model"):
+        replies(open_artifact(folder))
+    assert replies(open_artifact(folder, model)) == expected
+    shutil.copyfile(DEMO / "config.json", folder / "config.json")
+    with pytest.raises(CheckpointError, match="how large its caches are; name the checkpoint with --model"):
+        replies(open_artifact(folder))
 
 
 def test_the_mil_executor(model: Model, expected: list[list[int]], tmp_path: Path) -> None:
