@@ -204,6 +204,8 @@ def _after_attention(inputs: Inputs) -> Suspects:
     yield "the residual is taken after the norm", inputs.normed(Kind.INPUT_LAYERNORM) + added_TD
     yield "attention is not added", inputs.stream_TD
     yield "attention is added twice", inputs.stream_TD + 2 * added_TD
+    for told, wrong_TD in _attention(inputs):  # where a runtime does not show what attention adds
+        yield told, inputs.stream_TD + wrong_TD
 
 
 def _mlp(inputs: Inputs) -> Suspects:
@@ -260,6 +262,8 @@ def _output(inputs: Inputs) -> Suspects:
     yield "the residual is not added", added_TD
     yield "the residual is taken after the norm", inputs.normed(Kind.POST_ATTENTION_LAYERNORM) + added_TD
     yield "the MLP is not added", inputs.stream_TD
+    for told, wrong_TD in _mlp(inputs):  # where a runtime does not show what the MLP adds
+        yield told, inputs.stream_TD + wrong_TD
 
 
 def _input(inputs: Inputs) -> Suspects:

@@ -144,6 +144,21 @@ def test_a_mistake_is_found_and_named(
     assert divergence.cause.startswith(told)
 
 
+@pytest.mark.parametrize(("hidden", "shown"), [("attention", "after_attention"), ("mlp", "output")])
+def test_a_place_that_is_not_shown_is_seen_in_the_next(
+    hidden: str, shown: str, model_graph: Callable[[str], Graph], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graph, tokens = model_graph("tied"), random_tokens(24).tolist()
+    mistake = patched(reference, "attend", see_all) if hidden == "attention" else patched(reference, "gated", gelu)
+    with monkeypatch.context() as patch:
+        found = states(mistake(graph, patch), tokens)
+    partly = {site: state for site, state in found.items() if site.place.value != hidden}
+    divergence = localise(graph, tokens, lambda _tokens: partly)
+    assert divergence is not None
+    assert (divergence.layer, divergence.site) == (0, shown)
+    assert divergence.cause == ("the causal mask is missing" if hidden == "attention" else "the activation is gelu")
+
+
 def test_what_no_known_mistake_explains_is_placed_and_not_explained(model_graph: Callable[[str], Graph]) -> None:
     graph, tokens = model_graph("tied"), random_tokens(24).tolist()
     found = states(graph, tokens)
