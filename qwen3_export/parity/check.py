@@ -22,9 +22,11 @@ from qwen3_export.reference import KVCache, Place, Site, forward, head_logits
 from qwen3_export.reference_weights import read_tensor
 
 __all__ = [
+    "CHUNKS",
     "Arithmetic",
     "HalfPrefillCache",
     "ShippedNumbers",
+    "cache_difference",
     "compare_exact",
     "compare_shipped",
     "decided_parts",
@@ -37,6 +39,9 @@ UNDECIDED_MARGIN = 2e-6
 
 # Logits of one model held at once: 128 MiB, about 220 positions of Qwen3's vocabulary.
 LOGITS_HELD = 1 << 25
+
+# Lengths of chunks: single tokens, few, and those around a group of 32.
+CHUNKS = (1, 7, 31, 32, 33)
 
 # tokens -> logits of every position [T, V] fp32; the array may be overwritten by the next call
 RunLogits = Callable[[Sequence[int]], np.ndarray]
@@ -173,16 +178,35 @@ def decided_parts(graph: Graph, texts: Sequence[Sequence[int]]) -> list[list[int
     return [list(text[:length]) for text, length in zip(texts, lengths, strict=True) if length]
 
 
-def decode_difference(run: RunChunks, tokens: Sequence[int], *, chunks: Sequence[int] = (1, 7)) -> float:
-    """The largest difference of a logit between one prefill and chunks through the KV cache."""
+def decode_difference(run: RunChunks, tokens: Sequence[int]) -> float:
+    """The largest difference of a logit between one prefill and chunks through the KV cache.
+
+    Token by token, by sevens, by the lengths around a group of 32, and all but one.
+    """
     prefill_TV = next(run(tokens, len(tokens))).copy()
     largest = 0.0
-    for chunk in chunks:
+    for chunk in sorted({size for size in (*CHUNKS, len(tokens) - 1) if 0 < size < len(tokens)}):
         start = 0
         for logits_PV in run(tokens, chunk):
             difference = np.abs(logits_PV - prefill_TV[start : start + len(logits_PV)]).max()
             largest = max(largest, float(difference)) if np.isfinite(difference) else float("inf")
             start += len(logits_PV)
+    return largest
+
+
+@torch.inference_mode()
+def cache_difference(graph: Graph, tokens: Sequence[int], caches: Mapping[int, tuple[np.ndarray, np.ndarray]]) -> float:
+    """The largest relative RMS difference of a layer's keys or values, [S, K, H] each, from the reference's cache."""
+    expected = KVCache()
+    forward(graph, [torch.tensor(tokens)], caches=[expected])
+    largest = 0.0
+    for layer, found in caches.items():
+        for reference_SKH, state in zip((expected.keys[layer], expected.values[layer]), found, strict=True):
+            if state.shape != tuple(reference_SKH.shape) or not np.isfinite(state).all():
+                return float("inf")
+            reference = reference_SKH.double()
+            difference = torch.from_numpy(np.array(state, np.float64)) - reference
+            largest = max(largest, float(difference.norm() / reference.norm().clamp_min(1e-30)))
     return largest
 
 

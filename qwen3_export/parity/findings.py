@@ -48,6 +48,7 @@ class Exact:
     description: str
     conversion: Comparison = NOT_RUN
     decode: float | None = None
+    cache: float | None = None
     divergence: FirstDivergence | None = None
 
 
@@ -79,7 +80,8 @@ class Findings:
         """The report, judged; ``gates`` are the user's own bounds."""
         numbers, floors = self.shipped.numbers, self.shipped.floors
         end_to_end, failures = judge_end_to_end(numbers, gates or Gates())
-        decode = judge_decode(self.exact.decode, self.shipped.decode, numbers, floors=floors)
+        exact = self.exact
+        decode = judge_decode(exact.decode, self.shipped.decode, numbers, floors=floors, cache=exact.cache)
         return Report(
             artifact=artifact.name,
             target=artifact.target,

@@ -93,13 +93,16 @@ class Gate:
 class Decode:
     """Token by token and in chunks through the KV cache, against one prefill: the largest logit difference.
 
-    First in the runtime's exact form, then as shipped, where kernels differ between batch sizes.
+    First in the runtime's exact form, then as shipped, where kernels differ between batch sizes. ``cache_relative`` is
+    the largest relative difference of cached keys and values from the reference's, where a runtime shows them.
     """
 
     max_abs_vs_prefill: float | None = None
     bound: float | None = None
     shipped_max_abs_vs_prefill: float | None = None
     shipped_bound: float | None = None
+    cache_relative: float | None = None
+    cache_bound: float | None = None
     status: Status = "not_run"
 
 

@@ -73,10 +73,15 @@ def to_renderable(report: Report) -> Group:
 def describe_decode(decode: Decode) -> str:
     if decode.max_abs_vs_prefill is None:
         return decode.status
+    cache = ""
+    if decode.cache_relative is not None:
+        cache = (
+            f"; the cache by {number_text(decode.cache_relative)} of itself (bound {number_text(decode.cache_bound)})"
+        )
     return (
         f"{decode.status}: chunks against one prefill differ by {number_text(decode.max_abs_vs_prefill)} in the "
         f"exact form (bound {number_text(decode.bound)}), {number_text(decode.shipped_max_abs_vs_prefill)} as shipped "
-        f"(bound {number_text(decode.shipped_bound)})"
+        f"(bound {number_text(decode.shipped_bound)}){cache}"
     )
 
 

@@ -25,6 +25,7 @@ from qwen3_export.parity.check import (
     Arithmetic,
     HalfPrefillCache,
     ShippedNumbers,
+    cache_difference,
     compare_exact,
     compare_shipped,
     decode_difference,
@@ -55,6 +56,7 @@ CONVERSION_BOUND = 1e-9
 FP16_FLOORS = 64.0
 
 PACKAGES = ("qwen3-export", "coremltools", "torch", "numpy", "tokenizers")
+CACHE_CHUNK = 7
 EXACT_FORM = "all layers, every sum in fp32"
 
 Say = Callable[[str], None]
@@ -152,9 +154,11 @@ def _run_exact(job: _Job) -> Exact:
     job.say("running the program exactly")
     session = job.session("exact")
     numbers = compare_exact(job.stored, job.texts, session.logits).judged(CONVERSION_BOUND)
-    decode = decode_difference(_chunks(session), decode_text(job.texts, is_full=job.is_full))
+    text = decode_text(job.texts, is_full=job.is_full)
+    decode = decode_difference(_chunks(session), text)
+    cache = cache_difference(job.stored, text, session.caches(text, chunk=CACHE_CHUNK))
     divergence = _find_divergence(job) if numbers.status == "fail" else None
-    return Exact(description=EXACT_FORM, conversion=numbers, decode=decode, divergence=divergence)
+    return Exact(description=EXACT_FORM, conversion=numbers, decode=decode, cache=cache, divergence=divergence)
 
 
 def _find_divergence(job: _Job) -> FirstDivergence | None:

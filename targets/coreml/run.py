@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from qwen3_export.errors import CheckpointError
 from qwen3_export.targets.coreml.mil import Overflow, Package, open_package
-from qwen3_export.targets.coreml.names import INPUT_IDS, LOGITS, MASK
+from qwen3_export.targets.coreml.names import INPUT_IDS, KEY_CACHE, LOGITS, MASK, VALUE_CACHE
 
 __all__ = [
     "CoremlSession",
@@ -104,6 +104,17 @@ class CoremlSession:
         for start in range(0, len(tokens), step):
             part = tokens[start : start + step]
             yield self._runner.predict(feed(part, past=start), state)[0].astype(np.float32)
+
+    def caches(self, tokens: Sequence[int], *, chunk: int) -> dict[int, tuple[NDArray[Any], NDArray[Any]]]:
+        """Keys and values of each layer, [S, K, H], after tokens that came in chunks; of the executor alone."""
+        assert isinstance(self._runner, _ExecutorRunner)
+        state = self._runner.new_state()
+        for start in range(0, len(tokens), chunk):
+            self._runner.predict(feed(tokens[start : start + chunk], past=start), state)
+        keys, values = (
+            state.numpy(name)[:, 0, :, : len(tokens)].transpose(0, 2, 1, 3) for name in (KEY_CACHE, VALUE_CACHE)
+        )
+        return {layer: (keys[layer], values[layer]) for layer in range(len(keys))}
 
     def stream(self) -> CoremlStream:
         """One sequence, to be continued as its tokens become known."""

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from qwen3_export.errors import CheckpointError
 from qwen3_export.graph import Graph, Weight
-from qwen3_export.parity.check import Arithmetic, ShippedNumbers, compare_exact, compare_shipped, decided_parts
+from qwen3_export.parity.check import CHUNKS, Arithmetic, ShippedNumbers, compare_exact, compare_shipped, decided_parts
 from qwen3_export.parity.documents import document_differences
 from qwen3_export.parity.findings import Artifact, Exact, Findings, Shipped
 from qwen3_export.parity.judgement import (
@@ -57,8 +57,6 @@ __all__ = ["check_executorch", "program_differences", "program_path"]
 FP32_CONVERSION_BOUND, INT8_CONVERSION_FLOORS = 1e-9, 1.0
 
 PACKAGES = ("qwen3-export", "executorch", "torchao", "torch", "numpy", "tokenizers")
-CHUNKS = (7, 1 << 20)
-
 Say = Callable[[str], None]
 
 
@@ -249,7 +247,8 @@ def _twin_format(weight: Weight) -> ExecutorchFormat:
 def _chunk_difference(program: Program, text: Sequence[int]) -> float:
     """The largest difference of a logit between token by token, and chunks or one prefill."""
     single_TV = program.logits(text)
-    found = (pair for size in CHUNKS for pair in program.chunks(text, min(size, len(text))))
+    sizes = {size for size in (*CHUNKS, len(text) - 1) if 0 < size < len(text)} | {len(text)}
+    found = (pair for size in sorted(sizes) for pair in program.chunks(text, size))
     return max(float(np.abs(logits_V - single_TV[position]).max()) for position, logits_V in found)
 
 

@@ -23,6 +23,7 @@ from qwen3_export.parity.check import (
     Arithmetic,
     HalfPrefillCache,
     ShippedNumbers,
+    cache_difference,
     compare_exact,
     compare_shipped,
     decided_parts,
@@ -52,6 +53,7 @@ CONVERSION_BOUND = 1e-9
 # The floor of plain fp16 rounds what is multiplied and what is cached, not every sum between: 8 times it was measured.
 FP16_FLOORS, INT8_FLOORS = 32.0, 2.0
 
+CACHE_CHUNK = 7
 EXACT_FORM = "all layers, fp32 activations"
 PACKAGES = ("qwen3-export", "onnxruntime", "onnxruntime-genai", "onnx", "torch", "numpy", "tokenizers")
 
@@ -164,8 +166,9 @@ def _run_exact(job: _Job) -> Exact:
     numbers = compare_exact(job.stored, texts, session.logits).judged(CONVERSION_BOUND)
     text = decode_text(texts, is_full=job.is_full)
     decode = max(decode_difference(_chunks(session), text), _padding_difference(session, text))
+    cache = cache_difference(job.stored, text, session.caches(text, chunk=CACHE_CHUNK))
     divergence = _find_divergence(job, texts[0]) if numbers.status == "fail" else None
-    return Exact(description=EXACT_FORM, conversion=numbers, decode=decode, divergence=divergence)
+    return Exact(description=EXACT_FORM, conversion=numbers, decode=decode, cache=cache, divergence=divergence)
 
 
 def _padding_difference(session: OnnxSession, text: Sequence[int]) -> float:

@@ -107,6 +107,19 @@ class OnnxSession:
             caches = self._next_caches(found)
             yield found["logits"][0].astype(np.float32, copy=False)
 
+    def caches(self, tokens: Sequence[int], *, chunk: int) -> dict[int, tuple[np.ndarray, np.ndarray]]:
+        """Keys and values of each layer, [S, K, H], after tokens that came in chunks."""
+        caches = self._empty_caches(1)
+        for start in range(0, len(tokens), chunk):
+            part = np.array([tokens[start : start + chunk]], np.int64)
+            mask = np.ones((1, start + part.shape[1]), np.int64)
+            caches = self._next_caches(self._call(part, mask, start, caches))
+        by_token = {name: values[0].transpose(1, 0, 2) for name, values in caches.items()}
+        return {
+            layer: (by_token[f"past_key_values.{layer}.key"], by_token[f"past_key_values.{layer}.value"])
+            for layer in range(len(by_token) // 2)
+        }
+
     def stream(self) -> OnnxStream:
         """One sequence, to be continued as its tokens become known."""
         return OnnxStream(self)

@@ -186,6 +186,9 @@ def _decode(report: Report) -> list[Markup]:
         ("as shipped", decode.shipped_max_abs_vs_prefill, decode.shipped_bound),
     )
     rows += [(name, Markup(f"{scientific(value)} (bound {scientific(bound)})")) for name, value, bound in pairs]
+    if decode.cache_relative is not None:
+        told = f"{scientific(decode.cache_relative)} of themselves (bound {scientific(decode.cache_bound)})"
+        rows.append(("cached keys and values", Markup(told)))
     return [tag("p", about), definitions(rows, class_="list")]
 
 

@@ -13,13 +13,14 @@ from qwen3_export.graph import ALL_ROWS, Graph, Kind, Role, Weight
 from qwen3_export.parity import check as check_module
 from qwen3_export.parity.check import (
     Arithmetic,
+    cache_difference,
     compare_exact,
     compare_shipped,
     decided_parts,
     decode_difference,
     first_divergence,
 )
-from qwen3_export.reference import Place, Site, forward, logits
+from qwen3_export.reference import KVCache, Place, Site, forward, logits
 
 
 class Scaled:
@@ -152,3 +153,16 @@ def test_texts_are_cut_where_a_router_is_undecided(model_graph: Callable[[str], 
     # A router of zeros is undecided everywhere.
     undecided = changed(moe, Kind.ROUTER, 0, 0.0)
     assert decided_parts(undecided, [text]) == []
+
+
+def test_a_cache_that_is_not_the_reference_s(model_graph: Callable[[str], Graph]) -> None:
+    graph, tokens = model_graph("tied"), random_tokens(20).tolist()
+    cache = KVCache()
+    forward(graph, [torch.tensor(tokens)], caches=[cache])
+    right = {layer: (cache.keys[layer].numpy(), cache.values[layer].numpy()) for layer in cache.keys}
+    assert cache_difference(graph, tokens, right) < 1e-6
+    keys, values = right[1]
+    late = np.concatenate([np.zeros_like(keys[:1]), keys[:-1]])
+    assert cache_difference(graph, tokens, {**right, 1: (late, values)}) > 0.1
+    assert cache_difference(graph, tokens, {**right, 1: (values, keys)}) > 0.1
+    assert cache_difference(graph, tokens, {**right, 1: (keys[:-1], values)}) == float("inf")
