@@ -9,7 +9,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-__all__ = ["own_names"]
+from qwen3_export.reference_probe import Place, Site
+
+__all__ = ["builder_sites", "own_names"]
 
 # Applied in order; what matches none stays as it is.
 RULES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
@@ -31,6 +33,21 @@ def own_names(names: Iterable[str]) -> dict[str, str]:
     found = {name: _own_name(name) for name in names}
     if not any(name.startswith(EMBEDDING) for name in found.values()):
         found = {name: re.sub(f"^{re.escape(HEAD)}", EMBEDDING, own) for name, own in found.items()}
+    return found
+
+
+def builder_sites(layers: int) -> dict[str, Site]:
+    """The values of the builder's graphs that the reference shows too, by name."""
+    found = {f"/model/layers.{layers}/final_norm_layernorm/output_0": Site(Place.FINAL)}
+    for layer in range(layers):
+        prefix, last = f"/model/layers.{layer}", layer == layers - 1
+        following = f"/model/layers.{layer + 1}/{'final_norm_layernorm' if last else 'input_layernorm'}"
+        found |= {
+            f"{prefix}/attn/o_proj/MatMul/output_0": Site(Place.ATTENTION, layer),
+            f"{prefix}/post_attention_layernorm/output_3": Site(Place.AFTER_ATTENTION, layer),
+            f"{prefix}/mlp/down_proj/MatMul/output_0": Site(Place.MLP, layer),
+            f"{following}/output_3": Site(Place.OUTPUT, layer),
+        }
     return found
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from qwen3_export.config import Qwen3Config
 from qwen3_export.graph import Graph
 from qwen3_export.reference_probe import Place, Site
+from qwen3_export.targets.onnx.foreign import builder_sites
 from qwen3_export.targets.onnx.names import COS_CACHE, rope_caches, site_name
 
 if TYPE_CHECKING:
@@ -66,9 +67,8 @@ def observed_sites(graph: Graph) -> dict[str, Site]:
     layers = range(graph.config.num_hidden_layers)
     inside = (Place.Q_ROPE, Place.ATTENTION, Place.AFTER_ATTENTION, Place.MLP, Place.OUTPUT)
     sites = [Site(Place.INPUT, 0), Site(Place.FINAL), *(Site(place, layer) for layer in layers for place in inside)]
-    return {site_name(site): site for site in sites} | {
-        f"present.{layer}.key": Site(Place.K_ROPE, layer) for layer in layers
-    }
+    keys = {f"present.{layer}.key": Site(Place.K_ROPE, layer) for layer in layers}
+    return {site_name(site): site for site in sites} | keys | builder_sites(graph.config.num_hidden_layers)
 
 
 def to_sites(outputs: dict[str, np.ndarray], graph: Graph) -> dict[Site, np.ndarray]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,6 +13,9 @@ import pytest
 
 pytest.importorskip("onnxruntime_genai")
 pytest.importorskip("transformers")
+pytest.importorskip("onnx")
+
+import onnx
 
 from qwen3_export.artifacts import check_artifact
 from qwen3_export.model import load
@@ -39,6 +43,23 @@ def test_an_int4_folder_is_checked_in_full(built: Callable[[str], Path]) -> None
     assert report.conversion.mean_kld is not None
     assert report.conversion.mean_kld < 1e-9
     assert (report.recipe, report.method) == ("unknown", "unknown")
+
+
+def test_a_broken_one_is_placed_by_the_builder_s_names(built: Callable[[str], Path], tmp_path: Path) -> None:
+    shutil.copytree(built("int4"), tmp_path / "out")
+    path = tmp_path / "out" / "model.onnx"
+    proto = onnx.load(str(path), load_external_data=False)
+    gate, up = (
+        next(node for node in proto.graph.node if node.name == f"/model/layers.2/mlp/{name}_proj/MatMul_Q4")
+        for name in ("gate", "up")
+    )
+    for i in (1, 2):
+        gate.input[i], up.input[i] = up.input[i], gate.input[i]
+    path.write_bytes(proto.SerializeToString())
+    report = check_artifact(tmp_path / "out", load("demo"))
+    where = report.first_divergence
+    assert where is not None
+    assert (where.layer, where.site, where.cause) == (2, "mlp", "gate_proj and up_proj are swapped")
 
 
 def test_what_cannot_be_read_is_judged_by_what_it_does(built: Callable[[str], Path]) -> None:
