@@ -48,7 +48,13 @@ from qwen3_export.targets.executorch import run
 from qwen3_export.targets.executorch.export import PROGRAM
 from qwen3_export.targets.executorch.recipes import ExecutorchFormat, untied
 from qwen3_export.targets.executorch.run import Program
-from qwen3_export.targets.executorch.stored import INDEX, constant_differences, read_index, read_weights
+from qwen3_export.targets.executorch.stored import (
+    INDEX,
+    constant_differences,
+    read_index,
+    read_weights,
+    weight_differences,
+)
 from qwen3_export.tokenizer import Tokenizer
 
 __all__ = ["check_executorch", "program_differences", "program_path"]
@@ -102,6 +108,7 @@ def check_executorch(
         return opaque.report(_artifact(file, graph, {}), gates=gates, seconds=time.monotonic() - started)
     document = read_index(folder)
     stored = read_weights(file, whole, document)
+    problems += weight_differences(file, document)
     expected, wrong = moved_by(whole, lambda: read_scales_record(document))
     problems += wrong
     is_solved = document.get(PREFIX + "method") not in ROUNDING_METHODS

@@ -9,10 +9,11 @@ program itself: that these bytes are what the runtime multiplies with for this w
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -46,6 +47,7 @@ __all__ = [
     "find_weights",
     "read_index",
     "read_weights",
+    "weight_differences",
 ]
 
 INDEX = "qwen3_export.json"
@@ -139,25 +141,60 @@ def find_weights(program: Path, graph: Graph, formats: Mapping[str, str | Affine
     with program.open("rb") as file:
         searched = _Searched(file.fileno(), os.fstat(file.fileno()).st_size)
         for weight in graph:
-            places: dict[str, int] = {}
-            blocks = _blocks(weight, formats[weight.name])
-            layout, firsts = next(blocks)
-            for part, first in firsts.items():
-                places[part] = searched.find(first)
-            ends = {part: place + len(firsts[part]) for part, place in places.items()}
-            for _, block in blocks:
-                for part, value in block.items():
-                    is_there = searched.holds(value, ends[part])
-                    places[part] = places[part] if is_there else -1
-                    ends[part] += len(value)
-            missing = [part for part, place in places.items() if place < 0]
+            layout, parts = _find_parts(searched, weight, formats[weight.name])
+            missing = [part for part, found_part in parts.items() if found_part.offset < 0]
             if missing:
                 raise CheckpointError(
                     f"{weight.name}: its {missing[0]} are not in the program as they were handed over; this version of "
                     "ExecuTorch lays weights out otherwise"
                 )
-            found[weight.name] = {"layout": layout, **places}
+            found[weight.name] = {"layout": layout, **{part: at.offset for part, at in parts.items()}}
+            found[weight.name]["bytes"] = {part: at.num_bytes for part, at in parts.items()}
+            found[weight.name]["sha256"] = {part: at.digest.hexdigest() for part, at in parts.items()}
     return found
+
+
+@dataclass(slots=True)
+class _Part:
+    """Codes or scales of a weight: where they begin (-1: nowhere), and what has been found of them so far."""
+
+    offset: int
+    num_bytes: int = 0
+    digest: Any = field(default_factory=hashlib.sha256)
+
+    def extend(self, value: bytes, *, is_there: bool) -> None:
+        self.offset = self.offset if is_there else -1
+        self.num_bytes += len(value)
+        self.digest.update(value)
+
+
+def _find_parts(searched: _Searched, weight: Weight, number_format: str | AffineFormat) -> tuple[str, dict[str, _Part]]:
+    layout, parts = "", {}
+    for layout, block in _blocks(weight, number_format):  # noqa: B007 (the same for all)
+        for part, value in block.items():
+            if part not in parts:
+                parts[part] = _Part(searched.find(value))
+            place = parts[part].offset + parts[part].num_bytes
+            parts[part].extend(value, is_there=parts[part].offset >= 0 and searched.holds(value, place))
+    return layout, parts
+
+
+def weight_differences(program: Path, document: Mapping[str, Any]) -> list[str]:
+    """One sentence for each weight whose bytes are no longer those that were exported."""
+    differences = []
+    with program.open("rb") as file:
+        for name, entry in document.get("weights", {}).items():
+            for part, expected in entry.get("sha256", {}).items():
+                if _digest(file.fileno(), int(entry[part]), int(entry["bytes"][part])) != expected:
+                    differences.append(f"{name}: its {part} in the program are not those that were exported")
+    return differences
+
+
+def _digest(descriptor: int, offset: int, count: int) -> str:
+    found = hashlib.sha256()
+    for start in range(offset, offset + count, SEARCH_WINDOW):
+        found.update(os.pread(descriptor, min(SEARCH_WINDOW, offset + count - start), start))
+    return found.hexdigest()
 
 
 @dataclass(slots=True)

@@ -246,7 +246,7 @@ BROKEN: list[tuple[Callable[[bytes, ExecutorchExport], bytes], str]] = [
     (wrong_base, "RoPE's base is 10,000"),
     (other_direction, "conversion: mean KLD"),
     (other_nibbles, "model.layers.0.mlp.up_proj"),
-    (scales_of_another, "model.layers.0.mlp.up_proj"),
+    (scales_of_another, "model.layers.0.mlp.up_proj: its scales in the program are not those that were exported"),
 ]
 
 
