@@ -8,6 +8,7 @@ runs the tests that break files, and writes the page from what they noted. Takes
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import tempfile
@@ -23,6 +24,7 @@ TESTS = (
     "tests/targets/executorch/test_executorch.py",
     "tests/targets/coreml/test_check.py",
 )
+LONGEST = 170
 TITLES = {"gguf": "GGUF", "onnx": "ONNX", "executorch": "ExecuTorch", "coreml": "Core ML"}
 HEAD = """# What the check catches
 
@@ -64,8 +66,8 @@ def _run() -> list[dict[str, Any]]:
 
 def _place(row: dict[str, Any]) -> str:
     if row["place"] is None:
-        told = row["told"][0] if row["told"] else ""
-        return told.replace("|", "\\|")
+        told = re.sub(r"\S*/\S+: ", "", row["told"][0]) if row["told"] else ""  # without the test's own folders
+        return (told if len(told) < LONGEST else f"{told[:LONGEST]} …").replace("|", "\\|")
     layer, site, cause = row["place"]
     where = site if layer is None else f"layer {layer} {site}"
     return where if cause is None else f"{where}: {cause}"

@@ -64,6 +64,11 @@ def likely_cause(graph: Graph, tokens: Sequence[int], site: Site, found: np.ndar
         tokens_T=torch.tensor(tokens),
         stream_TD=states[_stream_site(graph, site)],
         states={other.place: value for other, value in states.items() if other.layer == site.layer},
+        outputs={
+            other.layer: value
+            for other, value in states.items()
+            if other.place is Place.OUTPUT and other.layer is not None
+        },
     )
     best, cause = min(
         ((_relative(value, state), told) for told, value in SUSPECTS[site.place](inputs)),

@@ -12,7 +12,7 @@ Shapes: T tokens, D hidden, N heads, K kv heads, H head_dim, I in_features
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
 import torch
@@ -43,6 +43,7 @@ class Inputs:
     tokens_T: Tensor
     stream_TD: Tensor
     states: Mapping[Place, Tensor]
+    outputs: Mapping[int, Tensor] = field(default_factory=dict)  # of every layer
 
     @property
     def config(self) -> Qwen3Config:
@@ -277,6 +278,8 @@ def _input(inputs: Inputs) -> Suspects:
 def _final(inputs: Inputs) -> Suspects:
     weight = inputs.read(Kind.NORM)
     yield "the final norm is missing", inputs.stream_TD
+    for layer, stream_TD in inputs.outputs.items():
+        yield f"layers from {layer + 1} on are left out", rms_norm(stream_TD, weight, eps=inputs.eps)
     yield "the final norm's weight is not applied", rms_norm(inputs.stream_TD, torch.ones_like(weight), eps=inputs.eps)
     for eps in EPSILONS:
         yield f"eps of the final norm is {eps:g}", rms_norm(inputs.stream_TD, weight, eps=eps)
