@@ -33,6 +33,7 @@ class Mutant:
     edit: Callable[[Operations], None]
     told: str = "conversion: mean KLD"
     site: tuple[int | None, str] | None = None
+    cause: str | None = None
 
 
 def set_number(name: str, value: float) -> Callable[[Operations], None]:
@@ -75,6 +76,14 @@ def swap_silu(operations: Operations) -> None:
     swap("weight", (f"{prefix}gate_proj_output", f"{prefix}up_proj_output"))(operations)
 
 
+def leave_out_the_last_layer(operations: Operations) -> None:
+    for operation in operations.values():
+        for argument in operation.inputs.values():
+            for binding in argument.arguments:
+                if operation.outputs[0].name.startswith("model_final") and binding.name == "model_layers_1_output":
+                    binding.name = "model_layers_0_output"
+
+
 def turn_back(operations: Operations) -> None:
     """Queries of layer 1 turned the other way."""
     left, right = (operations[f"model_layers_1_q_rope_scaled_{side}"] for side in ("left", "right"))
@@ -109,27 +118,29 @@ def write_late(operations: Operations) -> None:
 ATTENTION, MLP = "model_layers_{}_self_attn_", "model_layers_{}_mlp_"
 
 MUTANTS: dict[str, Mutant] = {
-    "the causal mask as zeros": Mutant(set_number("masked", 0.0), site=(0, "attention")),
+    "the causal mask as zeros": Mutant(set_number("masked", 0.0), site=(0, "attention")), cause="the causal mask is missing",
     "the mask at the least finite number": Mutant(set_number("masked", -65504.0), told="masked is -65504"),
     "eps of 1e-5": Mutant(set_number("root_eps", 1e-5**0.5), told="root_eps is 0.00316228"),
     "scores not scaled": Mutant(set_number("attention_scale", 1.0), told="attention_scale is 1", site=(0, "q_rope")),
     "q_norm and k_norm swapped": Mutant(
         swap("y", (ATTENTION.format(0) + "q_norm_output", ATTENTION.format(0) + "k_norm_output")), site=(0, "q_rope")
-    ),
+    ), cause="q_norm and k_norm are swapped",
     "no k_norm": Mutant(
         rebind(ATTENTION.format(0) + "k_proj_by_head", "x", ATTENTION.format(0) + "k_proj_heads"), site=(0, "k_rope")
     ),
     "keys cached in place of values": Mutant(
         rebind("valueCache_1_update", "x", "model_layers_1_k_rope"), site=(1, "attention")
     ),
-    "keys written one position late": Mutant(write_late, site=(0, "attention")),
-    "gate and up swapped": Mutant(swap_silu, site=(0, "mlp")),
+    "keys written one position late": Mutant(write_late, site=(0, "attention")), cause="keys are one position late",
+    "gate and up swapped": Mutant(swap_silu, site=(0, "mlp")), cause="gate_proj and up_proj are swapped",
     "the residual taken after the norm": Mutant(
         rebind("model_layers_1_after_attention", "x", "model_layers_1_input_layernorm_output"),
         site=(1, "after_attention"),
     ),
     "queries turned the other way": Mutant(turn_back, site=(1, "q_rope")),
-    "the last layer left out": Mutant(rebind("model_final_scaled", "x", "model_layers_0_output"), site=(None, "final")),
+    "the last layer left out": Mutant(
+        leave_out_the_last_layer, told="final (relative", site=(None, "final"), cause="layers from 1 on are left out"
+    ),
 }
 
 
@@ -180,6 +191,7 @@ def test_mutants_are_caught(
     assert any(mutant.told in reason for reason in report.reasons), report.reasons
     where = report.first_divergence
     assert mutant.site is None or (where is not None and (where.layer, where.site) == mutant.site), report.reasons
+    assert mutant.cause is None or (where is not None and where.cause == mutant.cause)
 
 
 def test_damaged_weights_are_caught(
