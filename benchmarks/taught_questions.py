@@ -5,7 +5,8 @@
 
 Makes different questions of the kinds that qwen3_export/data/demo/README.md lists, asks them greedily, with a thought
 first and without one, through the fp32 reference and through each artifact's own runtime, and reads the answers. A
-question is asked once a mode: repeated ones would have the same answer, and the test would count them as evidence.
+question is asked once a mode, and each mode is tested for itself: the same question again would have much the same
+answer, and the test would count it as evidence.
 
 The test is McNemar's, exact: of the questions that only one of the two answered rightly, is the share that fp32 has
 further from one half than chance explains? Below some 0.05 the export's accuracy is not fp32's.
@@ -77,17 +78,21 @@ class Result:
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """``lost`` and ``won``: questions that only fp32, only the artifact answered rightly, of ``asked`` in all modes."""
+    """What a runtime scored in each mode; of ``asked`` questions a mode.
+
+    ``lost`` and ``won`` are those that only fp32, only the artifact answered rightly. ``same_replies`` is the share of
+    whole replies that are fp32's, ``accuracy_by_kind`` that of both modes together.
+    """
 
     name: str
     runtime: str
     asked: int
     accuracy: Mapping[str, float]
-    accuracy_by_kind: Mapping[str, float]
-    lost: int
-    won: int
-    p_value: float
+    lost: Mapping[str, int]
+    won: Mapping[str, int]
+    p_value: Mapping[str, float]
     same_replies: float
+    accuracy_by_kind: Mapping[str, float]
     seconds: float
 
 
@@ -209,9 +214,10 @@ def run(
 def compare(result: Result, reference: Result, questions: Sequence[Question]) -> Row:
     """One line of the table."""
     modes = list(result.replies)
-    pairs = [pair for mode in modes for pair in zip(result.is_right[mode], reference.is_right[mode], strict=True)]
+    pairs = {mode: list(zip(result.is_right[mode], reference.is_right[mode], strict=True)) for mode in modes}
+    lost = {mode: sum(right and not own for own, right in found) for mode, found in pairs.items()}
+    won = {mode: sum(own and not right for own, right in found) for mode, found in pairs.items()}
     same = [a == b for mode in modes for a, b in zip(result.replies[mode], reference.replies[mode], strict=True)]
-    lost, won = sum(ref and not own for own, ref in pairs), sum(own and not ref for own, ref in pairs)
     by_kind: dict[str, list[bool]] = {}
     for mode in modes:
         for question, is_right in zip(questions, result.is_right[mode], strict=True):
@@ -219,13 +225,13 @@ def compare(result: Result, reference: Result, questions: Sequence[Question]) ->
     return Row(
         name=result.name,
         runtime=result.runtime,
-        asked=len(pairs),
-        accuracy={mode: _share(result.is_right[mode]) for mode in modes} | {"all": _share([own for own, _ in pairs])},
-        accuracy_by_kind={kind: _share(found) for kind, found in by_kind.items()},
+        asked=len(questions),
+        accuracy={mode: _share(result.is_right[mode]) for mode in modes},
         lost=lost,
         won=won,
-        p_value=mcnemar(lost, won),
+        p_value={mode: mcnemar(lost[mode], won[mode]) for mode in modes},
         same_replies=_share(same),
+        accuracy_by_kind={kind: _share(found) for kind, found in by_kind.items()},
         seconds=result.seconds,
     )
 
@@ -242,16 +248,21 @@ def _share(found: Sequence[bool]) -> float:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Markdown."""
+    """Markdown: for each mode the share of right answers, how many were lost and won against fp32, and the test's p."""
     modes = list(rows[0].accuracy)
-    head = ["", *(f"{mode} %" for mode in modes), "lost", "won", "p", "same replies %", "seconds"]
+    head = [
+        "",
+        *(column for mode in modes for column in (f"{mode} %", "lost", "won", "p")),
+        "same replies %",
+        "seconds",
+    ]
     lines = [head, ["---"] + ["---:"] * (len(head) - 1)]
     for row in rows:
-        shares = [f"{100 * row.accuracy[mode]:.1f}" for mode in modes]
-        paired = ["", "", "", ""]
-        if row is not rows[0]:
-            paired = [str(row.lost), str(row.won), f"{row.p_value:.2g}", f"{100 * row.same_replies:.1f}"]
-        lines.append([row.name, *shares, *paired, f"{row.seconds:.0f}"])
+        line = [row.name]
+        for mode in modes:
+            tested = [str(row.lost[mode]), str(row.won[mode]), f"{row.p_value[mode]:.2g}"]
+            line += [f"{100 * row.accuracy[mode]:.1f}", *(tested if row is not rows[0] else [""] * 3)]
+        lines.append([*line, f"{100 * row.same_replies:.1f}", f"{row.seconds:.0f}"])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
