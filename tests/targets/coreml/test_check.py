@@ -118,21 +118,25 @@ def write_late(operations: Operations) -> None:
 ATTENTION, MLP = "model_layers_{}_self_attn_", "model_layers_{}_mlp_"
 
 MUTANTS: dict[str, Mutant] = {
-    "the causal mask as zeros": Mutant(set_number("masked", 0.0), site=(0, "attention")), cause="the causal mask is missing",
+    "the causal mask as zeros": Mutant(
+        set_number("masked", 0.0), site=(0, "attention"), cause="the causal mask is missing"
+    ),
     "the mask at the least finite number": Mutant(set_number("masked", -65504.0), told="masked is -65504"),
     "eps of 1e-5": Mutant(set_number("root_eps", 1e-5**0.5), told="root_eps is 0.00316228"),
     "scores not scaled": Mutant(set_number("attention_scale", 1.0), told="attention_scale is 1", site=(0, "q_rope")),
     "q_norm and k_norm swapped": Mutant(
-        swap("y", (ATTENTION.format(0) + "q_norm_output", ATTENTION.format(0) + "k_norm_output")), site=(0, "q_rope")
-    ), cause="q_norm and k_norm are swapped",
+        swap("y", (ATTENTION.format(0) + "q_norm_output", ATTENTION.format(0) + "k_norm_output")),
+        site=(0, "q_rope"),
+        cause="q_norm and k_norm are swapped",
+    ),
     "no k_norm": Mutant(
         rebind(ATTENTION.format(0) + "k_proj_by_head", "x", ATTENTION.format(0) + "k_proj_heads"), site=(0, "k_rope")
     ),
     "keys cached in place of values": Mutant(
         rebind("valueCache_1_update", "x", "model_layers_1_k_rope"), site=(1, "attention")
     ),
-    "keys written one position late": Mutant(write_late, site=(0, "attention")), cause="keys are one position late",
-    "gate and up swapped": Mutant(swap_silu, site=(0, "mlp")), cause="gate_proj and up_proj are swapped",
+    "keys written one position late": Mutant(write_late, site=(0, "attention"), cause="keys are one position late"),
+    "gate and up swapped": Mutant(swap_silu, site=(0, "mlp"), cause="gate_proj and up_proj are swapped"),
     "the residual taken after the norm": Mutant(
         rebind("model_layers_1_after_attention", "x", "model_layers_1_input_layernorm_output"),
         site=(1, "after_attention"),
