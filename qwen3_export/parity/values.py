@@ -2,17 +2,17 @@
 
 What is stored without loss must be equal; what is quantized must be near. A transposed, permuted or mixed-up matrix is
 100 % off or more, and one damaged block stands out among its peers. How far off a format may be, its target says
-(``Limits``). A solver that makes up for the errors of earlier layers does not even aim at the checkpoint's values: 1.34
-and 1.14 times the limits of plain rounding were measured for GPTQ, and twice the measured is allowed, which a wrong
-matrix (1.41 of itself) still exceeds.
+(``Limits``). A solver that makes up for the errors of earlier weights does not even aim at the checkpoint's values, and
+moves a fine weight as far as a coarse one before it asks for: 1.34 and 1.14 times the limits of plain rounding in the
+coarsest format were measured for GPTQ, and twice the measured is allowed; a wrong matrix (1.41 of itself) exceeds that.
 """
 
 # R rows  I in_features
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -111,11 +111,19 @@ def compare_values(
         budget = expected.num_parameters
     differences: list[str] = []
     seen: dict[tuple[str, int | None, str], _Errors] = {}
+    allowed = {weight.name: limits(weight) for weight in stored}
+    if is_solved:
+        allowed = _solved_limits(allowed)
     rows_seen = rows_in_all = 0
     for i, weight in enumerate(stored):
         chosen = list(_row_blocks(weight, budget))
         found, errors = _check_weight(
-            weight, expected.weights[weight.name], chosen, limits=limits(weight), is_solved=is_solved, verify=verify
+            weight,
+            expected.weights[weight.name],
+            chosen,
+            limits=allowed[weight.name],
+            is_solved=is_solved,
+            verify=verify,
         )
         differences += found
         if len(weight.shape) > 1:
@@ -129,6 +137,17 @@ def compare_values(
         weights=len(stored.weights), rows=rows_seen, rows_in_all=rows_in_all, differences=tuple(differences),
         errors=tuple(_weight_error(*key, errors) for key, errors in seen.items()),
     )  # fmt: skip
+
+
+def _solved_limits(allowed: Mapping[str, Limits | None]) -> dict[str, Limits | None]:
+    """What a solver may move: it makes up for errors of other weights, those of the coarsest format among them."""
+    known = [limits for limits in allowed.values() if limits is not None]
+    tensor = min(SOLVED_TENSOR_FACTOR * max((limits.tensor for limits in known), default=0.0), SOLVED_TENSOR_LIMIT)
+    block = SOLVED_BLOCK_FACTOR * max((limits.block for limits in known), default=0.0)
+    return {
+        name: None if limits is None else replace(limits, tensor=tensor, block=block)
+        for name, limits in allowed.items()
+    }
 
 
 def _weight_error(role: str, layer: int | None, number_format: str, errors: _Errors) -> WeightError:
@@ -222,17 +241,15 @@ def _judge(weight: Weight, errors: _Errors, *, limits: Limits | None, is_solved:
         if errors.largest_excess > 0:
             return [f"{name}: is stored as {number_format} and differs from the checkpoint (row {errors.worst_row})"]
         return []
-    limit, block_limit = limits.tensor, limits.block
-    if is_solved:
-        limit, block_limit = min(SOLVED_TENSOR_FACTOR * limit, SOLVED_TENSOR_LIMIT), SOLVED_BLOCK_FACTOR * block_limit
-    if errors.relative > limit:
+    why = "a solver" if is_solved else number_format
+    if errors.relative > limits.tensor:
         return [
-            f"{name}: relative error {errors.relative:.3f}, where {number_format} explains up to {limit:.2g}; "
+            f"{name}: relative error {errors.relative:.3f}, where {why} explains up to {limits.tensor:.2g}; "
             "another tensor, a permuted or a transposed one"
         ]
-    if errors.worst_block > block_limit:
+    if errors.worst_block > limits.block:
         return [
             f"{name}: a block of row {errors.worst_row} has relative error {errors.worst_block:.3f}, where "
-            f"{number_format} explains up to {block_limit:.2g}; the file is damaged there"
+            f"{why} explains up to {limits.block:.2g}; the file is damaged there"
         ]
     return []

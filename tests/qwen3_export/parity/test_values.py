@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from qwen3_export.graph import ALL_ROWS, DerivedWeight, Graph, Kind, Role
+from qwen3_export.graph import ALL_ROWS, DerivedWeight, Graph, Kind, Role, Weight
 from qwen3_export.parity.values import Limits, ValueCheck, compare_values
 
 LIMITS = Limits(tensor=0.3, block=0.9, block_size=16)
@@ -22,6 +22,16 @@ class Noisy(DerivedWeight):
 
     def read(self, rows: slice = ALL_ROWS) -> np.ndarray:
         return self.source.read(rows) * np.float32(1 + self.off)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Values(DerivedWeight):
+    """A weight with other values."""
+
+    values: np.ndarray
+
+    def read(self, rows: slice = ALL_ROWS) -> np.ndarray:
+        return self.values[rows]
 
 
 def check(graph: Graph, off: dict[Role, float], *, exact: bool = False) -> ValueCheck:
@@ -67,3 +77,41 @@ def test_floats_and_numbers_that_are_none_have_errors_too(model_graph: Callable[
     assert any("v_proj" in difference for difference in floats.differences)
     broken = check(model_graph("tied"), {role: float("nan")})
     assert error_of(broken, "v_proj") == float("inf")
+
+
+@pytest.mark.parametrize("is_solved", [False, True])
+def test_a_solver_moves_a_fine_weight_as_far_as_a_coarse_one_asks_for(
+    model_graph: Callable[[str], Graph], is_solved: bool
+) -> None:
+    """down_proj has finer limits than the rest; off by what the coarse ones allow, it is a solver's doing or damage."""
+    graph, role = model_graph("tied"), Role(Kind.DOWN_PROJ, 0)
+    weights = {weight.name: Noisy(source=weight, off=0.2 if weight.role == role else 0.0) for weight in graph}
+    fine = Limits(tensor=0.02, block=0.05, block_size=16)
+
+    def limits(weight: Weight) -> Limits | None:
+        if len(weight.shape) == 1:
+            return None
+        return fine if weight.role.kind is Kind.DOWN_PROJ else LIMITS
+
+    found = compare_values(graph.with_weights(weights), graph, limits=limits, is_full=True, is_solved=is_solved)
+    assert len(found.differences) == (0 if is_solved else 1)
+
+
+def test_a_solver_s_small_block_is_measured_by_its_row(model_graph: Callable[[str], Graph]) -> None:
+    graph, role = model_graph("tied"), Role(Kind.UP_PROJ, 1)
+    name = graph[role].name
+    values = graph[role].read().copy()
+    values[3, :16] *= 0.1  # a small block, which a solver moves by more than its own size
+    expected = graph.with_weights({**graph.weights, name: Values(source=graph[role], values=values)})
+    moved = values.copy()
+    moved[3, :16] += values[3, 16:32] * 0.3
+    stored = graph.with_weights({**graph.weights, name: Values(source=graph[role], values=moved)})
+    for is_solved in (False, True):
+        found = compare_values(
+            stored,
+            expected,
+            limits=lambda weight: LIMITS if len(weight.shape) > 1 else None,
+            is_full=True,
+            is_solved=is_solved,
+        )
+        assert [text.partition(":")[0] for text in found.differences] == ([] if is_solved else [name])
