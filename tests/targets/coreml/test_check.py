@@ -80,7 +80,8 @@ def leave_out_the_last_layer(operations: Operations) -> None:
     for operation in operations.values():
         for argument in operation.inputs.values():
             for binding in argument.arguments:
-                if operation.outputs[0].name.startswith("model_final") and binding.name == "model_layers_1_output":
+                is_last = operation.outputs and operation.outputs[0].name.startswith("model_final")
+                if is_last and binding.name == "model_layers_1_output":
                     binding.name = "model_layers_0_output"
 
 
