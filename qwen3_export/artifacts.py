@@ -18,7 +18,7 @@ __all__ = ["check_artifact", "is_coreml", "is_executorch", "is_onnx", "target_of
 def target_of(path: Path) -> str:
     """``gguf``, ``onnx``, ``executorch`` or ``coreml``; ExportError for what is no artifact."""
     if not path.exists():
-        raise ExportError(f"{path}: no such file; name the artifact to check")
+        raise ExportError(f"{path}: no such file; name an artifact")
     if is_onnx(path):
         return "onnx"
     if is_executorch(path):
