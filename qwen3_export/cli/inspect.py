@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -106,7 +107,7 @@ def _inspect_gguf(path: Path, *, tensors: bool, template: bool) -> None:
 
 
 def _inspect_onnx(path: Path, *, tensors: bool, template: bool) -> None:
-    from qwen3_export.provenance import PREFIX, read_calibration_record
+    from qwen3_export.provenance import PREFIX
     from qwen3_export.targets.onnx.read import open_onnx
 
     artifact = open_onnx(path)
@@ -122,12 +123,9 @@ def _inspect_onnx(path: Path, *, tensors: bool, template: bool) -> None:
     if tensors:
         for place in places:
             print(f"{place.dtype.strip('<|'):3} {list(place.shape)!s:22} {place.name}")
-        errors = (read_calibration_record(artifact.metadata) or {}).get("tensor_errors", {})
-        for name, error in errors.items():
-            print(f"output error {error:.2e}  {name}")
-    chat_template = artifact.folder / "chat_template.jinja"
-    if template and chat_template.exists():
-        print(chat_template.read_text(encoding="utf-8"))
+        _errors(artifact.metadata)
+    if template:
+        _template(artifact.folder)
 
 
 def _inspect_executorch(path: Path, *, tensors: bool, template: bool) -> None:
@@ -146,13 +144,12 @@ def _inspect_executorch(path: Path, *, tensors: bool, template: bool) -> None:
         for name, entry in document["weights"].items():
             error = f"  output error {errors[name]:.2e}" if name in errors else ""
             print(f"{entry['layout']:16} at {entry['codes']:12,}  {name}{error}")
-    chat_template = folder / "chat_template.jinja"
-    if template and chat_template.exists():
-        print(chat_template.read_text(encoding="utf-8"))
+    if template:
+        _template(folder)
 
 
 def _inspect_coreml(path: Path, *, tensors: bool, template: bool) -> None:
-    from qwen3_export.provenance import PREFIX, read_calibration_record
+    from qwen3_export.provenance import PREFIX
     from qwen3_export.targets.coreml.mil import open_package
     from qwen3_export.targets.coreml.read import open_coreml
 
@@ -170,12 +167,23 @@ def _inspect_coreml(path: Path, *, tensors: bool, template: bool) -> None:
         for name, parts in artifact.constants.items():
             for part, blob in parts.items():
                 print(f"{blob.element:6} {list(blob.shape)!s:22} {name} {part}")
-        errors = (read_calibration_record(artifact.metadata) or {}).get("tensor_errors", {})
-        for name, error in errors.items():
-            print(f"output error {error:.2e}  {name}")
-    chat_template = artifact.folder / "chat_template.jinja"
-    if template and chat_template.exists():
-        print(chat_template.read_text(encoding="utf-8"))
+        _errors(artifact.metadata)
+    if template:
+        _template(artifact.folder)
+
+
+def _errors(metadata: Mapping[str, str]) -> None:
+    """What a solver recorded of each weight."""
+    from qwen3_export.provenance import read_calibration_record
+
+    for name, error in (read_calibration_record(metadata) or {}).get("tensor_errors", {}).items():
+        print(f"output error {error:.2e}  {name}")
+
+
+def _template(folder: Path) -> None:
+    path = folder / "chat_template.jinja"
+    if path.exists():
+        print(path.read_text(encoding="utf-8"))
 
 
 def _sampling(generation: Any) -> str:

@@ -15,6 +15,9 @@ from qwen3_export.errors import ExportError
 
 if TYPE_CHECKING:
     from qwen3_export.model import Model
+    from qwen3_export.targets.coreml.export import CoremlExport
+    from qwen3_export.targets.executorch.export import ExecutorchExport
+    from qwen3_export.targets.onnx.export import OnnxExport
 
 EPILOG = """Examples:
 
@@ -90,16 +93,9 @@ def _onnx(model: Model) -> Iterator[_Row]:
     from qwen3_export.targets.onnx.recipes import RECIPES
 
     for recipe in RECIPES.values():
-        if model.graph.config.is_moe and recipe.float_type == "F16":
-            continue
-        export = prepare(model, recipe, out=Path(recipe.name))
-        yield _Row(
-            name=recipe.name,
-            bits_per_weight=export.bits_per_weight,
-            num_bytes=export.num_bytes,
-            description=recipe.description,
-            bytes_per_cached_value=4 if recipe.float_type == "F32" else 2,
-        )
+        if not (model.graph.config.is_moe and recipe.float_type == "F16"):
+            export = prepare(model, recipe, out=Path(recipe.name))
+            yield _row(export, bytes_per_cached_value=4 if recipe.float_type == "F32" else 2)
 
 
 def _executorch(model: Model) -> Iterator[_Row]:
@@ -107,16 +103,8 @@ def _executorch(model: Model) -> Iterator[_Row]:
     from qwen3_export.targets.executorch.recipes import RECIPES
 
     for recipe in RECIPES.values():
-        if model.graph.config.is_moe and recipe.weight_bits == 32:
-            continue
-        export = prepare(model, recipe, out=Path(recipe.name), max_seq_len=2)
-        yield _Row(
-            name=recipe.name,
-            bits_per_weight=export.bits_per_weight,
-            num_bytes=export.num_bytes,
-            description=recipe.description,
-            bytes_per_cached_value=4,
-        )
+        if not (model.graph.config.is_moe and recipe.weight_bits == 32):
+            yield _row(prepare(model, recipe, out=Path(recipe.name), max_seq_len=2), bytes_per_cached_value=4)
 
 
 def _coreml(model: Model) -> Iterator[_Row]:
@@ -124,14 +112,17 @@ def _coreml(model: Model) -> Iterator[_Row]:
     from qwen3_export.targets.coreml.recipes import RECIPES
 
     for recipe in RECIPES.values():
-        export = prepare(model, recipe, out=Path(recipe.name))
-        yield _Row(
-            name=recipe.name,
-            bits_per_weight=export.bits_per_weight,
-            num_bytes=export.num_bytes,
-            description=recipe.description,
-            bytes_per_cached_value=2,
-        )
+        yield _row(prepare(model, recipe, out=Path(recipe.name)), bytes_per_cached_value=2)
+
+
+def _row(export: OnnxExport | ExecutorchExport | CoremlExport, *, bytes_per_cached_value: int) -> _Row:
+    return _Row(
+        name=export.recipe.name,
+        bits_per_weight=export.bits_per_weight,
+        num_bytes=export.num_bytes,
+        description=export.recipe.description,
+        bytes_per_cached_value=bytes_per_cached_value,
+    )
 
 
 SIZES: Mapping[str, Callable[[Model], Iterator[_Row]]] = {

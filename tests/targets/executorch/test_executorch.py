@@ -79,6 +79,19 @@ def test_solved_codes_arrive_unchanged(solved: ExecutorchExport) -> None:
     assert index["weights"]["model.layers.0.mlp.up_proj"]["layout"] == "int4"
 
 
+def test_awq_s_codes_arrive_and_its_scales_are_recorded(tmp_path: Path, text: Path) -> None:
+    model = one_layer(load("demo"))
+    export = prepare(model, find_recipe("8da4w"), out=tmp_path / "out", max_seq_len=MAX_SEQ_LEN)
+    windows = read_calibration(text, model.tokenizer, sequence_length=64, num_samples=4)
+    solution = solve("awq", export.model.graph, export.weight_formats, windows, work_dir=tmp_path / "work")
+    export = written(with_solution(export, solution))
+    stored = read_weights(export.out / "model.pte", export.model.graph, read_index(export.out))
+    for weight in export.graph:
+        np.testing.assert_array_equal(stored.weights[weight.name].read(), weight.read(), err_msg=weight.name)
+    report = check(export, model)
+    assert (report.verdict, report.method) == ("pass", "awq"), report.reasons
+
+
 def test_the_program_computes_what_it_should(solved: ExecutorchExport) -> None:
     """Where no activation lies half-way between two codes, the model of XNNPACK's arithmetic is exact."""
     report = check(solved, one_layer(load("demo")))
