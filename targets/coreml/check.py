@@ -56,7 +56,7 @@ CONVERSION_BOUND = 1e-9
 FP16_FLOORS = 64.0
 
 PACKAGES = ("qwen3-export", "coremltools", "torch", "numpy", "tokenizers")
-CACHE_CHUNK = 7
+CACHE_CHUNK, LARGE_DECODE_TOKENS = 7, 9
 EXACT_FORM = "all layers, every sum in fp32"
 
 Say = Callable[[str], None]
@@ -81,6 +81,12 @@ class _Job:
     def is_half(self) -> bool:
         """Whether the program computes in fp16."""
         return any(weight.format != "F32" for weight in self.stored)
+
+    @property
+    def decode_text(self) -> list[int]:
+        """What runs token by token; little, where every run decodes every weight."""
+        text = decode_text(self.texts, is_full=self.is_full)
+        return text if run.keeps_weights(self.original.num_parameters) else text[:LARGE_DECODE_TOKENS]
 
     def session(self, runs: Runs) -> CoremlSession:
         return CoremlSession(self.file.package, runs=runs, num_parameters=self.original.num_parameters)
@@ -154,9 +160,8 @@ def _run_exact(job: _Job) -> Exact:
     job.say("running the program exactly")
     session = job.session("exact")
     numbers = compare_exact(job.stored, job.texts, session.logits).judged(CONVERSION_BOUND)
-    text = decode_text(job.texts, is_full=job.is_full)
-    decode = decode_difference(_chunks(session), text)
-    cache = cache_difference(job.stored, text, session.caches(text, chunk=CACHE_CHUNK))
+    decode = decode_difference(_chunks(session), job.decode_text)
+    cache = cache_difference(job.stored, job.decode_text, session.caches(job.decode_text, chunk=CACHE_CHUNK))
     divergence = _find_divergence(job) if numbers.status == "fail" else None
     return Exact(description=EXACT_FORM, conversion=numbers, decode=decode, cache=cache, divergence=divergence)
 
@@ -190,7 +195,7 @@ def _run_shipped(job: _Job) -> tuple[Shipped, list[str]]:
     job.say("running the package through Core ML" if is_mac else "running the program as fp16 rounds it")
     session = job.session("coreml" if is_mac else "fp16")
     numbers = compare_shipped(job.original, job.stored, job.texts, run=session.logits, arithmetic=_arithmetic(job))
-    decode = decode_difference(_chunks(session), decode_text(job.texts, is_full=job.is_full))
+    decode = decode_difference(_chunks(session), job.decode_text)
     shipped = Shipped(numbers=numbers, decode=decode, floors=FP16_FLOORS)
     if session.overflow is None:
         return shipped, []

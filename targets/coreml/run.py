@@ -75,6 +75,11 @@ def causal_mask(past: int, count: int) -> NDArray[np.float16]:
     return np.where(is_later_TS, BLOCKED, 0).astype(np.float16)[None, None]
 
 
+def keeps_weights(num_parameters: int) -> bool:
+    """Whether the executor decodes each weight of such a model once; for larger ones it does so in every run."""
+    return 4 * num_parameters <= KEPT_BYTES
+
+
 def feed(tokens: Sequence[int], *, past: int = 0) -> dict[str, NDArray[Any]]:
     """The inputs for some tokens at the end of what the states have seen."""
     return {INPUT_IDS: np.array([tokens], np.int32), MASK: causal_mask(past, len(tokens))}
@@ -91,8 +96,8 @@ class CoremlSession:
         if runs == "coreml":
             self._runner: _Runner = _CoremlRunner(package)
             return
-        keep = 4 * num_parameters <= KEPT_BYTES
-        self._runner = _ExecutorRunner(open_package(package, keep_weights=keep), runs, self._note)
+        opened = open_package(package, keep_weights=keeps_weights(num_parameters))
+        self._runner = _ExecutorRunner(opened, runs, self._note)
 
     def logits(self, tokens: Sequence[int]) -> NDArray[np.float32]:
         """Logits of every position in one prefill, [T, V]."""
