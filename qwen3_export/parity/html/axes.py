@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from qwen3_export.parity.html.markup import Markup, join, tag
 from qwen3_export.parity.html.numbers import power_of_ten
 
-__all__ = ["FLOOR", "HEIGHT", "WIDTH", "Axis", "decades", "frame", "place"]
+__all__ = ["BOTTOM", "FLOOR", "HEIGHT", "LEFT", "WIDTH", "Axis", "decades", "frame", "place"]
 
 # About as wide as a phone, so that text is as large there as elsewhere
 WIDTH, HEIGHT = 360, 240

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from qwen3_export.parity.html.axes import HEIGHT, WIDTH, Axis, decades, frame, place
+from qwen3_export.parity.html.axes import BOTTOM, HEIGHT, LEFT, WIDTH, Axis, decades, frame, place
 from qwen3_export.parity.html.markup import Markup, join, svg, tag
 from qwen3_export.parity.html.numbers import bytes_text, scientific
 from qwen3_export.parity.report import Report
@@ -24,7 +24,7 @@ OTHER_SHAPE = "M-5-1.5h3.5v-3.5h3v3.5h3.5v3h-3.5v3.5h-3v-3.5h-3.5z"
 COLOURS = {"gguf": "shipped", "onnx": "quantization", "executorch": "pass", "coreml": "end_to_end"}
 
 # A label of so many pixels a character goes to the first of these places (dx, dy, anchor) where nothing is yet.
-CHARACTER, LINE = 5.9, 11
+CHARACTER, LINE = 6.8, 12
 AROUND = (
     (10, 4, "start"), (-10, 4, "end"), (0, -10, "middle"), (0, 17, "middle"),
     (8, -6, "start"), (-8, -6, "end"), (8, 14, "start"), (-8, 14, "end"),
@@ -107,9 +107,9 @@ def _box(text: str, x: float, y: float, anchor: str) -> Box:
 
 
 def _cost(box: Box, taken: Sequence[Box]) -> float:
-    """What it would hide, in pixels; leaving the picture is worst."""
+    """What it would hide, in pixels; leaving the frame, and covering the numbers beside it, is worst."""
     left, top, right, bottom = box
-    outside = max(0.0, -left) + max(0.0, right - WIDTH) + max(0.0, -top)
+    outside = max(0.0, LEFT - left) + max(0.0, right - WIDTH) + max(0.0, -top) + max(0.0, bottom - HEIGHT + BOTTOM)
     overlaps = (
         max(0.0, min(right, other[2]) - max(left, other[0])) * max(0.0, min(bottom, other[3]) - max(top, other[1]))
         for other in taken
