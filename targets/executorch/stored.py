@@ -173,7 +173,7 @@ def _find_parts(searched: _Searched, weight: Weight, number_format: str | Affine
     for layout, block in _blocks(weight, number_format):  # noqa: B007 (the same for all)
         for part, value in block.items():
             if part not in parts:
-                parts[part] = _Part(searched.find(value))
+                parts[part] = _Part(searched.find(value, kind=(weight.role.kind, part)))
             place = parts[part].offset + parts[part].num_bytes
             parts[part].extend(value, is_there=parts[part].offset >= 0 and searched.holds(value, place))
     return layout, parts
@@ -199,17 +199,19 @@ def _digest(descriptor: int, offset: int, count: int) -> str:
 
 @dataclass(slots=True)
 class _Searched:
-    """A file in which weights are looked for; mostly they follow one another: a search goes on where one ended."""
+    """A file in which weights are looked for; those of a kind follow one another: a search goes on where one ended."""
 
     descriptor: int
     size: int
-    place: int = 0
+    places: dict[Any, int] = field(default_factory=dict)  # where the last of each kind was found
 
-    def find(self, value: bytes) -> int:
+    def find(self, value: bytes, *, kind: Any = None) -> int:
         """The offset of these bytes; -1 where they are not."""
-        found = self._find(value, self.place, self.size)
-        found = self._find(value, 0, min(self.size, self.place + len(value))) if found < 0 else found
-        self.place = self.place if found < 0 else found
+        start = self.places.get(kind, max(self.places.values(), default=0))
+        found = self._find(value, start, self.size)
+        found = self._find(value, 0, min(self.size, start + len(value))) if found < 0 else found
+        if found >= 0:
+            self.places[kind] = found
         return found
 
     def find_all(self, value: bytes) -> list[int]:
