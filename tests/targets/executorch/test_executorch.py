@@ -237,6 +237,22 @@ def other_direction(program: bytes, export: ExecutorchExport) -> bytes:
     return replaced(program, sin, -sin)
 
 
+def cos_for_sin(program: bytes, export: ExecutorchExport) -> bytes:
+    turn = rotation(export.graph.config, start=0, count=MAX_SEQ_LEN)
+    cos, sin = turn.cos.numpy(), turn.sin.numpy()
+    return replaced(replaced(replaced(program, cos, -cos), sin, cos), -cos, sin)
+
+
+def plain_k_norm(program: bytes, export: ExecutorchExport) -> bytes:
+    norm = export.graph[Role(Kind.K_NORM, 0)].read()
+    return replaced(program, norm, np.ones_like(norm))
+
+
+def another_end_token(program: bytes, export: ExecutorchExport) -> bytes:
+    first = export.model.tokenizer.generation.eos_token_ids[0]
+    return replaced(program, np.int64(first), np.int64(first - 1))
+
+
 def other_nibbles(program: bytes, export: ExecutorchExport) -> bytes:
     place = read_index(export.out)["weights"]["model.layers.0.mlp.up_proj"]["codes"]
     rows, columns = export.graph[Role(Kind.UP_PROJ, 0)].shape
@@ -258,6 +274,9 @@ BROKEN: list[tuple[Callable[[bytes, ExecutorchExport], bytes], str]] = [
     (wrong_eps, "rms_norm_eps: the program holds another number"),
     (wrong_base, "RoPE's base is 10,000"),
     (other_direction, "conversion: mean KLD"),
+    (cos_for_sin, "cos: the program holds other angles"),
+    (plain_k_norm, "model.layers.0.self_attn.k_norm"),
+    (another_end_token, "get_eos_ids gives [8157, 8156]"),
     (other_nibbles, "model.layers.0.mlp.up_proj"),
     (scales_of_another, "model.layers.0.mlp.up_proj: its scales in the program are not those that were exported"),
 ]
@@ -278,6 +297,19 @@ def test_broken_programs_are_caught(
     caught(break_it.__name__.replace("_", " "), report)
     assert report.verdict == "fail"
     assert any(told in reason for reason in report.reasons), report.reasons
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "chat_template.jinja"])
+def test_other_documents_are_caught(
+    solved: ExecutorchExport, tmp_path: Path, caught: Callable[[str, Report], None], name: str
+) -> None:
+    shutil.copytree(solved.out, tmp_path / "out")
+    path = tmp_path / "out" / name
+    path.write_text(path.read_text().replace("<|im_end|>", "<|im_fin|>"))
+    report = check(solved, one_layer(load("demo")), tmp_path / "out")
+    caught(f"another {name}", report)
+    assert report.verdict == "fail"
+    assert report.metadata[0].startswith(f"{name} is not the checkpoint's")
 
 
 def test_what_cannot_be_exported_is_refused(model_folder: Callable[[str], Path], tmp_path: Path) -> None:
