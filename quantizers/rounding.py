@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
-from qwen3_export.graph import Weight
+from qwen3_export.graph import Graph, Weight
 from qwen3_export.quantizers.coded import CodedFormat, RoundedWeight
-from qwen3_export.quantizers.ggml import GgmlFormat
+from qwen3_export.quantizers.ggml import GGML_FORMATS, GgmlFormat
 from qwen3_export.quantizers.quantized import QuantizedWeight
 
-__all__ = ["UNBLOCKED", "round_weight", "weighted_error"]
+__all__ = ["UNBLOCKED", "round_graph", "round_weight", "weighted_error"]
 
 UNBLOCKED = frozenset({"F32", "F16", "BF16"})
 """Formats without blocks: there is nothing to choose in them."""
@@ -24,6 +26,17 @@ def round_weight(
     if isinstance(number_format, GgmlFormat):
         return QuantizedWeight(source=weight, number_format=number_format, importance=importance)
     return RoundedWeight(source=weight, number_format=number_format, importance=importance)
+
+
+def round_graph(graph: Graph, formats: Mapping[str, str | CodedFormat]) -> Graph:
+    """Every weight in its format (a GGML format by its name), rounded to nearest when it is read."""
+    weights = {}
+    for weight in graph:
+        number_format = formats[weight.name]
+        weights[weight.name] = round_weight(
+            weight, GGML_FORMATS[number_format] if isinstance(number_format, str) else number_format
+        )
+    return graph.with_weights(weights)
 
 
 def weighted_error(stored: Weight, exact: Weight, importance: np.ndarray) -> float:

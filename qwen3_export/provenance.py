@@ -18,7 +18,7 @@ from qwen3_export.quantizers.transforms import Fold, parse_place, place_text
 if TYPE_CHECKING:
     from qwen3_export.methods import Solution
 
-__all__ = ["PREFIX", "describe", "read_calibration_record", "read_scales_record"]
+__all__ = ["PREFIX", "calibration_or_none", "describe", "read_calibration_record", "read_scales_record", "recorded"]
 
 PREFIX = "qwen3_export."
 
@@ -50,6 +50,19 @@ def read_calibration_record(metadata: Mapping[str, str]) -> dict[str, Any] | Non
             f"{PREFIX}calibration of the artifact cannot be read ({error}); export it again"
         ) from error
     return dict(found)
+
+
+def recorded(metadata: Mapping[str, str], key: str) -> str:
+    """What an artifact says of itself under a key such as ``recipe``; ``unknown`` where it says nothing."""
+    return metadata.get(PREFIX + key, "unknown")
+
+
+def calibration_or_none(metadata: Mapping[str, str]) -> dict[str, Any] | None:
+    """The same as ``read_calibration_record``, for a report: None too where it cannot be read."""
+    try:
+        return read_calibration_record(metadata)
+    except CheckpointError:
+        return None
 
 
 def read_scales_record(metadata: Mapping[str, str]) -> dict[Fold, NDArray[np.float32]]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -45,13 +46,17 @@ CHUNKS = (1, 7, 31, 32, 33)
 
 # tokens -> logits of every position [T, V] fp32; the array may be overwritten by the next call
 RunLogits = Callable[[Sequence[int]], np.ndarray]
-# tokens, chunk length -> logits chunk by chunk
-RunChunks = Callable[[Sequence[int], int], Iterator[np.ndarray]]
 # tokens -> hidden states by site
 RunSites = Callable[[Sequence[int]], Mapping[Site, np.ndarray]]
 
 # Within one layer, the sites in the order in which a token passes them.
 ORDER = {place: i for i, place in enumerate(Place)}
+
+
+class RunChunks(Protocol):
+    """Tokens and the length of chunks to logits, chunk by chunk."""
+
+    def __call__(self, tokens: Sequence[int], *, chunk: int) -> Iterator[np.ndarray]: ...
 
 
 class HalfPrefillCache(KVCache):
@@ -73,7 +78,8 @@ class Arithmetic:
 class ShippedNumbers:
     """Comparisons that need no exact form of the runtime, not judged yet; NOT_RUN where nothing ran.
 
-    ``floor`` is the reference over the stored values against itself under the runtime's modelled arithmetic;
+    ``floor`` is the reference over the stored values against itself under the runtime's modelled arithmetic, and
+    ``modelled`` what ran against that, for a runtime that has no more exact form;
     ``curves`` are the numbers by name, over the positions of the texts.
     """
 
@@ -81,6 +87,7 @@ class ShippedNumbers:
     floor: Comparison = NOT_RUN
     shipped: Comparison = NOT_RUN
     end_to_end: Comparison = NOT_RUN
+    modelled: Comparison = NOT_RUN
     curves: Mapping[str, tuple[CurvePoint, ...]] = field(default_factory=dict)
 
 
@@ -128,15 +135,17 @@ def compare_shipped(
     *,
     run: RunLogits | None,
     arithmetic: Arithmetic | None = None,
+    compares_model: bool = False,
 ) -> ShippedNumbers:
     """The artifact as shipped against the reference over its values and against the original; not judged yet.
 
-    ``run`` None computes what needs no runtime; ``arithmetic`` models the runtime's, for the noise floor.
+    ``run`` None computes what needs no runtime; ``arithmetic`` models the runtime's, for the noise floor and, where
+    ``compares_model``, for ``modelled``.
     """
     sides = [_run_reference(original, texts), _run_reference(stored, texts)]
     if arithmetic is not None:
         sides.append(_run_reference(stored, texts, arithmetic))
-    quantization, floor, shipped, end_to_end = (Divergence() for _ in range(4))
+    quantization, floor, shipped, end_to_end, modelled = (Divergence() for _ in range(5))
     for text, part, candidate_PV, logits in _walk(sides, texts, run):
         following = _next_tokens(text, part)
         quantization.add(logits[0], logits[1], following, first=part.start)
@@ -145,12 +154,15 @@ def compare_shipped(
         if candidate_PV is not None:
             shipped.add(logits[1], candidate_PV, following, first=part.start)
             end_to_end.add(logits[0], candidate_PV, following, first=part.start)
+            if compares_model:
+                modelled.add(logits[-1], candidate_PV, following)
     gathered = {"shipped": shipped, "quantization": quantization, "end_to_end": end_to_end}
     return ShippedNumbers(
         quantization=quantization.summary(),
         floor=floor.summary(),
         shipped=shipped.summary(),
         end_to_end=end_to_end.summary(),
+        modelled=modelled.summary(),
         curves={name: divergence.curve() for name, divergence in gathered.items() if divergence.positions},
     )
 
@@ -183,11 +195,11 @@ def decode_difference(run: RunChunks, tokens: Sequence[int]) -> float:
 
     Token by token, by sevens, by the lengths around a group of 32, and all but one.
     """
-    prefill_TV = next(run(tokens, len(tokens))).copy()
+    prefill_TV = next(run(tokens, chunk=len(tokens))).copy()
     largest = 0.0
     for chunk in sorted({size for size in (*CHUNKS, len(tokens) - 1) if 0 < size < len(tokens)}):
         start = 0
-        for logits_PV in run(tokens, chunk):
+        for logits_PV in run(tokens, chunk=chunk):
             difference = np.abs(logits_PV - prefill_TV[start : start + len(logits_PV)]).max()
             largest = max(largest, float(difference)) if np.isfinite(difference) else float("inf")
             start += len(logits_PV)

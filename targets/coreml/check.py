@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from qwen3_export.errors import CheckpointError, ExportError
+from qwen3_export.errors import ExportError
 from qwen3_export.graph import Graph, Weight
 from qwen3_export.parity.check import (
     Arithmetic,
@@ -37,7 +37,7 @@ from qwen3_export.parity.metrics import NOT_RUN
 from qwen3_export.parity.opaque import OPAQUE_FORM, run_opaque
 from qwen3_export.parity.prompts import Prompt, tokenize_prompts
 from qwen3_export.parity.report import FirstDivergence, Gates, Report, Runtime
-from qwen3_export.provenance import PREFIX, read_calibration_record, read_scales_record
+from qwen3_export.provenance import PREFIX, calibration_or_none, read_scales_record, recorded
 from qwen3_export.reference_probe import Place, Site
 from qwen3_export.targets.coreml import run
 from qwen3_export.targets.coreml.metadata_check import context_length, interface_differences, metadata_differences
@@ -122,7 +122,7 @@ def check_coreml(
         stored = read_graph(file, graph)
         expected, wrong = moved_by(graph, lambda: read_scales_record(file.metadata))
         problems += wrong
-        is_solved = _recorded(file, "method") not in ROUNDING_METHODS
+        is_solved = recorded(file.metadata, "method") not in ROUNDING_METHODS
         values = check_values(stored, expected, is_full=full, is_solved=is_solved)
         longest = min(longest_text(graph), context_length(file) or 1)
         prompts = tokenize_prompts(tokenizer, quick=not full, max_tokens=longest)
@@ -160,7 +160,7 @@ def _run_exact(job: _Job) -> Exact:
     job.say("running the program exactly")
     session = job.session("exact")
     numbers = compare_exact(job.stored, job.texts, session.logits).judged(CONVERSION_BOUND)
-    decode = decode_difference(_chunks(session), job.decode_text)
+    decode = decode_difference(session.run, job.decode_text)
     cache = cache_difference(job.stored, job.decode_text, session.caches(job.decode_text, chunk=CACHE_CHUNK))
     divergence = _find_divergence(job) if numbers.status == "fail" else None
     return Exact(description=EXACT_FORM, conversion=numbers, decode=decode, cache=cache, divergence=divergence)
@@ -195,7 +195,7 @@ def _run_shipped(job: _Job) -> tuple[Shipped, list[str]]:
     job.say("running the package through Core ML" if is_mac else "running the program as fp16 rounds it")
     session = job.session("coreml" if is_mac else "fp16")
     numbers = compare_shipped(job.original, job.stored, job.texts, run=session.logits, arithmetic=_arithmetic(job))
-    decode = decode_difference(_chunks(session), job.decode_text)
+    decode = decode_difference(session.run, job.decode_text)
     shipped = Shipped(numbers=numbers, decode=decode, floors=FP16_FLOORS)
     if session.overflow is None:
         return shipped, []
@@ -227,18 +227,14 @@ def _by_token(value: Tensor) -> np.ndarray:
     return np.array((value[0].transpose(0, 1) if value.ndim == 4 else value[0]).numpy())
 
 
-def _chunks(session: CoremlSession) -> Callable[[Sequence[int], int], Iterator[np.ndarray]]:
-    return lambda tokens, chunk: session.run(tokens, chunk=chunk)
-
-
 def _artifact(file: CoremlFile, graph: Graph) -> Artifact:
     is_mac = run.can_run_coreml()
     stored = {blob.offset: blob.num_bytes for parts in file.constants.values() for blob in parts.values()}
     return Artifact(
         name=file.folder.name,
         target="coreml",
-        recipe=_recorded(file, "recipe"),
-        method=_recorded(file, "method"),
+        recipe=recorded(file.metadata, "recipe"),
+        method=recorded(file.metadata, "method"),
         model=graph.name,
         size_bytes=file.size_bytes,
         bits_per_weight=8 * sum(stored.values()) / graph.num_parameters,
@@ -246,16 +242,5 @@ def _artifact(file: CoremlFile, graph: Graph) -> Artifact:
             name="Core ML" if is_mac else "MIL executor (fp16, no device's kernels)", version=run.coremltools_version()
         ),
         packages=PACKAGES,
-        calibration=_calibration(file),
+        calibration=calibration_or_none(file.metadata),
     )
-
-
-def _calibration(file: CoremlFile) -> dict[str, object] | None:
-    try:
-        return read_calibration_record(file.metadata)
-    except CheckpointError:  # told among the problems by whoever reads it first
-        return None
-
-
-def _recorded(file: CoremlFile, key: str) -> str:
-    return file.metadata.get(PREFIX + key, "unknown")

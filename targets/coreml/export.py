@@ -14,12 +14,11 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 from qwen3_export.atomic import partial_file, partial_folder
 from qwen3_export.errors import QuantizationError, UnsupportedModelError
-from qwen3_export.graph import Graph, Weight
+from qwen3_export.graph import Graph
 from qwen3_export.model import Model
 from qwen3_export.parallel import default_threads
 from qwen3_export.provenance import describe
-from qwen3_export.quantizers.ggml import GGML_FORMATS
-from qwen3_export.quantizers.rounding import round_weight
+from qwen3_export.quantizers.rounding import round_graph
 from qwen3_export.targets.coreml.extra import require_coremltools
 from qwen3_export.targets.coreml.layout import WeightPlan, plan_weights, stored_matrices
 from qwen3_export.targets.coreml.names import MODEL_FILE, PACKAGE, WEIGHT_FILE
@@ -137,7 +136,7 @@ def prepare(
     return CoremlExport(
         model=model,
         recipe=recipe,
-        graph=_rounded(model.graph, formats),
+        graph=round_graph(model.graph, formats),
         out=out,
         formats=formats,
         options=options,
@@ -200,17 +199,6 @@ def program_bytes(export: CoremlExport) -> bytes:
 def is_export_file(name: str) -> bool:
     """Whether a name at the top of a folder is one that an export writes."""
     return name in {PACKAGE, TEMPLATE, "report.json", "report.html", "transcript.json", *FILES}
-
-
-def _rounded(graph: Graph, formats: Mapping[str, CoremlFormat]) -> Graph:
-    """Every weight in its format, rounded to nearest when it is read."""
-    weights: dict[str, Weight] = {}
-    for weight in graph:
-        number_format = formats[weight.name]
-        weights[weight.name] = round_weight(
-            weight, GGML_FORMATS[number_format] if isinstance(number_format, str) else number_format
-        )
-    return graph.with_weights(weights)
 
 
 def _count(shape: tuple[int, ...]) -> int:

@@ -108,10 +108,11 @@ def _layers(file: CoremlFile, config: Qwen3Config) -> Iterator[str]:
 def _numbers(file: CoremlFile, config: Qwen3Config) -> Iterator[str]:
     """Numbers that the program holds as fp32 constants."""
     expected = {ROOT_EPS: config.rms_norm_eps**0.5, ATTENTION_SCALE: config.head_dim**-0.5}
-    found = {name: value for name, value in _scalars(file) if name in expected}
+    scalars = dict(_scalars(file))
+    found = {name: scalars[name] for name in expected if name in scalars}
     if ROOT_EPS not in found:
         yield f"{ROOT_EPS} is missing"
-    masked = dict(_scalars(file)).get(MASKED)
+    masked = scalars.get(MASKED)
     if masked is not None and masked < LEAST_MASK:
         yield f"{MASKED} is {masked:g}: with a score added, fp16 can be infinite, and then no number; use -30000"
     for name, value in found.items():

@@ -105,7 +105,9 @@ class CoremlSession:
 
     def run(self, tokens: Sequence[int], *, chunk: int | None = None) -> Iterator[NDArray[np.float32]]:
         """Logits chunk by chunk through the states, each [chunk, V]."""
-        state, step = self._runner.new_state(), chunk or len(tokens)
+        yield from self._run(tokens, chunk or len(tokens), self._runner.new_state())
+
+    def _run(self, tokens: Sequence[int], step: int, state: Any) -> Iterator[NDArray[np.float32]]:
         for start in range(0, len(tokens), step):
             part = tokens[start : start + step]
             yield self._runner.predict(feed(part, past=start), state)[0].astype(np.float32)
@@ -114,8 +116,8 @@ class CoremlSession:
         """Keys and values of each layer, [S, K, H], after tokens that came in chunks; of the executor alone."""
         assert isinstance(self._runner, _ExecutorRunner)
         state = self._runner.new_state()
-        for start in range(0, len(tokens), chunk):
-            self._runner.predict(feed(tokens[start : start + chunk], past=start), state)
+        for _ in self._run(tokens, chunk, state):
+            pass
         keys, values = (
             state.numpy(name)[:, 0, :, : len(tokens)].transpose(0, 2, 1, 3) for name in (KEY_CACHE, VALUE_CACHE)
         )

@@ -31,7 +31,8 @@ STEPS = 2
 def write_transcript(folder: Path, model: Model) -> None:
     """Run a short prompt and write down the best logits of every position."""
     tokenizer = model.tokenizer
-    tokens = list(tokenizer.encode(QUESTION)) + list(tokenizer.encode(QUESTION))[:STEPS]
+    question = list(tokenizer.encode(QUESTION))
+    tokens = question + question[:STEPS]
     session = CoremlSession(folder / PACKAGE, runs="fp16", num_parameters=model.graph.num_parameters)
     logits_TV = next(session.run(tokens))
     best_TB = np.argsort(-logits_TV, axis=-1, kind="stable")[:, :BEST]

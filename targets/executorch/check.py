@@ -39,7 +39,7 @@ from qwen3_export.parity.opaque import OPAQUE_FORM, run_opaque
 from qwen3_export.parity.prompts import Prompt, tokenize_prompts
 from qwen3_export.parity.report import Decode, Gates, Report, Runtime
 from qwen3_export.parity.suspect_models import explain_logits
-from qwen3_export.provenance import PREFIX, read_calibration_record, read_scales_record
+from qwen3_export.provenance import read_calibration_record, read_scales_record, recorded
 from qwen3_export.quantizers.activations import Int8Activations
 from qwen3_export.quantizers.affine import AffineFormat
 from qwen3_export.quantizers.coded import CodedWeight
@@ -111,7 +111,7 @@ def check_executorch(
     problems += weight_differences(file, document)
     expected, wrong = moved_by(whole, lambda: read_scales_record(document))
     problems += wrong
-    is_solved = document.get(PREFIX + "method") not in ROUNDING_METHODS
+    is_solved = recorded(document, "method") not in ROUNDING_METHODS
     values = check_affine_values(stored, expected, is_full=full, is_solved=is_solved)
     description = "all layers, " + ("fp32 twin" if full else "int8 activations modelled")
     ran = _Ran(exact=Exact(description=description), shipped=Shipped(numbers=ShippedNumbers(quantization=NOT_RUN)))
@@ -190,18 +190,16 @@ def _run(
         return _Ran(exact=Exact(description=description), shipped=Shipped(numbers=numbers))
     has_int8 = any(weight.role.layer is not None and weight.format != "F32" for weight in stored)
     arithmetic = Arithmetic(round_activations=_round_for_xnnpack) if has_int8 else Arithmetic()
-    say("running the program token by token, against the reference with its arithmetic")
-    conversion = compare_exact(stored, texts, program.logits, arithmetic=arithmetic)
+    say("running the program token by token, against the reference with its arithmetic and the original")
+    numbers = compare_shipped(original, stored, texts, run=program.logits, arithmetic=arithmetic, compares_model=True)
     twin = _twin_conversion(stored, texts, say=say) if has_int8 and is_full else None
-    say("and against the original")
-    numbers = compare_shipped(original, stored, texts, run=program.logits, arithmetic=arithmetic)
     text = decode_text(texts, is_full=is_full)
     largest = _chunk_difference(program, text)
     bound = DECODE_BOUND
     if has_int8 and numbers.floor.max_abs is not None:
         bound += SHIPPED_FLOORS * numbers.floor.max_abs
     floor = numbers.floor.mean_kld or 0.0
-    judged = conversion.judged(FP32_CONVERSION_BOUND + INT8_CONVERSION_FLOORS * floor)
+    judged = numbers.modelled.judged(FP32_CONVERSION_BOUND + INT8_CONVERSION_FLOORS * floor)
     conversion = judged if twin is None or judged.status == "fail" else twin
     divergence = None
     if conversion.status == "fail":
@@ -290,8 +288,8 @@ def _artifact(program_path: Path, graph: Graph, document: dict[str, Any]) -> Art
     return Artifact(
         name=program_path.parent.name if document else program_path.name,
         target="executorch",
-        recipe=document.get(PREFIX + "recipe", "unknown"),
-        method=document.get(PREFIX + "method", "unknown"),
+        recipe=recorded(document, "recipe"),
+        method=recorded(document, "method"),
         model=graph.name,
         size_bytes=size,
         bits_per_weight=8 * size / graph.num_parameters,

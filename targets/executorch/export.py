@@ -15,8 +15,7 @@ from qwen3_export.graph import Graph, Weight
 from qwen3_export.model import Model
 from qwen3_export.provenance import describe
 from qwen3_export.quantizers.affine import AffineFormat
-from qwen3_export.quantizers.ggml import GGML_FORMATS
-from qwen3_export.quantizers.rounding import round_weight
+from qwen3_export.quantizers.rounding import round_graph
 from qwen3_export.targets.executorch.recipes import ExecutorchFormat, Recipe, assign, untied
 
 if TYPE_CHECKING:
@@ -115,7 +114,7 @@ def prepare(
     return ExecutorchExport(
         model=model,
         recipe=recipe,
-        graph=_rounded(model.graph, formats),
+        graph=round_graph(model.graph, formats),
         out=out,
         formats=formats,
         group_size=group_size,
@@ -191,16 +190,6 @@ def _check_portable(graph: Graph, embedding_bits: int | None) -> None:
         raise UnsupportedModelError(
             f"{graph.name}: a mixture of experts is an operator that not every runtime has; leave --portable out"
         )
-
-
-def _rounded(graph: Graph, formats: Mapping[str, ExecutorchFormat]) -> Graph:
-    weights: dict[str, Weight] = {}
-    for weight in graph:
-        number_format = formats[weight.name]
-        weights[weight.name] = round_weight(
-            weight, number_format if isinstance(number_format, AffineFormat) else GGML_FORMATS[number_format]
-        )
-    return graph.with_weights(weights)
 
 
 def _num_bytes(weight: Weight, number_format: ExecutorchFormat) -> int:

@@ -14,8 +14,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from qwen3_export.errors import CheckpointError
 from qwen3_export.graph import Graph
 from qwen3_export.parity.check import (
@@ -149,7 +147,7 @@ def _run_exact(job: _Job) -> Exact:
             with model.session(positions=max(map(len, texts)), is_exact=True) as session:
                 numbers = compare_exact(part, texts, session.logits).judged(CONVERSION_BOUND)
                 if decode is None:
-                    decode = decode_difference(_chunks(session), decode_text(texts, is_full=job.is_full))
+                    decode = decode_difference(session.run, decode_text(texts, is_full=job.is_full))
             if numbers.status == "fail" and divergence is None:
                 divergence = _find_divergence(model, part, texts[0], window)
         if worst.mean_kld is None or (numbers.mean_kld or 0.0) > worst.mean_kld:
@@ -166,10 +164,6 @@ def _twin(job: _Job, window: Window) -> Iterator[llama.LlamaModel]:
         write_twin(job.file, oracle, path, window=window)
         with llama.open_model(path, threads=job.threads) as model:
             yield model
-
-
-def _chunks(session: llama.LlamaSession) -> Callable[[Sequence[int], int], Iterator[np.ndarray]]:
-    return lambda tokens, chunk: session.run(tokens, chunk=chunk)
 
 
 def _find_divergence(
@@ -191,7 +185,7 @@ def _run_shipped(job: _Job, *, can_run: bool) -> Shipped:
         model.session(positions=max(map(len, job.texts))) as session,
     ):
         numbers = compare_shipped(job.original, job.stored, job.texts, run=session.logits, arithmetic=arithmetic)
-        decode = decode_difference(_chunks(session), decode_text(job.texts, is_full=job.is_full))
+        decode = decode_difference(session.run, decode_text(job.texts, is_full=job.is_full))
     return Shipped(numbers=numbers, decode=decode)
 
 

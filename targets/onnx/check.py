@@ -10,7 +10,7 @@ block of a token, as long as the weight's blocks.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,7 +36,7 @@ from qwen3_export.parity.metrics import NOT_RUN
 from qwen3_export.parity.opaque import OPAQUE_FORM, run_opaque
 from qwen3_export.parity.prompts import Prompt, tokenize_prompts
 from qwen3_export.parity.report import FirstDivergence, Gates, Report, Runtime
-from qwen3_export.provenance import PREFIX, read_calibration_record, read_scales_record
+from qwen3_export.provenance import PREFIX, calibration_or_none, read_scales_record, recorded
 from qwen3_export.quantizers.activations import Int8Activations
 from qwen3_export.reference import KVCache
 from qwen3_export.targets.affine_values import check_affine_values
@@ -122,7 +122,7 @@ def check_onnx(
         expected, wrong = moved_by(graph, lambda: read_scales_record(file.metadata))
         problems += wrong
         values = check_affine_values(
-            stored, expected, is_full=full, is_solved=_recorded(file, "method") not in ROUNDING_METHODS
+            stored, expected, is_full=full, is_solved=recorded(file.metadata, "method") not in ROUNDING_METHODS
         )
         prompts = tokenize_prompts(tokenizer, quick=not full, max_tokens=longest_text(graph))
         job = _Job(file=file, original=graph, stored=stored, prompts=prompts, is_full=full, threads=threads, say=say)
@@ -165,7 +165,7 @@ def _run_exact(job: _Job) -> Exact:
     session = job.session(proto)
     numbers = compare_exact(job.stored, texts, session.logits).judged(CONVERSION_BOUND)
     text = decode_text(texts, is_full=job.is_full)
-    decode = max(decode_difference(_chunks(session), text), _padding_difference(session, text))
+    decode = max(decode_difference(session.run, text), _padding_difference(session, text))
     cache = cache_difference(job.stored, text, session.caches(text, chunk=CACHE_CHUNK))
     divergence = _find_divergence(job, texts[0]) if numbers.status == "fail" else None
     return Exact(description=EXACT_FORM, conversion=numbers, decode=decode, cache=cache, divergence=divergence)
@@ -196,7 +196,7 @@ def _run_shipped(job: _Job, *, can_run: bool) -> Shipped:
     job.say("running the graph as shipped")
     session = job.session()
     numbers = compare_shipped(job.original, job.stored, job.texts, run=session.logits, arithmetic=_arithmetic(job))
-    decode = decode_difference(_chunks(session), decode_text(job.texts, is_full=job.is_full))
+    decode = decode_difference(session.run, decode_text(job.texts, is_full=job.is_full))
     return Shipped(numbers=numbers, decode=decode, floors=_floors(job.file))
 
 
@@ -218,10 +218,6 @@ def _has_int8_activations(file: OnnxFile) -> bool:
     return any(attributes.get("accuracy_level") == 4 for attributes in file.attributes.values())
 
 
-def _chunks(session: OnnxSession) -> Callable[[Sequence[int], int], Iterator[np.ndarray]]:
-    return lambda tokens, chunk: session.run(tokens, chunk=chunk)
-
-
 def _floors(file: OnnxFile) -> float:
     is_half = any(place.dtype == "<f2" for place in file.initializers.values())
     return FP16_FLOORS if is_half and not _has_int8_activations(file) else INT8_FLOORS
@@ -231,14 +227,14 @@ def _artifact(file: OnnxFile, graph: Graph) -> Artifact:
     return Artifact(
         name=file.folder.name,
         target="onnx",
-        recipe=_recorded(file, "recipe"),
-        method=_recorded(file, "method"),
+        recipe=recorded(file.metadata, "recipe"),
+        method=recorded(file.metadata, "method"),
         model=graph.name,
         size_bytes=file.size_bytes,
         bits_per_weight=_bits_per_weight(file, graph),
         runtime=Runtime(name="onnxruntime", version=run.runtime_version()),
         packages=PACKAGES,
-        calibration=_calibration(file),
+        calibration=calibration_or_none(file.metadata),
     )
 
 
@@ -248,14 +244,3 @@ def _bits_per_weight(file: OnnxFile, graph: Graph) -> float:
         place.offset: place.num_bytes for place in file.initializers.values() if not place.name.endswith("_cache")
     }
     return 8 * sum(places.values()) / graph.num_parameters
-
-
-def _calibration(file: OnnxFile) -> dict[str, object] | None:
-    try:
-        return read_calibration_record(file.metadata)
-    except CheckpointError:  # told among the problems by whoever reads it first
-        return None
-
-
-def _recorded(file: OnnxFile, key: str) -> str:
-    return file.metadata.get(PREFIX + key, "unknown")

@@ -15,12 +15,10 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 from qwen3_export.atomic import partial_file, partial_folder
 from qwen3_export.errors import MissingExtraError, QuantizationError
-from qwen3_export.graph import Graph, Weight
+from qwen3_export.graph import Graph
 from qwen3_export.model import Model
 from qwen3_export.provenance import describe
-from qwen3_export.quantizers.affine import AffineFormat
-from qwen3_export.quantizers.ggml import GGML_FORMATS
-from qwen3_export.quantizers.rounding import round_weight
+from qwen3_export.quantizers.rounding import round_graph
 from qwen3_export.targets.onnx.layout import DataPlan, plan_data, stored_matrices
 from qwen3_export.targets.onnx.names import rope_caches
 from qwen3_export.targets.onnx.recipes import OnnxFormat, Recipe, assign
@@ -138,22 +136,11 @@ def prepare(
         recipe=recipe,
         flavour=flavour,
         accuracy_level=accuracy_level,
-        graph=rounded(model.graph, formats),
+        graph=round_graph(model.graph, formats),
         out=out,
         formats=formats,
         plan=plan_data(model.graph, stored_matrices(config, formats), caches),
     )
-
-
-def rounded(graph: Graph, formats: Mapping[str, OnnxFormat]) -> Graph:
-    """Every weight in its format, rounded to nearest when it is read."""
-    weights: dict[str, Weight] = {}
-    for weight in graph:
-        number_format = formats[weight.name]
-        weights[weight.name] = round_weight(
-            weight, number_format if isinstance(number_format, AffineFormat) else GGML_FORMATS[number_format]
-        )
-    return graph.with_weights(weights)
 
 
 def with_solution(export: OnnxExport, solution: Solution) -> OnnxExport:

@@ -99,21 +99,24 @@ class OnnxSession:
 
     def run(self, tokens: Sequence[int], *, chunk: int | None = None) -> Iterator[np.ndarray]:
         """Logits chunk by chunk through the KV cache, each [chunk, V] fp32."""
-        caches, step = self._empty_caches(1), chunk or len(tokens)
+        for found in self._run_outputs(tokens, chunk or len(tokens)):
+            yield found["logits"][0].astype(np.float32, copy=False)
+
+    def _run_outputs(self, tokens: Sequence[int], step: int) -> Iterator[dict[str, np.ndarray]]:
+        """All outputs, chunk by chunk."""
+        caches = self._empty_caches(1)
         for start in range(0, len(tokens), step):
             part = np.array([tokens[start : start + step]], np.int64)
             mask = np.ones((1, start + part.shape[1]), np.int64)
             found = self._call(part, mask, start, caches)
             caches = self._next_caches(found)
-            yield found["logits"][0].astype(np.float32, copy=False)
+            yield found
 
     def caches(self, tokens: Sequence[int], *, chunk: int) -> dict[int, tuple[np.ndarray, np.ndarray]]:
         """Keys and values of each layer, [S, K, H], after tokens that came in chunks."""
-        caches = self._empty_caches(1)
-        for start in range(0, len(tokens), chunk):
-            part = np.array([tokens[start : start + chunk]], np.int64)
-            mask = np.ones((1, start + part.shape[1]), np.int64)
-            caches = self._next_caches(self._call(part, mask, start, caches))
+        caches: dict[str, np.ndarray] = {}
+        for found in self._run_outputs(tokens, chunk):
+            caches = self._next_caches(found)
         by_token = {name: values[0].transpose(1, 0, 2) for name, values in caches.items()}
         return {
             layer: (by_token[f"past_key_values.{layer}.key"], by_token[f"past_key_values.{layer}.value"])
