@@ -29,7 +29,7 @@ OURS = """
 import sys
 from dataclasses import replace
 from pathlib import Path
-from qwen3_export.model import load
+from qwen3_export.checkpoint.model import load
 from qwen3_export.targets.coreml.export import prepare, write
 from qwen3_export.targets.coreml.recipes import find_recipe
 model, out, recipe, threads, layers = sys.argv[1:]

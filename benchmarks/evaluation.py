@@ -13,10 +13,10 @@ from pathlib import Path
 
 import torch
 
+from qwen3_export.checkpoint.model import Model
 from qwen3_export.graph import Graph
-from qwen3_export.model import Model
-from qwen3_export.reference import forward, head_logits
-from qwen3_export.reference_weights import RoundActivations
+from qwen3_export.reference.model import forward, head_logits
+from qwen3_export.reference.weights import RoundActivations
 
 POSITIONS_PER_BLOCK = 1024
 TEXT_WINDOW = 256

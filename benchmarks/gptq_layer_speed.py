@@ -20,11 +20,11 @@ from pathlib import Path
 
 from evaluation import used_resources
 
-from qwen3_export.calibration.gptq_forecast import gptq_forecast
-from qwen3_export.calibration.sequential import gptq_graph
+from qwen3_export.calibration.gptq.forecast import gptq_forecast
+from qwen3_export.calibration.gptq.sequential import gptq_graph
 from qwen3_export.calibration.tokens import read_calibration
+from qwen3_export.checkpoint.model import load
 from qwen3_export.graph import Graph, Kind
-from qwen3_export.model import load
 from qwen3_export.parallel import default_threads
 from qwen3_export.targets.gguf.names import gguf_tensors
 from qwen3_export.targets.gguf.recipes import assign, find_recipe

@@ -29,20 +29,20 @@ from evaluation import Windows, compare, read_windows, used_resources
 from safetensors.torch import save_file
 from torch import Tensor
 
-from qwen3_export.calibration.awq_run import awq_graph
-from qwen3_export.calibration.sequential import gptq_graph
+from qwen3_export.calibration.awq.run import awq_graph
+from qwen3_export.calibration.awq.search import search_scales
+from qwen3_export.calibration.gptq.sequential import gptq_graph
 from qwen3_export.calibration.tokens import read_calibration
-from qwen3_export.checkpoint import open_checkpoint
+from qwen3_export.checkpoint.folder import open_checkpoint
+from qwen3_export.checkpoint.model import Model, load
 from qwen3_export.graph import Graph, Weight
-from qwen3_export.model import Model, load
 from qwen3_export.quantizers.activations import round_symmetric
 from qwen3_export.quantizers.affine import AffineFormat
-from qwen3_export.quantizers.awq import search_scales
-from qwen3_export.quantizers.coded import round_weights
-from qwen3_export.quantizers.gptq_slab import NumberFormat
+from qwen3_export.quantizers.gptq.slab import NumberFormat
 from qwen3_export.quantizers.palette import PaletteFormat
-from qwen3_export.quantizers.rounding import round_weight
 from qwen3_export.quantizers.transforms import fold
+from qwen3_export.quantizers.weights.coded import round_weights
+from qwen3_export.quantizers.weights.rounding import round_weight
 
 CHANNEL = AffineFormat(num_bits=8, scale_dtype="f16")
 FORMATS: Mapping[str, NumberFormat] = {

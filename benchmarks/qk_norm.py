@@ -33,17 +33,17 @@ import torch
 from evaluation import Windows, compare, read_windows
 from numpy.typing import NDArray
 
-from qwen3_export.calibration.awq_run import awq_graph
+from qwen3_export.calibration.awq.run import awq_graph
+from qwen3_export.calibration.gptq.sequential import SequentialSettings, gptq_graph
 from qwen3_export.calibration.key_balance import balance_keys, sizes_of_keys_and_queries
-from qwen3_export.calibration.sequential import SequentialSettings, gptq_graph
 from qwen3_export.calibration.tokens import read_calibration
+from qwen3_export.checkpoint.model import Model, load
 from qwen3_export.graph import Graph
-from qwen3_export.model import Model, load
 from qwen3_export.parity.metrics import kl_divergence
 from qwen3_export.quantizers.affine import AffineFormat
-from qwen3_export.quantizers.quantized import quantize
 from qwen3_export.quantizers.transforms import Fold, Pair, fold
-from qwen3_export.reference import forward, head_logits
+from qwen3_export.quantizers.weights.quantized import quantize
+from qwen3_export.reference.model import forward, head_logits
 from qwen3_export.targets.gguf.emit import emit, plan_files
 from qwen3_export.targets.gguf.llama import open_model
 from qwen3_export.targets.gguf.metadata import Provenance, build_metadata

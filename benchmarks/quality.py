@@ -32,14 +32,14 @@ import torch
 from evaluation import Windows, compare, read_windows, used_resources
 from torch import Tensor
 
-from qwen3_export.calibration.awq_run import awq_graph
-from qwen3_export.calibration.sequential import SequentialSettings, gptq_graph
+from qwen3_export.calibration.awq.run import awq_graph
+from qwen3_export.calibration.gptq.sequential import SequentialSettings, gptq_graph
 from qwen3_export.calibration.tokens import read_calibration
+from qwen3_export.checkpoint.model import Model, load
 from qwen3_export.graph import Graph
-from qwen3_export.model import Model, load
-from qwen3_export.quantizers.quantized import quantize
-from qwen3_export.reference import forward, head_logits
-from qwen3_export.reference_probe import SHARED_INPUT
+from qwen3_export.quantizers.weights.quantized import quantize
+from qwen3_export.reference.model import forward, head_logits
+from qwen3_export.reference.probe import SHARED_INPUT
 from qwen3_export.targets.gguf.emit import emit, plan_files
 from qwen3_export.targets.gguf.metadata import Provenance, build_metadata
 from qwen3_export.targets.gguf.names import gguf_tensors

@@ -19,9 +19,9 @@ from typing import Any
 
 import numpy as np
 
+from qwen3_export.checkpoint.hub import demo_folder
 from qwen3_export.config import parse_config
 from qwen3_export.graph import Role, expected_weights, module_name
-from qwen3_export.hub import demo_folder
 
 # hidden, intermediate, layers, heads, KV heads, tied, (experts, active, expert width)
 SHAPES: Mapping[str, tuple[Any, ...]] = {

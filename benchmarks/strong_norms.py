@@ -17,8 +17,8 @@ from torch.nn import functional
 from transformers import Qwen3ForCausalLM
 
 from qwen3_export.calibration.tokens import read_calibration
-from qwen3_export.hub import demo_folder
-from qwen3_export.model import load
+from qwen3_export.checkpoint.hub import demo_folder
+from qwen3_export.checkpoint.model import load
 
 WINDOW, BATCH, LEARNING_RATE = 256, 4, 1e-3
 

@@ -27,10 +27,10 @@ from qwen3_export.calibration.statistics import Origin, Statistics
 from qwen3_export.calibration.statistics_file import read_layer_statistics, write_layer_statistics
 from qwen3_export.calibration.work_folder import WorkFolder
 from qwen3_export.graph import Graph, Kind, Role
-from qwen3_export.reference import run_layer
-from qwen3_export.reference_layer import rms_norm
-from qwen3_export.reference_probe import Place, Site
-from qwen3_export.reference_weights import embed, read_tensor
+from qwen3_export.reference.layer import rms_norm
+from qwen3_export.reference.model import run_layer
+from qwen3_export.reference.probe import Place, Site
+from qwen3_export.reference.weights import embed, read_tensor
 
 __all__ = ["collect_statistics"]
 

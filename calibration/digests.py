@@ -21,8 +21,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from qwen3_export.checkpoint.safetensors_file import StoredWeight
 from qwen3_export.graph import Graph, Weight
-from qwen3_export.safetensors_file import StoredWeight
 
 __all__ = ["checkpoint_digest", "file_stamps", "run_key", "text_digest", "token_digest"]
 

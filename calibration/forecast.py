@@ -26,8 +26,8 @@ from qwen3_export.calibration.layer_statistics import LayerCollector
 from qwen3_export.config import Qwen3Config
 from qwen3_export.errors import OutputError
 from qwen3_export.graph import ATTENTION, Graph, Weight
-from qwen3_export.reference import run_layer
-from qwen3_export.reference_weights import embed, read_attention
+from qwen3_export.reference.model import run_layer
+from qwen3_export.reference.weights import embed, read_attention
 
 __all__ = ["Forecast", "block_tokens", "check_disk", "forecast"]
 

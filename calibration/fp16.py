@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from qwen3_export.calibration.columns import ColumnStatistics
 from qwen3_export.calibration.statistics import Statistics
 from qwen3_export.graph import Kind, Role, module_name
-from qwen3_export.reference_probe import Place, Site
+from qwen3_export.reference.probe import Place, Site
 
 __all__ = ["FP16_MAX", "Fp16Warning", "fp16_warnings"]
 

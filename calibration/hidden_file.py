@@ -20,8 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from qwen3_export.atomic import partial_file
 from qwen3_export.errors import OutputError
+from qwen3_export.files.atomic import partial_file
 
 __all__ = ["HiddenFile", "HiddenWriter", "num_hidden_bytes", "write_hidden"]
 

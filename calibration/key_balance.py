@@ -23,8 +23,8 @@ from torch import Tensor
 
 from qwen3_export.graph import Graph
 from qwen3_export.quantizers.transforms import Fold, Pair
-from qwen3_export.reference import forward
-from qwen3_export.reference_probe import Place, Site
+from qwen3_export.reference.model import forward
+from qwen3_export.reference.probe import Place, Site
 
 __all__ = ["BALANCE_TOKENS", "balance_keys", "sizes_of_keys_and_queries"]
 

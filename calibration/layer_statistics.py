@@ -18,7 +18,7 @@ from qwen3_export.calibration.columns import ColumnAccumulator, ColumnStatistics
 from qwen3_export.config import Qwen3Config
 from qwen3_export.errors import CheckpointError
 from qwen3_export.graph import Role
-from qwen3_export.reference_probe import Place, Probe, Site
+from qwen3_export.reference.probe import Place, Probe, Site
 
 __all__ = ["LayerCollector", "LayerStatistics"]
 

@@ -1,4 +1,4 @@
-"""Sums over tokens that a solver needs of a linear weight's inputs: see ``quantizers.gptq_hessian.Moments``.
+"""Sums over tokens that a solver needs of a linear weight's inputs: see ``quantizers.gptq.hessian.Moments``.
 
 *QK-Norm.*  What q_proj and k_proj give reaches attention through RMSNorm, so that an error in it counts as
 1 / rms_h(t)² for token t and head h: their Hessian is Σ x xᵀ / rms_h(t)².  ``norm_weights`` gives these weights, for
@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from qwen3_export.quantizers.gptq_hessian import Moments
+from qwen3_export.quantizers.gptq.hessian import Moments
 
 __all__ = ["MomentSums", "RelativeError", "norm_weights"]
 

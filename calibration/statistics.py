@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from qwen3_export.calibration.columns import ColumnStatistics
 from qwen3_export.graph import Kind, Role
-from qwen3_export.reference_probe import SHARED_INPUT, Place, Site
+from qwen3_export.reference.probe import SHARED_INPUT, Place, Site
 
 __all__ = ["ExpertCoverage", "Origin", "Statistics"]
 

@@ -20,13 +20,13 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
-from qwen3_export.atomic import partial_file
 from qwen3_export.calibration.columns import ColumnStatistics
 from qwen3_export.calibration.layer_statistics import LayerStatistics
 from qwen3_export.calibration.statistics import Origin, Statistics
 from qwen3_export.errors import CheckpointError
+from qwen3_export.files.atomic import partial_file
 from qwen3_export.graph import Kind, Role
-from qwen3_export.reference_probe import Place, Site
+from qwen3_export.reference.probe import Place, Site
 
 __all__ = ["read_layer_statistics", "read_statistics", "write_layer_statistics", "write_statistics"]
 

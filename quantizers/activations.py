@@ -22,7 +22,7 @@ from torch import Tensor
 
 from qwen3_export.errors import QuantizationError
 from qwen3_export.graph import Weight
-from qwen3_export.quantizers.coded import CodedWeight
+from qwen3_export.quantizers.weights.coded import CodedWeight
 
 __all__ = ["Int8Activations", "round_asymmetric", "round_symmetric"]
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from qwen3_export.artifacts import check_artifact, target_of
+from qwen3_export.calibration.solving import Solution, solve
 from qwen3_export.calibration.tokens import read_calibration
+from qwen3_export.checkpoint.model import Model, load
 from qwen3_export.graph import Graph
-from qwen3_export.methods import Solution, solve
-from qwen3_export.model import Model, load
 from qwen3_export.parity.report import Gates, Report
+from qwen3_export.targets.artifacts import check_artifact, target_of
 from qwen3_export.targets.gguf.emit import emit
 from qwen3_export.targets.gguf.export import prepare, with_solution
 from qwen3_export.targets.gguf.read import open_gguf, read_graph

@@ -11,7 +11,7 @@ from __future__ import annotations
 from qwen3_export.graph import Graph, Weight
 from qwen3_export.parity.values import Limits, ValueCheck, compare_values
 from qwen3_export.quantizers.affine import AffineFormat
-from qwen3_export.quantizers.coded import CodedWeight
+from qwen3_export.quantizers.weights.coded import CodedWeight
 
 __all__ = ["check_affine_values"]
 

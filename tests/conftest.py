@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from models import DEMO, VARIANTS, write_model
 
-from qwen3_export.checkpoint import open_checkpoint
+from qwen3_export.checkpoint.folder import open_checkpoint
 from qwen3_export.graph import Graph
 from qwen3_export.parity.report import NUMBERS, Report
 

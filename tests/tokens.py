@@ -9,8 +9,8 @@ from models import KNOWN_TOKENS
 from torch import Tensor
 
 from qwen3_export.graph import Graph, Kind, Role
-from qwen3_export.reference import forward
-from qwen3_export.reference_weights import read_tensor
+from qwen3_export.reference.model import forward
+from qwen3_export.reference.weights import read_tensor
 
 __all__ = ["random_tokens", "routing_margin", "settled_tokens"]
 

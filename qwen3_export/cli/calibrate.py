@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from qwen3_export.calibration.statistics import ExpertCoverage, Statistics
     from qwen3_export.calibration.tokens import Calibration
     from qwen3_export.calibration.work_folder import WorkFolder
-    from qwen3_export.model import Model
+    from qwen3_export.checkpoint.model import Model
 
 EPILOG = """Examples:
 
@@ -64,10 +64,10 @@ def calibrate(
     Beside it lies a .safetensors file with more: mean and largest magnitudes, ranges of the residual stream, keys
     and queries, and how often each expert was asked.
     """
-    from qwen3_export.atomic import check_output
     from qwen3_export.calibration.tokens import read_calibration
     from qwen3_export.calibration.work_folder import open_work_folder
-    from qwen3_export.model import load
+    from qwen3_export.checkpoint.model import load
+    from qwen3_export.files.atomic import check_output
     from qwen3_export.parallel import use_threads
 
     use_threads(threads)

@@ -23,7 +23,7 @@ from qwen3_export.cli.options import (
 from qwen3_export.errors import OutputError
 
 if TYPE_CHECKING:
-    from qwen3_export.model import Model
+    from qwen3_export.checkpoint.model import Model
     from qwen3_export.parity.report import Gates, Report
 
 EPILOG = """Examples:
@@ -60,9 +60,9 @@ def check(
     offline: OfflineOption = False,
 ) -> None:
     """Compare an artifact with its checkpoint, and exit with 3 if it is out of bounds."""
-    from qwen3_export.artifacts import target_of
-    from qwen3_export.model import load
+    from qwen3_export.checkpoint.model import load
     from qwen3_export.parity.report import Gates
+    from qwen3_export.targets.artifacts import target_of
 
     target_of(artifact)
     check_outputs([json, html, junit], inputs=[artifact])
@@ -75,7 +75,7 @@ def check(
 
 def check_outputs(paths: Sequence[Path | None], *, inputs: Sequence[Path]) -> None:
     """Refuse reports that have no place, or would take that of what is read, before any work is done."""
-    from qwen3_export.atomic import check_output
+    from qwen3_export.files.atomic import check_output
 
     for path in paths:
         if path is None:
@@ -95,8 +95,8 @@ def run_check(
     revision: str | None = None,
 ) -> Report:
     """Check one artifact, telling what is being done on standard error; the report says how to repeat it."""
-    from qwen3_export.artifacts import check_artifact
     from qwen3_export.parallel import use_threads
+    from qwen3_export.targets.artifacts import check_artifact
 
     use_threads(threads)
     report = check_artifact(artifact, model, full=full, gates=gates, threads=threads, say=say)

@@ -17,9 +17,9 @@ from qwen3_export.errors import ExportError
 
 if TYPE_CHECKING:
     from qwen3_export.calibration.forecast import Forecast
+    from qwen3_export.calibration.solving import Formats, Solution
     from qwen3_export.calibration.tokens import Calibration
-    from qwen3_export.methods import Formats, Solution
-    from qwen3_export.model import Model
+    from qwen3_export.checkpoint.model import Model
 
 __all__ = [
     "Export",
@@ -110,7 +110,7 @@ class Solving:
 
     def forecast(self, export: Export, text: Calibration | None) -> Forecast | None:
         """Say what solving will take."""
-        from qwen3_export.methods import forecast_solving
+        from qwen3_export.calibration.solving import forecast_solving
         from qwen3_export.parallel import use_threads
 
         if text is None:
@@ -152,7 +152,7 @@ class Solving:
             shutil.rmtree(folder)
 
     def _solve(self, export: Export, text: Calibration, folder: Path) -> Solution:
-        from qwen3_export.methods import solve
+        from qwen3_export.calibration.solving import solve
         from qwen3_export.parallel import use_threads
 
         use_threads(self.threads)
@@ -190,7 +190,7 @@ def written_folder(
     force: bool,
 ) -> Iterator[AnyExport]:
     """The export with solved values, to be written in the block; what is in the way is refused before that."""
-    from qwen3_export.atomic import check_output_folder
+    from qwen3_export.files.atomic import check_output_folder
 
     text = solving.read_text(export.model)
     check_output_folder(export.out, force=force, is_ours=is_ours, inputs=checkpoint.files())
@@ -200,7 +200,7 @@ def written_folder(
 
 def open_model(model: str, *, revision: str | None, offline: bool) -> Model:
     """The checkpoint, its notes told."""
-    from qwen3_export.model import load
+    from qwen3_export.checkpoint.model import load
 
     opened = load(model, revision=revision, offline=offline)
     for note in opened.graph.notes:

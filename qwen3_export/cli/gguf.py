@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from numpy import float32
     from numpy.typing import NDArray
 
-    from qwen3_export.model import Model
+    from qwen3_export.checkpoint.model import Model
     from qwen3_export.quantizers.transforms import Fold
     from qwen3_export.targets.gguf.export import GgufExport
 
@@ -167,7 +167,7 @@ def _balanced(solving: Solving, model: Model) -> dict[Fold, NDArray[float32]]:
 
 def _check_outputs(export: GgufExport, *, force: bool, modelfile: bool) -> None:
     """Refuse what cannot or should not be written, before anything is computed."""
-    from qwen3_export.atomic import check_output
+    from qwen3_export.files.atomic import check_output
 
     for file in export.files:
         check_output(file.path, force=force, inputs=export.model.files())
@@ -180,7 +180,7 @@ def _modelfile_path(export: GgufExport) -> Path:
 
 
 def _write(export: GgufExport, *, threads: int | None, modelfile: bool) -> None:
-    from qwen3_export.atomic import write_text
+    from qwen3_export.files.atomic import write_text
     from qwen3_export.targets.gguf.emit import emit
     from qwen3_export.targets.gguf.modelfile import build_modelfile
 

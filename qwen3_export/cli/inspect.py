@@ -15,7 +15,7 @@ from qwen3_export.cli.console import human_count, human_size
 from qwen3_export.cli.options import OfflineOption, RevisionOption
 
 if TYPE_CHECKING:
-    from qwen3_export.model import Model
+    from qwen3_export.checkpoint.model import Model
 
 EPILOG = """Examples:
 
@@ -35,7 +35,7 @@ def inspect(
     offline: OfflineOption = False,
 ) -> None:
     """Show config, sizes, types, metadata, end tokens and how the file was made."""
-    from qwen3_export.artifacts import is_coreml, is_executorch, is_onnx
+    from qwen3_export.targets.artifacts import is_coreml, is_executorch, is_onnx
 
     if subject.endswith(".gguf"):
         _inspect_gguf(Path(subject), tensors=tensors, template=template)
@@ -49,7 +49,7 @@ def inspect(
     if is_coreml(Path(subject)):
         _inspect_coreml(Path(subject), tensors=tensors, template=template)
         return
-    from qwen3_export.model import load
+    from qwen3_export.checkpoint.model import load
 
     _inspect_model(load(subject, revision=revision, offline=offline), tensors=tensors, template=template)
 
@@ -107,7 +107,7 @@ def _inspect_gguf(path: Path, *, tensors: bool, template: bool) -> None:
 
 
 def _inspect_onnx(path: Path, *, tensors: bool, template: bool) -> None:
-    from qwen3_export.provenance import PREFIX
+    from qwen3_export.calibration.provenance import PREFIX
     from qwen3_export.targets.onnx.read import open_onnx
 
     artifact = open_onnx(path)
@@ -129,7 +129,7 @@ def _inspect_onnx(path: Path, *, tensors: bool, template: bool) -> None:
 
 
 def _inspect_executorch(path: Path, *, tensors: bool, template: bool) -> None:
-    from qwen3_export.provenance import PREFIX, read_calibration_record
+    from qwen3_export.calibration.provenance import PREFIX, read_calibration_record
     from qwen3_export.targets.executorch.stored import read_index
 
     folder = path if path.is_dir() else path.parent
@@ -149,7 +149,7 @@ def _inspect_executorch(path: Path, *, tensors: bool, template: bool) -> None:
 
 
 def _inspect_coreml(path: Path, *, tensors: bool, template: bool) -> None:
-    from qwen3_export.provenance import PREFIX
+    from qwen3_export.calibration.provenance import PREFIX
     from qwen3_export.targets.coreml.mil import open_package
     from qwen3_export.targets.coreml.read import open_coreml
 
@@ -174,7 +174,7 @@ def _inspect_coreml(path: Path, *, tensors: bool, template: bool) -> None:
 
 def _errors(metadata: Mapping[str, str]) -> None:
     """What a solver recorded of each weight."""
-    from qwen3_export.provenance import read_calibration_record
+    from qwen3_export.calibration.provenance import read_calibration_record
 
     for name, error in (read_calibration_record(metadata) or {}).get("tensor_errors", {}).items():
         print(f"output error {error:.2e}  {name}")

@@ -25,8 +25,8 @@ def lint(
     offline: OfflineOption = False,
 ) -> None:
     """Compare names, shapes, numbers and documents with the checkpoint, for each consumer; exit with 3 on errors."""
-    from qwen3_export.lint import lint_artifact
-    from qwen3_export.model import load
+    from qwen3_export.checkpoint.model import load
+    from qwen3_export.targets.lint import lint_artifact
 
     found = lint_artifact(artifact, load(model, revision=revision, offline=offline))
     for finding in found.findings:
@@ -38,7 +38,7 @@ def lint(
         from dataclasses import asdict
         from json import dumps
 
-        from qwen3_export.atomic import write_text
+        from qwen3_export.files.atomic import write_text
 
         write_text(json, dumps({"artifact": artifact.name, **asdict(found)}, indent=2, ensure_ascii=False) + "\n")
     if not found.is_clean:

@@ -14,7 +14,7 @@ from qwen3_export.cli.options import OfflineOption, RevisionOption
 from qwen3_export.errors import ExportError
 
 if TYPE_CHECKING:
-    from qwen3_export.model import Model
+    from qwen3_export.checkpoint.model import Model
     from qwen3_export.targets.coreml.export import CoremlExport
     from qwen3_export.targets.executorch.export import ExecutorchExport
     from qwen3_export.targets.onnx.export import OnnxExport
@@ -37,7 +37,7 @@ def quants(
     offline: OfflineOption = False,
 ) -> None:
     """List recipes with bits per weight, file size and a forecast of the memory that running takes."""
-    from qwen3_export.model import load
+    from qwen3_export.checkpoint.model import load
 
     if target not in SIZES:
         raise ExportError(f"{target}: no such target; there is {', '.join(SIZES)}")

@@ -140,8 +140,8 @@ def _read_prompt(prompt: str | None) -> str:
 def _opened(
     subject: str, model: str | None, *, threads: int | None, revision: str | None, offline: bool
 ) -> Iterator[Opened]:
+    from qwen3_export.checkpoint.model import load
     from qwen3_export.generation.opening import is_artifact, open_artifact, open_checkpoint
-    from qwen3_export.model import load
 
     if is_artifact(subject):
         lent = None if model is None else load(model, revision=revision, offline=offline)

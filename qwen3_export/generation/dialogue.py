@@ -11,11 +11,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from qwen3_export.checkpoint.tokenizer import render_template
 from qwen3_export.errors import ExportError
 from qwen3_export.generation.sampling import GREEDY, NON_THINKING, THINKING, Sampling
 from qwen3_export.generation.speech import SAMPLING_FIELDS, Speech
 from qwen3_export.generation.thinking import OPEN
-from qwen3_export.tokenizer import render_template
 
 __all__ = ["Opening", "open_dialogue", "open_raw", "sampling_for"]
 

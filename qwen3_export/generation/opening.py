@@ -9,22 +9,22 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qwen3_export.artifacts import is_coreml, is_executorch, is_onnx, target_of
 from qwen3_export.errors import ExportError
 from qwen3_export.generation.speech import Speech
 from qwen3_export.generation.stepper import Runtime
+from qwen3_export.targets.artifacts import is_coreml, is_executorch, is_onnx, target_of
 
 if TYPE_CHECKING:
-    from qwen3_export.model import Model
+    from qwen3_export.checkpoint.model import Model
 
 __all__ = ["Opened", "is_artifact", "open_artifact", "open_checkpoint"]
 
 # One module a target; each has ``open_artifact(path, model, *, threads)``.
 ADAPTERS = {
-    "gguf": "qwen3_export.generation.run_gguf",
-    "onnx": "qwen3_export.generation.run_onnx",
-    "executorch": "qwen3_export.generation.run_executorch",
-    "coreml": "qwen3_export.generation.run_coreml",
+    "gguf": "qwen3_export.targets.gguf.generate",
+    "onnx": "qwen3_export.targets.onnx.generate",
+    "executorch": "qwen3_export.targets.executorch.generate",
+    "coreml": "qwen3_export.targets.coreml.generate",
 }
 SUFFIXES = (".gguf", ".onnx", ".pte", ".mlpackage")
 GGUF_MAGIC = b"GGUF"
@@ -62,7 +62,7 @@ def open_artifact(path: Path, model: Model | None = None, *, threads: int | None
 @contextmanager
 def open_checkpoint(model: Model) -> Iterator[Opened]:
     """Open a checkpoint in the fp32 reference."""
-    from qwen3_export.generation.run_reference import reference_runtime
+    from qwen3_export.generation.reference import reference_runtime
     from qwen3_export.generation.speech import folder_speech
 
     yield Opened(runtime=reference_runtime(model.graph), speech=folder_speech(model.folder))

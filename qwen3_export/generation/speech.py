@@ -13,16 +13,16 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from qwen3_export.checkpoint import read_json
+from qwen3_export.checkpoint.folder import read_json
+from qwen3_export.checkpoint.tokenizer import read_chat_template
 from qwen3_export.errors import CheckpointError, ExportError
 from qwen3_export.generation.text import letter_bytes
 from qwen3_export.generation.thinking import CLOSE, OPEN
-from qwen3_export.tokenizer import read_chat_template
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as FastTokenizer
 
-    from qwen3_export.model import Model
+    from qwen3_export.checkpoint.model import Model
 
 __all__ = ["SAMPLING_FIELDS", "Speech", "artifact_speech", "folder_speech", "mark_ids"]
 

@@ -19,8 +19,8 @@ from torch import Tensor
 from qwen3_export.graph import Graph, Kind, Role, Weight
 from qwen3_export.parity.curves import CurvePoint
 from qwen3_export.parity.metrics import NOT_RUN, Comparison, Divergence
-from qwen3_export.reference import KVCache, Place, Site, forward, head_logits
-from qwen3_export.reference_weights import read_tensor
+from qwen3_export.reference.model import KVCache, Place, Site, forward, head_logits
+from qwen3_export.reference.weights import read_tensor
 
 __all__ = [
     "CHUNKS",

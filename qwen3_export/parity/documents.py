@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from qwen3_export.checkpoint.tokenizer import Tokenizer
 from qwen3_export.parity.prompts import tokenization_text
-from qwen3_export.tokenizer import Tokenizer
 
 __all__ = ["document_differences", "read_json"]
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
 
-from qwen3_export.atomic import write_text
+from qwen3_export.files.atomic import write_text
 from qwen3_export.parity.metrics import Comparison
 from qwen3_export.parity.report import NUMBERS, Report, number_text
 from qwen3_export.parity.summary import describe_decode, describe_sampling

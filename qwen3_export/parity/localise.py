@@ -12,7 +12,7 @@ from qwen3_export.graph import Graph
 from qwen3_export.parity.check import first_divergence
 from qwen3_export.parity.report import FirstDivergence
 from qwen3_export.parity.suspects import SUSPECTS, Inputs
-from qwen3_export.reference import Place, Site, forward
+from qwen3_export.reference.model import Place, Site, forward
 
 __all__ = ["likely_cause", "localise"]
 

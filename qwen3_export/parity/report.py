@@ -16,7 +16,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from qwen3_export.atomic import write_text
+from qwen3_export.files.atomic import write_text
 from qwen3_export.parity.curves import CurvePoint
 from qwen3_export.parity.metrics import NOT_RUN, Comparison, Status
 from qwen3_export.parity.values import WeightError

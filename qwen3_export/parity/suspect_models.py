@@ -17,7 +17,7 @@ from qwen3_export.graph import Graph, Kind, RenamedWeight, Role
 from qwen3_export.parity.check import Arithmetic, RunLogits, compare_exact
 from qwen3_export.parity.report import FirstDivergence
 from qwen3_export.parity.suspects import BASES, EPSILONS
-from qwen3_export.reference import Place
+from qwen3_export.reference.model import Place
 
 __all__ = ["explain_logits"]
 

@@ -21,9 +21,9 @@ from torch.nn import functional
 
 from qwen3_export.config import Qwen3Config
 from qwen3_export.graph import Graph, Kind, Role
-from qwen3_export.reference_layer import attend, rms_norm, route
-from qwen3_export.reference_probe import Place
-from qwen3_export.reference_weights import embed, read_gated, read_linear, read_tensor
+from qwen3_export.reference.layer import attend, rms_norm, route
+from qwen3_export.reference.probe import Place
+from qwen3_export.reference.weights import embed, read_gated, read_linear, read_tensor
 from qwen3_export.rope import Rotation, rotate, rotation
 
 __all__ = ["SUSPECTS", "Inputs", "Suspects"]

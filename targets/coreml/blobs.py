@@ -20,7 +20,7 @@ from types import MappingProxyType
 import numpy as np
 
 from qwen3_export.errors import CheckpointError
-from qwen3_export.positional import read_exactly
+from qwen3_export.files.positional import read_exactly
 from qwen3_export.quantizers.packing.bits import unpack_bits
 
 __all__ = ["ELEMENTS", "RECORD_BYTES", "Blob", "Element", "aligned", "header_bytes", "read_record", "read_values"]

@@ -19,6 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from qwen3_export.calibration.provenance import PREFIX, calibration_or_none, read_scales_record, recorded
+from qwen3_export.checkpoint.tokenizer import Tokenizer
 from qwen3_export.errors import ExportError
 from qwen3_export.graph import Graph, Weight
 from qwen3_export.parity.check import (
@@ -37,8 +39,7 @@ from qwen3_export.parity.metrics import NOT_RUN
 from qwen3_export.parity.opaque import OPAQUE_FORM, run_opaque
 from qwen3_export.parity.prompts import Prompt, tokenize_prompts
 from qwen3_export.parity.report import FirstDivergence, Gates, Report, Runtime
-from qwen3_export.provenance import PREFIX, calibration_or_none, read_scales_record, recorded
-from qwen3_export.reference_probe import Place, Site
+from qwen3_export.reference.probe import Place, Site
 from qwen3_export.targets.coreml import run
 from qwen3_export.targets.coreml.metadata_check import context_length, interface_differences, metadata_differences
 from qwen3_export.targets.coreml.mil import open_package
@@ -46,7 +47,6 @@ from qwen3_export.targets.coreml.names import site_name
 from qwen3_export.targets.coreml.read import CoremlFile, open_coreml, read_graph, tensor_differences
 from qwen3_export.targets.coreml.run import CoremlSession, Runs
 from qwen3_export.targets.coreml.values import check_values
-from qwen3_export.tokenizer import Tokenizer
 
 __all__ = ["check_coreml"]
 

@@ -18,9 +18,9 @@ from qwen3_export.errors import QuantizationError
 from qwen3_export.graph import Graph, Weight
 from qwen3_export.parallel import default_threads, run_jobs
 from qwen3_export.quantizers.affine import AffineFormat
-from qwen3_export.quantizers.coded import CodedWeight
 from qwen3_export.quantizers.packing.coreml import pack_blockwise_shift_scale, pack_lut_to_dense
-from qwen3_export.quantizers.quantized import BlockWeight
+from qwen3_export.quantizers.weights.coded import CodedWeight
+from qwen3_export.quantizers.weights.quantized import BlockWeight
 from qwen3_export.targets.coreml.blobs import ELEMENTS, Blob, header_bytes
 from qwen3_export.targets.coreml.layout import (
     CODES,

@@ -12,13 +12,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
-from qwen3_export.atomic import partial_file, partial_folder
+from qwen3_export.calibration.provenance import describe
+from qwen3_export.checkpoint.model import Model
 from qwen3_export.errors import QuantizationError, UnsupportedModelError
+from qwen3_export.files.atomic import partial_file, partial_folder
 from qwen3_export.graph import Graph
-from qwen3_export.model import Model
 from qwen3_export.parallel import default_threads
-from qwen3_export.provenance import describe
-from qwen3_export.quantizers.rounding import round_graph
+from qwen3_export.quantizers.weights.rounding import round_graph
 from qwen3_export.targets.coreml.extra import require_coremltools
 from qwen3_export.targets.coreml.layout import WeightPlan, plan_weights, stored_matrices
 from qwen3_export.targets.coreml.names import MODEL_FILE, PACKAGE, WEIGHT_FILE
@@ -26,7 +26,7 @@ from qwen3_export.targets.coreml.program import ProgramOptions, build_program, c
 from qwen3_export.targets.coreml.recipes import CoremlFormat, Recipe, assign
 
 if TYPE_CHECKING:
-    from qwen3_export.methods import Solution
+    from qwen3_export.calibration.solving import Solution
 
 __all__ = ["TARGETS", "CoremlExport", "Target", "default_path", "is_export_file", "prepare", "with_solution", "write"]
 

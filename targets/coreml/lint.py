@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from qwen3_export.calibration.provenance import PREFIX
+from qwen3_export.checkpoint.tokenizer import Tokenizer
 from qwen3_export.graph import Graph
-from qwen3_export.lint import CONSUMERS, Finding
-from qwen3_export.provenance import PREFIX
 from qwen3_export.targets.coreml.metadata_check import interface_differences, metadata_differences
 from qwen3_export.targets.coreml.mil import open_package
 from qwen3_export.targets.coreml.read import open_coreml, tensor_differences
-from qwen3_export.tokenizer import Tokenizer
+from qwen3_export.targets.lint import CONSUMERS, Finding
 
 __all__ = ["lint_coreml"]
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from qwen3_export.checkpoint.tokenizer import Tokenizer
 from qwen3_export.config import Qwen3Config
 from qwen3_export.graph import Graph
 from qwen3_export.parity.documents import document_differences, read_json
@@ -27,7 +28,6 @@ from qwen3_export.targets.coreml.names import (
     VALUE_CACHE,
 )
 from qwen3_export.targets.coreml.read import CoremlFile
-from qwen3_export.tokenizer import Tokenizer
 
 __all__ = ["context_length", "interface_differences", "metadata_differences"]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from qwen3_export.config import Qwen3Config
-from qwen3_export.reference_probe import Site
+from qwen3_export.reference.probe import Site
 from qwen3_export.rope import rotation
 
 __all__ = [

@@ -23,7 +23,7 @@ import numpy as np
 
 from qwen3_export.config import Qwen3Config
 from qwen3_export.graph import Kind, Role, module_name
-from qwen3_export.reference_probe import Place, Site
+from qwen3_export.reference.probe import Place, Site
 from qwen3_export.targets.coreml.blocks import MASKED, Turn, attend, rms_norm, rotate
 from qwen3_export.targets.coreml.builder import ProgramBuilder, Var
 from qwen3_export.targets.coreml.layout import WeightPlan

@@ -17,8 +17,8 @@ import numpy as np
 
 from qwen3_export.graph import ALL_ROWS, Role, module_name
 from qwen3_export.quantizers.affine import AffineFormat, AffineParams
-from qwen3_export.quantizers.coded import CodedFormat, read_coded
 from qwen3_export.quantizers.palette import PaletteFormat, PaletteParams
+from qwen3_export.quantizers.weights.coded import CodedFormat, read_coded
 from qwen3_export.targets.coreml.blobs import Blob, read_values
 from qwen3_export.targets.coreml.layout import CODES, INDICES, SCALES, TABLES, VALUES
 

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from qwen3_export.atomic import write_text
-from qwen3_export.model import Model
+from qwen3_export.checkpoint.model import Model
+from qwen3_export.files.atomic import write_text
 from qwen3_export.targets.coreml.names import PACKAGE
 from qwen3_export.targets.coreml.run import CoremlSession
 

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from qwen3_export.graph import Graph, Weight
 from qwen3_export.parity.values import Limits, ValueCheck, compare_values
-from qwen3_export.quantizers.coded import CodedWeight
 from qwen3_export.quantizers.palette import PaletteFormat
+from qwen3_export.quantizers.weights.coded import CodedWeight
 from qwen3_export.targets.affine_values import check_affine_values
 
 __all__ = ["check_values"]

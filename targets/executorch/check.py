@@ -21,6 +21,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from qwen3_export.calibration.provenance import read_calibration_record, read_scales_record, recorded
+from qwen3_export.checkpoint.tokenizer import Tokenizer
 from qwen3_export.errors import CheckpointError
 from qwen3_export.graph import Graph, Weight
 from qwen3_export.parity.check import CHUNKS, Arithmetic, ShippedNumbers, compare_exact, compare_shipped, decided_parts
@@ -39,10 +41,9 @@ from qwen3_export.parity.opaque import OPAQUE_FORM, run_opaque
 from qwen3_export.parity.prompts import Prompt, tokenize_prompts
 from qwen3_export.parity.report import Decode, Gates, Report, Runtime
 from qwen3_export.parity.suspect_models import explain_logits
-from qwen3_export.provenance import read_calibration_record, read_scales_record, recorded
 from qwen3_export.quantizers.activations import Int8Activations
 from qwen3_export.quantizers.affine import AffineFormat
-from qwen3_export.quantizers.coded import CodedWeight
+from qwen3_export.quantizers.weights.coded import CodedWeight
 from qwen3_export.targets.affine_values import check_affine_values
 from qwen3_export.targets.executorch import run
 from qwen3_export.targets.executorch.export import PROGRAM
@@ -55,7 +56,6 @@ from qwen3_export.targets.executorch.stored import (
     read_weights,
     weight_differences,
 )
-from qwen3_export.tokenizer import Tokenizer
 
 __all__ = ["check_executorch", "program_differences", "program_path"]
 

@@ -9,17 +9,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qwen3_export.atomic import partial_folder
+from qwen3_export.calibration.provenance import describe
+from qwen3_export.checkpoint.model import Model
 from qwen3_export.errors import MissingExtraError, QuantizationError, UnsupportedModelError
+from qwen3_export.files.atomic import partial_folder
 from qwen3_export.graph import Graph, Weight
-from qwen3_export.model import Model
-from qwen3_export.provenance import describe
 from qwen3_export.quantizers.affine import AffineFormat
-from qwen3_export.quantizers.rounding import round_graph
+from qwen3_export.quantizers.weights.rounding import round_graph
 from qwen3_export.targets.executorch.recipes import ExecutorchFormat, Recipe, assign, untied
 
 if TYPE_CHECKING:
-    from qwen3_export.methods import Solution
+    from qwen3_export.calibration.solving import Solution
 
 __all__ = [
     "PROGRAM",

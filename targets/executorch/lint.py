@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from qwen3_export.checkpoint.tokenizer import Tokenizer
 from qwen3_export.graph import Graph
-from qwen3_export.lint import CONSUMERS, Finding
 from qwen3_export.parity.documents import document_differences
 from qwen3_export.targets.executorch.check import program_differences, program_path
 from qwen3_export.targets.executorch.recipes import untied
 from qwen3_export.targets.executorch.run import Program
 from qwen3_export.targets.executorch.stored import INDEX, constant_differences, read_index
-from qwen3_export.tokenizer import Tokenizer
+from qwen3_export.targets.lint import CONSUMERS, Finding
 
 __all__ = ["lint_executorch"]
 

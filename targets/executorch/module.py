@@ -21,9 +21,9 @@ from torch.nn import functional
 from qwen3_export.config import Qwen3Config
 from qwen3_export.graph import Graph, Kind, Role, Weight, module_name
 from qwen3_export.quantizers.affine import AffineFormat
-from qwen3_export.quantizers.coded import CodedWeight
 from qwen3_export.quantizers.packing.executorch import pack_embedding_int4
 from qwen3_export.quantizers.packing.torchao import pack_universal, universal_header
+from qwen3_export.quantizers.weights.coded import CodedWeight
 from qwen3_export.rope import rotation
 
 __all__ = ["ExportModule"]

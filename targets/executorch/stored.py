@@ -21,10 +21,9 @@ from typing import Any
 import numpy as np
 
 from qwen3_export.errors import CheckpointError
+from qwen3_export.files.positional import read_exactly
 from qwen3_export.graph import ALL_ROWS, Graph, Role, Weight, module_name
-from qwen3_export.positional import read_exactly
 from qwen3_export.quantizers.affine import AffineFormat, AffineParams
-from qwen3_export.quantizers.coded import CodedWeight
 from qwen3_export.quantizers.packing.bits import from_unsigned, unpack_bits
 from qwen3_export.quantizers.packing.executorch import (
     pack_embedding_int4,
@@ -37,6 +36,7 @@ from qwen3_export.quantizers.packing.torchao import (
     universal_block_bytes,
     unpack_universal,
 )
+from qwen3_export.quantizers.weights.coded import CodedWeight
 from qwen3_export.rope import rotation
 
 __all__ = [

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from qwen3_export.checkpoint.tokenizer import Tokenizer
 from qwen3_export.errors import CheckpointError
 from qwen3_export.graph import Graph
 from qwen3_export.parity.check import (
@@ -39,7 +40,6 @@ from qwen3_export.targets.gguf.read import GgufFile, open_gguf, read_graph, reco
 from qwen3_export.targets.gguf.scales import read_scales
 from qwen3_export.targets.gguf.twin import Window, plan_windows, window_graph, write_twin
 from qwen3_export.targets.gguf.values import check_values
-from qwen3_export.tokenizer import Tokenizer
 
 __all__ = ["check_gguf"]
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from qwen3_export.reference import Place, Site
+from qwen3_export.reference.model import Place, Site
 from qwen3_export.targets.gguf.llama import LlamaModel
 
 __all__ = ["observe_sites", "site_of"]

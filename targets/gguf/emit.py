@@ -12,12 +12,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from qwen3_export.atomic import partial_files
 from qwen3_export.errors import OutputError, QuantizationError
+from qwen3_export.files.atomic import partial_files
 from qwen3_export.graph import ALL_ROWS, Graph
 from qwen3_export.parallel import default_threads, run_jobs
 from qwen3_export.quantizers.ggml import GGML_FORMATS
-from qwen3_export.quantizers.quantized import BlockWeight
+from qwen3_export.quantizers.weights.quantized import BlockWeight
 from qwen3_export.targets.gguf.container import MetaValue, TensorInfo, aligned, lay_out, serialize_header
 from qwen3_export.targets.gguf.metadata import split_metadata
 from qwen3_export.targets.gguf.names import GgufTensor, gguf_tensors

@@ -13,12 +13,12 @@ from types import MappingProxyType
 import numpy as np
 from numpy.typing import NDArray
 
+from qwen3_export.calibration.solving import Solution
+from qwen3_export.checkpoint.model import Model
 from qwen3_export.errors import QuantizationError
 from qwen3_export.graph import Graph
-from qwen3_export.methods import Solution
-from qwen3_export.model import Model
-from qwen3_export.quantizers.quantized import quantize
 from qwen3_export.quantizers.transforms import Fold, fold
+from qwen3_export.quantizers.weights.quantized import quantize
 from qwen3_export.targets.gguf.emit import FilePlan, plan_files
 from qwen3_export.targets.gguf.imatrix import Imatrix, check_fits
 from qwen3_export.targets.gguf.metadata import CalibrationOrigin, Provenance, build_metadata

@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qwen3_export.atomic import partial_file
 from qwen3_export.errors import CheckpointError
+from qwen3_export.files.atomic import partial_file
 from qwen3_export.targets.gguf.container import MetaType, MetaValue, aligned, lay_out, serialize_header
 from qwen3_export.targets.gguf.imatrix_dat import parse_dat
 from qwen3_export.targets.gguf.names import GgufTensor, is_stacked

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from qwen3_export.checkpoint.tokenizer import Tokenizer
 from qwen3_export.graph import Graph
-from qwen3_export.lint import CONSUMERS, Finding
 from qwen3_export.targets.gguf.metadata_check import metadata_differences
 from qwen3_export.targets.gguf.read import GgufFile, open_gguf, tensor_differences
-from qwen3_export.tokenizer import Tokenizer
+from qwen3_export.targets.lint import CONSUMERS, Finding
 
 __all__ = ["lint_gguf"]
 

@@ -17,12 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qwen3_export import __version__
+from qwen3_export.checkpoint.model import Model
+from qwen3_export.checkpoint.tokenizer import Tokenizer
 from qwen3_export.config import Qwen3Config
-from qwen3_export.model import Model
 from qwen3_export.quantizers.transforms import Fold
 from qwen3_export.targets.gguf.container import MetaType, MetaValue
 from qwen3_export.targets.gguf.scales import scales_metadata
-from qwen3_export.tokenizer import Tokenizer
 
 __all__ = ["TENSOR_ERRORS", "CalibrationOrigin", "Provenance", "architecture", "build_metadata", "split_metadata"]
 

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from qwen3_export.checkpoint.tokenizer import Tokenizer
 from qwen3_export.config import Qwen3Config
 from qwen3_export.graph import Graph
-from qwen3_export.tokenizer import Tokenizer
 
 __all__ = ["MetadataDifference", "metadata_differences"]
 

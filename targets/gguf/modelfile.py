@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from qwen3_export.model import Model
-from qwen3_export.tokenizer import GenerationDefaults
+from qwen3_export.checkpoint.model import Model
+from qwen3_export.checkpoint.tokenizer import GenerationDefaults
 
 __all__ = ["build_modelfile"]
 

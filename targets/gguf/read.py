@@ -17,8 +17,8 @@ from typing import Any, Literal
 import numpy as np
 
 from qwen3_export.errors import CheckpointError
+from qwen3_export.files.positional import read_exactly
 from qwen3_export.graph import ALL_ROWS, Graph, Role, Weight, module_name
-from qwen3_export.positional import read_exactly
 from qwen3_export.quantizers.ggml import GGML_FORMATS
 from qwen3_export.targets.gguf.metadata import TENSOR_ERRORS
 from qwen3_export.targets.gguf.names import gguf_tensors

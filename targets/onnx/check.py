@@ -17,6 +17,8 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
+from qwen3_export.calibration.provenance import PREFIX, calibration_or_none, read_scales_record, recorded
+from qwen3_export.checkpoint.tokenizer import Tokenizer
 from qwen3_export.errors import CheckpointError
 from qwen3_export.graph import Graph, Weight
 from qwen3_export.parity.check import (
@@ -36,15 +38,13 @@ from qwen3_export.parity.metrics import NOT_RUN
 from qwen3_export.parity.opaque import OPAQUE_FORM, run_opaque
 from qwen3_export.parity.prompts import Prompt, tokenize_prompts
 from qwen3_export.parity.report import FirstDivergence, Gates, Report, Runtime
-from qwen3_export.provenance import PREFIX, calibration_or_none, read_scales_record, recorded
 from qwen3_export.quantizers.activations import Int8Activations
-from qwen3_export.reference import KVCache
+from qwen3_export.reference.model import KVCache
 from qwen3_export.targets.affine_values import check_affine_values
 from qwen3_export.targets.onnx import run, surgery
 from qwen3_export.targets.onnx.metadata_check import metadata_differences
 from qwen3_export.targets.onnx.read import OnnxFile, OnnxWeight, open_onnx, read_graph, tensor_differences
 from qwen3_export.targets.onnx.run import OnnxSession
-from qwen3_export.tokenizer import Tokenizer
 
 __all__ = ["check_onnx"]
 

@@ -18,9 +18,9 @@ from qwen3_export.errors import QuantizationError
 from qwen3_export.graph import Graph, Weight
 from qwen3_export.parallel import default_threads, run_jobs
 from qwen3_export.quantizers.affine import AffineFormat
-from qwen3_export.quantizers.coded import CodedWeight
 from qwen3_export.quantizers.packing.onnx import pack_matmul_nbits
-from qwen3_export.quantizers.quantized import BlockWeight
+from qwen3_export.quantizers.weights.coded import CodedWeight
+from qwen3_export.quantizers.weights.quantized import BlockWeight
 from qwen3_export.targets.onnx.layout import CODES, SCALES, VALUES, ZERO_POINTS, DataPlan, StoredMatrix
 
 __all__ = ["write_data"]

@@ -13,18 +13,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
-from qwen3_export.atomic import partial_file, partial_folder
+from qwen3_export.calibration.provenance import describe
+from qwen3_export.checkpoint.model import Model
 from qwen3_export.errors import MissingExtraError, QuantizationError
+from qwen3_export.files.atomic import partial_file, partial_folder
 from qwen3_export.graph import Graph
-from qwen3_export.model import Model
-from qwen3_export.provenance import describe
-from qwen3_export.quantizers.rounding import round_graph
+from qwen3_export.quantizers.weights.rounding import round_graph
 from qwen3_export.targets.onnx.layout import DataPlan, plan_data, stored_matrices
 from qwen3_export.targets.onnx.names import rope_caches
 from qwen3_export.targets.onnx.recipes import OnnxFormat, Recipe, assign
 
 if TYPE_CHECKING:
-    from qwen3_export.methods import Solution
+    from qwen3_export.calibration.solving import Solution
 
 __all__ = ["FLAVOURS", "Flavour", "OnnxExport", "default_path", "is_export_file", "prepare", "with_solution", "write"]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from qwen3_export.reference_probe import Place, Site
+from qwen3_export.reference.probe import Place, Site
 
 __all__ = ["builder_sites", "own_names"]
 

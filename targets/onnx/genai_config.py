@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from qwen3_export.model import Model
+from qwen3_export.checkpoint.model import Model
 
 __all__ = ["build_genai_config"]
 

@@ -22,7 +22,7 @@ import onnx_ir as ir
 from qwen3_export.config import Qwen3Config
 from qwen3_export.graph import Kind, Role, module_name
 from qwen3_export.quantizers.affine import AffineFormat
-from qwen3_export.reference_probe import Place, Site
+from qwen3_export.reference.probe import Place, Site
 from qwen3_export.targets.onnx.builder import MICROSOFT, GraphBuilder
 from qwen3_export.targets.onnx.layout import (
     CODES,

@@ -6,12 +6,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from qwen3_export.checkpoint.tokenizer import Tokenizer
 from qwen3_export.graph import Graph
-from qwen3_export.lint import Finding
 from qwen3_export.parity.documents import read_json
+from qwen3_export.targets.lint import Finding
 from qwen3_export.targets.onnx.metadata_check import metadata_differences
 from qwen3_export.targets.onnx.read import OnnxFile, graph_path_of, open_onnx, tensor_differences
-from qwen3_export.tokenizer import Tokenizer
 
 __all__ = ["consumers_of", "lint_onnx"]
 

@@ -11,14 +11,14 @@ from typing import Any
 
 import numpy as np
 
+from qwen3_export.checkpoint.tokenizer import Tokenizer
 from qwen3_export.config import Qwen3Config
+from qwen3_export.files.positional import read_exactly
 from qwen3_export.graph import Graph
 from qwen3_export.parity.documents import document_differences, read_json
-from qwen3_export.positional import read_exactly
 from qwen3_export.rope import rotation
 from qwen3_export.targets.onnx.names import COS_CACHE, SIN_CACHE
 from qwen3_export.targets.onnx.read import OnnxFile, nodes_with_attributes
-from qwen3_export.tokenizer import Tokenizer
 
 __all__ = ["metadata_differences"]
 

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from qwen3_export.errors import CheckpointError, MissingExtraError, QuantizationError
+from qwen3_export.files.positional import read_exactly
 from qwen3_export.graph import ALL_ROWS, Graph, Kind, Role, Weight, module_name
-from qwen3_export.positional import read_exactly
 from qwen3_export.quantizers.affine import AffineFormat, AffineParams
 from qwen3_export.quantizers.packing.onnx import MatMulNBits, unpack_matmul_nbits
 from qwen3_export.targets.onnx.foreign import own_names

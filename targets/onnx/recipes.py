@@ -14,7 +14,7 @@ from typing import Literal
 from qwen3_export.errors import QuantizationError
 from qwen3_export.graph import Graph, Kind, Role, Weight
 from qwen3_export.quantizers.affine import AffineFormat
-from qwen3_export.quantizers.rounding import UNBLOCKED
+from qwen3_export.quantizers.weights.rounding import UNBLOCKED
 
 __all__ = ["ALIASES", "BLOCK_SIZES", "RECIPES", "Recipe", "assign", "find_recipe"]
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from qwen3_export.config import Qwen3Config
 from qwen3_export.graph import Graph
-from qwen3_export.reference_probe import Place, Site
+from qwen3_export.reference.probe import Place, Site
 from qwen3_export.targets.onnx.foreign import builder_sites
 from qwen3_export.targets.onnx.names import COS_CACHE, rope_caches, site_name
 

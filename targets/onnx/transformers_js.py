@@ -6,7 +6,7 @@ import json
 from pathlib import PurePosixPath
 from typing import Any
 
-from qwen3_export.model import Model
+from qwen3_export.checkpoint.model import Model
 
 __all__ = ["build_config", "build_generation_config"]
 

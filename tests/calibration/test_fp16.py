@@ -10,7 +10,7 @@ from qwen3_export.calibration.columns import ColumnStatistics
 from qwen3_export.calibration.fp16 import fp16_warnings
 from qwen3_export.calibration.statistics import Origin, Statistics
 from qwen3_export.graph import Kind, Role
-from qwen3_export.reference_probe import Place, Site
+from qwen3_export.reference.probe import Place, Site
 
 ORIGIN = Origin(model="m", checkpoint="c", dataset="d", tokens="t", windows=1, num_tokens=1)
 

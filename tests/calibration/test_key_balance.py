@@ -11,7 +11,7 @@ import torch
 from qwen3_export.calibration.key_balance import balance_keys, sizes_of_keys_and_queries
 from qwen3_export.graph import Graph
 from qwen3_export.quantizers.transforms import Fold, Pair, fold
-from qwen3_export.reference import KVCache, forward, logits
+from qwen3_export.reference.model import KVCache, forward, logits
 
 WINDOWS = [np.arange(100 + 50 * i, 180 + 50 * i) for i in range(4)]
 

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from models import DEMO
 
-from qwen3_export.checkpoint import open_checkpoint
+from qwen3_export.checkpoint.folder import open_checkpoint
+from qwen3_export.checkpoint.tokenizer import load_tokenizer
 from qwen3_export.errors import UnsupportedModelError
 from qwen3_export.parity.prompts import evaluation_texts
-from qwen3_export.tokenizer import load_tokenizer
 
 WORDS_IN_COMMON = 8  # as many in a row would be the same sentence
 

@@ -20,11 +20,11 @@ from qwen3_export.calibration.digests import checkpoint_digest, token_digest
 from qwen3_export.calibration.statistics import Statistics
 from qwen3_export.calibration.statistics_file import FIELDS, read_statistics, write_statistics
 from qwen3_export.calibration.work_folder import open_work_folder
-from qwen3_export.checkpoint import open_checkpoint
+from qwen3_export.checkpoint.folder import open_checkpoint
 from qwen3_export.errors import CheckpointError, OutputError
 from qwen3_export.graph import Graph, Kind, Role, Weight
-from qwen3_export.reference import forward
-from qwen3_export.reference_probe import Place, Site
+from qwen3_export.reference.model import forward
+from qwen3_export.reference.probe import Place, Site
 
 Windows = Sequence[NDArray[np.int64]]
 
@@ -237,7 +237,7 @@ def test_digests_follow_content_and_not_place(model_folder: Callable[[str], Path
 def test_a_full_disk_is_one_sentence(
     model_graph: Callable[[str], Graph], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("qwen3_export.atomic.shutil.disk_usage", lambda _: Usage())
+    monkeypatch.setattr("qwen3_export.files.atomic.shutil.disk_usage", lambda _: Usage())
     with pytest.raises(OutputError, match=r"hidden-0000\.f32: the disk is full"):
         collect(model_graph("tied"), tmp_path)
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from qwen3_export.calibration.tokens import read_calibration
+from qwen3_export.checkpoint.tokenizer import Tokenizer, load_tokenizer
 from qwen3_export.errors import CalibrationError
 from qwen3_export.graph import Graph
-from qwen3_export.tokenizer import Tokenizer, load_tokenizer
 
 PROSE = " ".join(
     f"The {i}th ship of the fleet carried {i * i} bales of wool and a crew of {i % 7}." for i in range(200)

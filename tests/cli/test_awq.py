@@ -9,9 +9,9 @@ import gguf
 import numpy as np
 import pytest
 
-from qwen3_export.model import load
-from qwen3_export.quantizers.quantized import quantize
+from qwen3_export.checkpoint.model import load
 from qwen3_export.quantizers.transforms import Fold, Pair, fold
+from qwen3_export.quantizers.weights.quantized import quantize
 from qwen3_export.targets.gguf.check import check_gguf
 from qwen3_export.targets.gguf.emit import emit, plan_files
 from qwen3_export.targets.gguf.export import prepare

@@ -13,7 +13,7 @@ from models import DEMO
 
 @pytest.fixture(scope="module")
 def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from qwen3_export.model import load
+    from qwen3_export.checkpoint.model import load
     from qwen3_export.targets.gguf.emit import emit
     from qwen3_export.targets.gguf.export import prepare
     from qwen3_export.targets.gguf.recipes import find_recipe

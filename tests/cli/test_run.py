@@ -26,7 +26,7 @@ EARLY = "Considering the limited time by the user, I have to give the solution b
 @pytest.fixture(scope="module")
 def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip("llama_cpp")
-    from qwen3_export.model import load
+    from qwen3_export.checkpoint.model import load
     from qwen3_export.targets.gguf.emit import emit
     from qwen3_export.targets.gguf.export import prepare
     from qwen3_export.targets.gguf.recipes import find_recipe

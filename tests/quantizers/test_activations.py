@@ -14,8 +14,8 @@ from qwen3_export.errors import QuantizationError
 from qwen3_export.graph import Graph, Kind, Role
 from qwen3_export.quantizers.activations import Int8Activations, round_asymmetric, round_symmetric
 from qwen3_export.quantizers.affine import AffineFormat
-from qwen3_export.quantizers.coded import round_weights
-from qwen3_export.reference import logits
+from qwen3_export.quantizers.weights.coded import round_weights
+from qwen3_export.reference.model import logits
 
 OPERATORS = torch.ops.quantized_decomposed
 

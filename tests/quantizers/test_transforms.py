@@ -14,7 +14,7 @@ from qwen3_export.config import parse_config
 from qwen3_export.errors import QuantizationError
 from qwen3_export.graph import Graph, Kind, Role, Weight, module_name
 from qwen3_export.quantizers.transforms import Fold, Pair, divided, fold, folds_of, multiplied, scale_length, scaled
-from qwen3_export.reference import logits
+from qwen3_export.reference.model import logits
 
 TOKENS = torch.tensor([11, 4095, 77, 13, 13, 8000, 256])
 EXACT = 2e-5  # fp32 sums in another order, two layers deep

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from qwen3_export.atomic import write_text
+from qwen3_export.files.atomic import write_text
 from qwen3_export.parity.html.page import to_html, to_overview
 from qwen3_export.parity.report import Report
 

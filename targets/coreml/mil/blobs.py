@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qwen3_export.errors import CheckpointError
-from qwen3_export.positional import read_exactly
+from qwen3_export.files.positional import read_exactly
 from qwen3_export.quantizers.packing.bits import unpack_bits
 from qwen3_export.targets.coreml.mil.element_types import ElementType
 

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 from models import DEMO
 
+from qwen3_export.checkpoint.model import load
 from qwen3_export.errors import CheckpointError, ExportError, UnsupportedModelError
 from qwen3_export.generation.dialogue import open_dialogue, open_raw, sampling_for
 from qwen3_export.generation.sampling import GREEDY, NON_THINKING, THINKING, Sampling
 from qwen3_export.generation.speech import Speech, artifact_speech, folder_speech
-from qwen3_export.model import load
 
 ASKED = [{"role": "user", "content": "Hello"}]
 SPEECH = folder_speech(DEMO)

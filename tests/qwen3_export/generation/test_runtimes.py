@@ -10,16 +10,16 @@ from pathlib import Path
 import pytest
 from models import DEMO
 
+from qwen3_export.checkpoint.model import Model, load
 from qwen3_export.errors import CheckpointError, ExportError
 from qwen3_export.generation.dialogue import open_dialogue
 from qwen3_export.generation.generate import Generation
 from qwen3_export.generation.opening import Opened, is_artifact, open_artifact, open_checkpoint
-from qwen3_export.generation.run_reference import held, reference_runtime
+from qwen3_export.generation.reference import held, reference_runtime
 from qwen3_export.generation.sampling import GREEDY, Sampler
 from qwen3_export.generation.stepper import Runtime
 from qwen3_export.generation.thinking import EARLY_STOP, Thinking
 from qwen3_export.graph import Kind, Role
-from qwen3_export.model import Model, load
 
 QUESTIONS = ("What is the opposite of hot?", "Sort these numbers: 34, 56, 10.")
 
@@ -69,7 +69,7 @@ def expected(model: Model) -> list[list[int]]:
 def test_the_reference_token_by_token_is_the_reference_at_once(model: Model, expected: list[list[int]]) -> None:
     import torch
 
-    from qwen3_export.reference import logits
+    from qwen3_export.reference.model import logits
 
     prompt = model.tokenizer.encode(model.tokenizer.render([{"role": "user", "content": QUESTIONS[0]}]))
     rows = logits(model.graph, torch.tensor([*prompt, *expected[0]]))[len(prompt) - 1 :]
@@ -81,7 +81,7 @@ def test_values_are_held_unless_there_are_too_many(model: Model, monkeypatch: py
     role = Role(Kind.Q_PROJ, 0)
     assert kept[role].read(slice(2, 3)).base is not None
     assert (kept[role].read(slice(2, 4)) == model.graph[role].read(slice(2, 4))).all()
-    monkeypatch.setattr("qwen3_export.generation.run_reference.HELD_BYTES", 1000)
+    monkeypatch.setattr("qwen3_export.generation.reference.HELD_BYTES", 1000)
     assert held(model.graph) is model.graph
 
 

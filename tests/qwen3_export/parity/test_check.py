@@ -20,7 +20,7 @@ from qwen3_export.parity.check import (
     decode_difference,
     first_divergence,
 )
-from qwen3_export.reference import KVCache, Place, Site, forward, logits
+from qwen3_export.reference.model import KVCache, Place, Site, forward, logits
 
 
 class Scaled:

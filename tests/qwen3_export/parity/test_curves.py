@@ -14,7 +14,7 @@ from qwen3_export.graph import Graph
 from qwen3_export.parity import check as check_module
 from qwen3_export.parity.check import compare_shipped
 from qwen3_export.parity.curves import curve
-from qwen3_export.reference import logits
+from qwen3_export.reference.model import logits
 
 
 def test_ranges_widen_and_cover_every_position_once() -> None:

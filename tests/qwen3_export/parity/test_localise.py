@@ -13,10 +13,11 @@ from tokens import random_tokens
 from torch import Tensor
 from torch.nn import functional
 
-from qwen3_export import reference, reference_layer
 from qwen3_export.graph import Graph, Kind, RenamedWeight, Role
 from qwen3_export.parity.localise import localise
-from qwen3_export.reference import Site, forward
+from qwen3_export.reference import layer as reference_layer
+from qwen3_export.reference import model as reference
+from qwen3_export.reference.model import Site, forward
 from qwen3_export.rope import Rotation
 
 Mutate = Callable[[Graph, pytest.MonkeyPatch], Graph]

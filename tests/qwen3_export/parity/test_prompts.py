@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from qwen3_export.checkpoint.tokenizer import Tokenizer, load_tokenizer
 from qwen3_export.errors import UnsupportedModelError
 from qwen3_export.graph import Graph
 from qwen3_export.parity.prompts import Prompt, evaluation_texts, tokenization_text, tokenize_prompts
-from qwen3_export.tokenizer import Tokenizer, load_tokenizer
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from qwen3_export.model import Model, load
+from qwen3_export.checkpoint.model import Model, load
 
 pytest.importorskip("coremltools")
 

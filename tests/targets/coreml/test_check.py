@@ -14,9 +14,9 @@ import pytest
 
 pytest.importorskip("coremltools")
 
-from qwen3_export.artifacts import check_artifact
 from qwen3_export.errors import CheckpointError, MissingExtraError
 from qwen3_export.parity.report import Report
+from qwen3_export.targets.artifacts import check_artifact
 from qwen3_export.targets.coreml import run
 from qwen3_export.targets.coreml.names import MODEL_FILE, PACKAGE, WEIGHT_FILE
 from qwen3_export.targets.coreml.read import open_coreml

@@ -15,11 +15,11 @@ import pytest
 
 pytest.importorskip("coremltools")
 
-from qwen3_export.atomic import check_output_folder
+from qwen3_export.calibration.solving import solve
 from qwen3_export.calibration.tokens import read_calibration
+from qwen3_export.checkpoint.model import load
 from qwen3_export.errors import MissingExtraError, OutputError, QuantizationError, UnsupportedModelError
-from qwen3_export.methods import solve
-from qwen3_export.model import load
+from qwen3_export.files.atomic import check_output_folder
 from qwen3_export.quantizers.affine import AffineFormat
 from qwen3_export.quantizers.palette import PaletteFormat
 from qwen3_export.targets.coreml.export import default_path, is_export_file, prepare, with_solution, write

@@ -13,7 +13,7 @@ import torch
 from tokens import random_tokens
 from torch import Tensor
 
-from qwen3_export.reference import logits
+from qwen3_export.reference.model import logits
 from qwen3_export.targets.coreml.blocks import rms_norm
 from qwen3_export.targets.coreml.builder import ProgramBuilder
 from qwen3_export.targets.coreml.emit import write_weights

@@ -16,11 +16,11 @@ import pytest
 
 pytest.importorskip("executorch")
 
+from qwen3_export.calibration.solving import solve
 from qwen3_export.calibration.tokens import read_calibration
+from qwen3_export.checkpoint.model import Model, load
 from qwen3_export.errors import CheckpointError, QuantizationError, UnsupportedModelError
 from qwen3_export.graph import Kind, Role, module_name
-from qwen3_export.methods import solve
-from qwen3_export.model import Model, load
 from qwen3_export.parity.report import Report
 from qwen3_export.rope import rotation
 from qwen3_export.targets.executorch.check import check_executorch

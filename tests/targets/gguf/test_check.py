@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from qwen3_export.model import Model, load
+from qwen3_export.checkpoint.model import Model, load
 from qwen3_export.parity.report import Gates
 from qwen3_export.targets.gguf import check as check_module
 from qwen3_export.targets.gguf import llama

@@ -11,8 +11,8 @@ import pytest
 from models import VARIANTS, write_model
 from safetensors.numpy import load_file, save_file
 
+from qwen3_export.checkpoint.model import Model, load
 from qwen3_export.errors import CheckpointError, OutputError, QuantizationError
-from qwen3_export.model import Model, load
 from qwen3_export.quantizers.ggml import GGML_FORMATS
 from qwen3_export.targets.gguf import emit as emit_module
 from qwen3_export.targets.gguf.emit import emit

@@ -15,10 +15,10 @@ from tokens import random_tokens
 from qwen3_export.calibration.collect import collect_statistics
 from qwen3_export.calibration.statistics import Statistics
 from qwen3_export.calibration.work_folder import open_work_folder
+from qwen3_export.checkpoint.model import load
 from qwen3_export.graph import Graph, Kind, Role
-from qwen3_export.model import load
-from qwen3_export.quantizers.quantized import quantize
-from qwen3_export.reference import forward
+from qwen3_export.quantizers.weights.quantized import quantize
+from qwen3_export.reference.model import forward
 from qwen3_export.targets.gguf.emit import emit, plan_files
 from qwen3_export.targets.gguf.imatrix import check_fits, read_imatrix, write_imatrix
 from qwen3_export.targets.gguf.importance import importance_entries

@@ -10,9 +10,9 @@ import pytest
 import torch
 from tokens import random_tokens
 
+from qwen3_export.checkpoint.model import Model, load
 from qwen3_export.errors import CheckpointError, MissingExtraError
-from qwen3_export.model import Model, load
-from qwen3_export.reference import Place, Site, forward, logits
+from qwen3_export.reference.model import Place, Site, forward, logits
 from qwen3_export.targets.gguf import llama
 from qwen3_export.targets.gguf.divergence import observe_sites, site_of
 from qwen3_export.targets.gguf.emit import emit

@@ -10,7 +10,7 @@ import gguf
 import pytest
 from models import write_model
 
-from qwen3_export.model import load
+from qwen3_export.checkpoint.model import load
 from qwen3_export.targets.gguf.container import serialize_header
 from qwen3_export.targets.gguf.metadata import Provenance, build_metadata
 

@@ -14,12 +14,12 @@ import pytest
 import torch
 from models import write_model
 
+from qwen3_export.checkpoint.model import Model, load
 from qwen3_export.graph import ALL_ROWS, Kind, Role, Weight, module_name
-from qwen3_export.model import Model, load
 from qwen3_export.parity.prompts import Prompt
 from qwen3_export.parity.report import Report
 from qwen3_export.quantizers.ggml import GGML_FORMATS
-from qwen3_export.quantizers.quantized import QuantizedWeight
+from qwen3_export.quantizers.weights.quantized import QuantizedWeight
 from qwen3_export.targets.gguf import check as check_module
 from qwen3_export.targets.gguf.check import check_gguf
 from qwen3_export.targets.gguf.container import MetaType, MetaValue

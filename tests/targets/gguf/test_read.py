@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from qwen3_export.checkpoint.model import Model, load
 from qwen3_export.errors import CheckpointError
-from qwen3_export.model import Model, load
 from qwen3_export.targets.gguf.emit import emit
 from qwen3_export.targets.gguf.export import GgufExport, prepare
 from qwen3_export.targets.gguf.metadata_check import metadata_differences

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from qwen3_export.model import Model, load
+from qwen3_export.checkpoint.model import Model, load
 from qwen3_export.parity.check import compare_exact
 from qwen3_export.targets.gguf import llama
 from qwen3_export.targets.gguf.emit import emit

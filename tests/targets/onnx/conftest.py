@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from qwen3_export.model import Model, load
+from qwen3_export.checkpoint.model import Model, load
 
 pytest.importorskip("onnx_ir")
 

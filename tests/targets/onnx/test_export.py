@@ -15,10 +15,10 @@ pytest.importorskip("onnx")
 
 import onnx
 
+from qwen3_export.calibration.solving import solve
 from qwen3_export.calibration.tokens import read_calibration
+from qwen3_export.checkpoint.model import load
 from qwen3_export.errors import QuantizationError
-from qwen3_export.methods import solve
-from qwen3_export.model import load
 from qwen3_export.targets.onnx.export import prepare, with_solution, write
 from qwen3_export.targets.onnx.read import open_onnx, read_graph
 from qwen3_export.targets.onnx.recipes import RECIPES, find_recipe

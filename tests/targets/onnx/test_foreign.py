@@ -17,8 +17,8 @@ pytest.importorskip("onnx")
 
 import onnx
 
-from qwen3_export.artifacts import check_artifact
-from qwen3_export.model import load
+from qwen3_export.checkpoint.model import load
+from qwen3_export.targets.artifacts import check_artifact
 from qwen3_export.targets.onnx.foreign import own_names
 
 

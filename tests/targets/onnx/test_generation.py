@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from qwen3_export.graph import Graph
-from qwen3_export.reference import logits
+from qwen3_export.reference.model import logits
 from qwen3_export.targets.onnx.read import open_onnx, read_graph
 
 QUESTION = [{"role": "user", "content": "Tell me about the sea."}]

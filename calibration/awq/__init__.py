@@ -1,0 +1,1 @@
+"""AWQ and SmoothQuant: scales moved between weights before they are rounded."""

@@ -1,0 +1,78 @@
+"""What an AWQ run will take in time, memory and disk, said before it starts.
+
+Time comes from a rehearsal on the first layer: its weights rounded and read, and one window passed through them.
+
+Shapes: T tokens of one window, D hidden
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from qwen3_export.calibration.awq.run import judged_windows
+from qwen3_export.calibration.awq.search import ALPHAS
+from qwen3_export.calibration.forecast import Forecast
+from qwen3_export.graph import Graph
+from qwen3_export.quantizers.ggml import GGML_FORMATS
+from qwen3_export.quantizers.gptq.slab import NumberFormat
+from qwen3_export.quantizers.weights.rounding import UNBLOCKED, round_weight
+from qwen3_export.reference.model import run_layer
+from qwen3_export.reference.weights import embed
+
+__all__ = ["awq_forecast"]
+
+FP32_BYTES = 4
+
+# Python, torch, numba and the tokenizer.
+BASE_BYTES = 450 << 20
+
+# Places of a layer that are searched, and copies of all hidden states at the worst moment.
+PLACES, COPIES = 4, 5
+
+
+@torch.inference_mode()
+def awq_forecast(
+    graph: Graph, formats: Mapping[str, str | NumberFormat], windows: Sequence[NDArray[np.int64]]
+) -> Forecast:
+    """For a run from its beginning; one that goes on with what an earlier one left takes less."""
+    config, candidates = graph.config, len(ALPHAS) + 1
+    rounding, passing = _rehearse(graph, formats, max(windows, key=len))
+    judged = len(judged_windows(windows))
+    # A candidate rounds the weights behind its place, all places together a layer; and it passes the whole layer.
+    layer_seconds = candidates * (rounding + PLACES * judged * passing) + len(windows) * passing
+    tokens = sum(map(len, windows))
+    layer_bytes = FP32_BYTES * sum(math.prod(weight.shape) for weight in graph if weight.role.layer == 0)
+    columns = sum(weight.shape[1] for weight in graph if len(weight.shape) == 2)
+    return Forecast(
+        seconds=config.num_hidden_layers * layer_seconds,
+        memory_bytes=BASE_BYTES + COPIES * FP32_BYTES * tokens * config.hidden_size + 2 * layer_bytes,
+        disk_bytes=2 * FP32_BYTES * columns,
+    )
+
+
+def _rehearse(
+    graph: Graph, formats: Mapping[str, str | NumberFormat], window_T: NDArray[np.int64]
+) -> tuple[float, float]:
+    """Seconds to round and read the first layer's weights, and to pass one window through it."""
+    hidden = [embed(graph, torch.from_numpy(np.asarray(window_T, np.int64)))]
+    run_layer(graph, 0, hidden=hidden)  # wakes threads and page cache
+    started = time.perf_counter()
+    run_layer(graph, 0, hidden=hidden)
+    passing = time.perf_counter() - started
+    rounded = dict(graph.weights)
+    for weight in graph:
+        found = formats[weight.name]
+        number_format = GGML_FORMATS[found] if isinstance(found, str) else found
+        if weight.role.layer == 0 and len(weight.shape) == 2 and number_format.name not in UNBLOCKED:
+            rounded[weight.name] = round_weight(weight, number_format)
+    run_layer(graph.with_weights(MappingProxyType(rounded)), 0, hidden=[hidden[0][:1]])  # compiles kernels
+    started = time.perf_counter()
+    run_layer(graph.with_weights(MappingProxyType(rounded)), 0, hidden=hidden)
+    return max(time.perf_counter() - started - passing, 0.0), passing

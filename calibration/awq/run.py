@@ -1,0 +1,214 @@
+"""AWQ over a whole model: scales searched layer by layer, kept as they are found, and the graph that they give.
+
+Each layer is searched on what the fp32 model gives it (``quantizers.awq``), so that layers do not depend on each other
+and a run that was interrupted goes on with the first layer that has no file yet:
+
+    awq-1f0c…/layer-0003.npz    "scale input_layernorm -", "scale up_proj 17", …; "importance model.layers.3.…"
+
+Columns are measured on all windows; candidates, of which there are some forty a layer, are compared on a few.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence, Sized
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from qwen3_export.calibration.awq.search import ALPHAS, search_layer
+from qwen3_export.calibration.digests import run_key
+from qwen3_export.errors import OutputError, QuantizationError
+from qwen3_export.files.atomic import partial_file
+from qwen3_export.graph import Graph, Kind, Role, Weight
+from qwen3_export.quantizers.ggml import GGML_FORMATS
+from qwen3_export.quantizers.gptq.slab import NumberFormat
+from qwen3_export.quantizers.transforms import Fold, Pair, fold
+from qwen3_export.quantizers.weights.rounding import UNBLOCKED, round_weight, weighted_error
+from qwen3_export.reference.layer import rms_norm
+from qwen3_export.reference.model import run_layer
+from qwen3_export.reference.weights import embed, read_tensor
+
+__all__ = ["SEARCH_TOKENS", "AwqResult", "awq_graph", "judged_windows"]
+
+# To be raised when a change makes the results of older runs differ.
+VERSION = 1
+
+SEARCH_TOKENS = 4096
+"""About how many tokens candidates are compared on."""
+
+Values = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AwqResult:
+    """``graph`` is folded by ``scales`` and rounded; ``errors`` by weight name, see ``weighted_error``."""
+
+    graph: Graph
+    scales: Mapping[Fold, Values]
+    errors: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Layer:
+    """What was found for one layer."""
+
+    scales: Mapping[Fold, Values]
+    importance: Mapping[str, Values]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Search:
+    """How candidates are made and judged: part of the key of a run."""
+
+    alphas: tuple[float, ...]
+    is_judged_raw: bool
+
+
+@torch.inference_mode()
+def awq_graph(
+    graph: Graph,
+    formats: Mapping[str, str | NumberFormat],
+    windows: Sequence[NDArray[np.int64]],
+    *,
+    work_dir: Path,
+    alphas: Sequence[float] = ALPHAS,
+    is_judged_raw: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> AwqResult:
+    """Move scales where that makes rounding to ``formats`` (by weight name) cost less, and round.
+
+    ``is_judged_raw``: see ``search_layer``.
+    Raises QuantizationError for a weight without a format, OutputError where ``work_dir`` cannot be written.
+    """
+    chosen = {name: GGML_FORMATS[found] if isinstance(found, str) else found for name, found in formats.items()}
+    missing = graph.weights.keys() - chosen.keys()
+    if missing:
+        raise QuantizationError(f"{min(missing)}: has no number format; give one for each weight")
+    search = _Search(alphas=tuple(alphas), is_judged_raw=is_judged_raw)
+    folder = _open_folder(work_dir, graph, windows=windows, formats=chosen, search=search)
+    layers = graph.config.num_hidden_layers
+    hidden = [embed(graph, torch.from_numpy(np.asarray(window_T, np.int64))) for window_T in windows]
+    found: list[_Layer] = []
+    for layer in range(layers):
+        result, hidden = _find_layer(graph, layer, hidden=hidden, formats=chosen, search=search, folder=folder)
+        found.append(result)
+        if progress is not None:
+            progress(layer + 1, layers + 1)
+    scales = {place: scale for result in found for place, scale in result.scales.items()}
+    importance = {name: vector for result in found for name, vector in result.importance.items()}
+    importance[graph.head.name] = _head_importance(graph, hidden)
+    rounded = _rounded(fold(graph, scales), chosen, importance)
+    if progress is not None:
+        progress(layers + 1, layers + 1)
+    return AwqResult(graph=rounded[0], scales=MappingProxyType(scales), errors=MappingProxyType(rounded[1]))
+
+
+def judged_windows(windows: Sequence[Sized]) -> list[int]:
+    """The windows, evenly spaced, on which candidates are compared."""
+    step = max(1, sum(map(len, windows)) // SEARCH_TOKENS)
+    return list(range(0, len(windows), step))
+
+
+def _find_layer(
+    graph: Graph,
+    layer: int,
+    *,
+    hidden: list[Tensor],
+    formats: Mapping[str, NumberFormat],
+    search: _Search,
+    folder: Path,
+) -> tuple[_Layer, list[Tensor]]:
+    """A layer's scales, searched or taken from an earlier run, and the fp32 model's inputs of the next layer."""
+    path = folder / f"layer-{layer:04d}.npz"
+    if path.exists():
+        return _load(path, layer), run_layer(graph, layer, hidden=hidden)
+
+    def rounding(weight: Weight, importance: Values | None) -> Weight:
+        number_format = formats[weight.name]
+        return weight if number_format.name in UNBLOCKED else round_weight(weight, number_format, importance)
+
+    searched, after = search_layer(
+        graph,
+        layer,
+        hidden=hidden,
+        rounding=rounding,
+        alphas=search.alphas,
+        judged=judged_windows(hidden),
+        is_judged_raw=search.is_judged_raw,
+    )
+    result = _Layer(scales=searched.scales, importance=searched.importance)
+    _save(path, result)
+    return result, after
+
+
+def _rounded(
+    folded: Graph, formats: Mapping[str, NumberFormat], importance: Mapping[str, Values]
+) -> tuple[Graph, dict[str, float]]:
+    """The folded graph in its formats, and what that costs each matrix that has an importance."""
+    weights: dict[str, Weight] = {}
+    errors: dict[str, float] = {}
+    for weight in folded:
+        number_format = formats[weight.name]
+        vector = None if number_format.name in UNBLOCKED else importance.get(weight.name)
+        weights[weight.name] = round_weight(weight, number_format, vector)
+        if vector is not None:
+            errors[weight.name] = weighted_error(weights[weight.name], weight, vector)
+    return folded.with_weights(MappingProxyType(weights)), errors
+
+
+def _head_importance(graph: Graph, hidden: Sequence[Tensor]) -> Values:
+    """The mean square of each channel that meets the output head."""
+    norm_D = read_tensor(graph[Role(Kind.NORM)])
+    sums_D = torch.zeros(len(norm_D))
+    for x_TD in hidden:
+        sums_D += rms_norm(x_TD, norm_D, eps=graph.config.rms_norm_eps).square().sum(dim=0)
+    return np.asarray((sums_D / sum(map(len, hidden))).numpy(), np.float32)
+
+
+def _open_folder(
+    root: Path,
+    graph: Graph,
+    *,
+    windows: Sequence[NDArray[np.int64]],
+    formats: Mapping[str, NumberFormat],
+    search: _Search,
+) -> Path:
+    names = {name: number_format.name for name, number_format in formats.items()}
+    settings = {"alphas": list(search.alphas), "raw": search.is_judged_raw, "search_tokens": SEARCH_TOKENS}
+    key = run_key(f"awq {VERSION}", graph, windows=windows, formats=names, settings=settings)
+    folder = root / f"awq-{key}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{folder}: cannot be created ({error.strerror}); choose another --work-dir") from error
+    return folder
+
+
+def _save(path: Path, result: _Layer) -> None:
+    arrays = {_scale_key(place): scale for place, scale in result.scales.items()}
+    arrays |= {f"importance {name}": vector for name, vector in result.importance.items()}
+    with partial_file(path) as descriptor, os.fdopen(descriptor, "wb", closefd=False) as file:
+        np.savez(file, **arrays)  # type: ignore[arg-type]
+
+
+def _load(path: Path, layer: int) -> _Layer:
+    scales: dict[Fold, Values] = {}
+    importance: dict[str, Values] = {}
+    with np.load(path) as arrays:
+        for key in arrays.files:
+            kind, name, *rest = key.split(" ")
+            if kind == "scale":
+                scales[Fold(Pair(name), layer, None if rest == ["-"] else int(rest[0]))] = arrays[key]
+            else:
+                importance[name] = arrays[key]
+    return _Layer(scales=scales, importance=importance)
+
+
+def _scale_key(place: Fold) -> str:
+    return f"scale {place.pair.value} {'-' if place.expert is None else place.expert}"

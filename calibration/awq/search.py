@@ -1,0 +1,297 @@
+"""AWQ and SmoothQuant: which scales to move (``transforms``) so that rounding costs a layer's output least.
+
+Columns of a weight that meet large activations deserve finer steps; activations that are large in a few channels are
+better made small, and weights large. Both are had by moving a scale s, one number a channel, across one of Qwen3's
+exact places:
+
+    awq            s = mean|x|^α                            finer steps where activations are large
+    smoothquant    s = max|x|^α / max|w|^(1 - α)            activations and weights share the range between them
+
+with s normed to a geometric mean of 1. AWQ moves scales at every place, SmoothQuant only out of the norms, as in its
+paper: the inputs of o_proj and down_proj have no few channels that are large throughout, so that sharing the range
+there takes from the weights more than it gives (with int8 both ways, mean KL divergence on the demo model 2.15e-4 with
+all places, 2.03e-4 with the norms). α is searched on a grid, place by place, and s = 1 always stands in it: the
+result is what won, or nothing. What is compared is the output of the whole layer, against the fp32 layer's, with the
+weights behind that place rounded as they will be stored. So the error of q_proj and k_proj counts as it arrives, after
+their norms, RoPE and softmax: QK-Norm takes some of it out again, and a loss on raw queries and keys would not know.
+Experts share one α a layer, each with its own s: one search an expert would see too few tokens.
+
+AWQ's clipping search is not repeated here: our formats search every group's window by themselves, weighted with the
+mean square of each column, which is handed to them divided by s².
+
+Sources: AWQ (arXiv 2306.00978, section 3.2), SmoothQuant (arXiv 2211.10438, equation 4).
+
+Shapes: # T tokens  D hidden  C in_features  K kv heads  G query heads a kv head  H head_dim
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from qwen3_export.config import Qwen3Config
+from qwen3_export.errors import QuantizationError
+from qwen3_export.graph import Graph, Kind, Role, Weight, module_name
+from qwen3_export.quantizers.transforms import Fold, Pair, column_factors, fold, folds_of, multiplied, place_before
+from qwen3_export.reference.layer import rms_norm
+from qwen3_export.reference.model import run_layer
+from qwen3_export.reference.probe import Probe
+from qwen3_export.reference.weights import RoundActivations, embed, read_tensor
+
+__all__ = ["ALPHAS", "PAIRS", "Choice", "LayerScales", "Rounding", "Rule", "search_layer", "search_scales"]
+
+Values = NDArray[np.float32]
+Rule = Literal["awq", "smoothquant"]
+
+Rounding = Callable[[Weight, Values | None], Weight]
+"""Lays a number format over a weight, given the importance of its columns; or returns a weight that stays as it is."""
+
+ALPHAS = tuple(step / 10 for step in range(1, 11))
+
+PAIRS: Mapping[Rule, Sequence[Pair]] = {
+    "awq": (Pair.INPUT_LAYERNORM, Pair.V_PROJ, Pair.POST_ATTENTION_LAYERNORM, Pair.UP_PROJ),
+    "smoothquant": (Pair.INPUT_LAYERNORM, Pair.POST_ATTENTION_LAYERNORM),
+}
+"""The places of a layer where a rule moves scales, in the order in which they are searched."""
+
+_FAINT = 1e-4
+"""The least activation, as a share of the mean one, that a scale is made from: dead channels would make it run away."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """What won at one place of a layer: α (None: nothing is moved), and the squared errors, relative to the output."""
+
+    pair: Pair
+    alpha: float | None
+    error_before: float
+    error_after: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerScales:
+    """``scales`` for ``transforms.fold``; ``importance`` by weight name, of the columns as they are after folding."""
+
+    scales: Mapping[Fold, Values]
+    importance: Mapping[str, Values]
+    choices: Sequence[Choice]
+
+
+@dataclass(slots=True)
+class _Seen:
+    """What met the columns of one weight."""
+
+    squares_C: Tensor
+    magnitudes_C: Tensor
+    largest_C: Tensor
+    count: int = 0
+
+
+@dataclass(slots=True)
+class _Inputs:
+    """What met each weight of a layer, by role; filled by the reference."""
+
+    seen: dict[Role, _Seen] = field(default_factory=dict)
+
+    def observe(self, role: Role, _sequence: int, x_TC: Tensor, _shares: Tensor | None) -> None:
+        x_TC = x_TC.reshape(-1, x_TC.shape[-1])
+        zeros = torch.zeros(x_TC.shape[-1])
+        seen = self.seen.setdefault(role, _Seen(zeros.clone(), zeros.clone(), zeros.clone()))
+        seen.squares_C += x_TC.square().sum(0)
+        seen.magnitudes_C += x_TC.abs().sum(0)
+        seen.largest_C = torch.maximum(seen.largest_C, x_TC.abs().amax(0))
+        seen.count += x_TC.shape[0]
+
+
+@torch.inference_mode()
+def search_scales(
+    graph: Graph,
+    sequences: Sequence[Tensor],
+    *,
+    rounding: Rounding,
+    rule: Rule = "awq",
+    alphas: Sequence[float] = ALPHAS,
+    round_activations: RoundActivations | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> LayerScales:
+    """The scales of all layers, each searched on what the fp32 model gives it for these tokens.
+
+    ``fold(graph, result.scales)`` is the model to quantize, with ``result.importance``. Raises QuantizationError where
+    there are no sequences, or an α is not from 0 to 1.
+    """
+    if not sequences:
+        raise QuantizationError("there are no calibration tokens; scales are searched on what they bring about")
+    layers = graph.config.num_hidden_layers
+    hidden = [embed(graph, tokens_T) for tokens_T in sequences]
+    found: list[LayerScales] = []
+    for layer in range(layers):
+        result, hidden = search_layer(
+            graph,
+            layer,
+            hidden=hidden,
+            rounding=rounding,
+            rule=rule,
+            alphas=alphas,
+            round_activations=round_activations,
+        )
+        found.append(result)
+        if progress is not None:
+            progress(layer + 1, layers)
+    return LayerScales(
+        scales={place: scale for result in found for place, scale in result.scales.items()},
+        importance={name: vector for result in found for name, vector in result.importance.items()},
+        choices=[choice for result in found for choice in result.choices],
+    )
+
+
+@torch.inference_mode()
+def search_layer(
+    graph: Graph,
+    layer: int,
+    *,
+    hidden: Sequence[Tensor],
+    rounding: Rounding,
+    rule: Rule = "awq",
+    alphas: Sequence[float] = ALPHAS,
+    round_activations: RoundActivations | None = None,
+    judged: Sequence[int] | None = None,
+    is_judged_raw: bool = False,
+) -> tuple[LayerScales, list[Tensor]]:
+    """The scales of one layer for these inputs [T, D], and its fp32 outputs.
+
+    All inputs are measured; the candidates' outputs are compared on those that ``judged`` names (None: on all).
+    ``is_judged_raw`` compares q, k and v as they leave their weights, as is done for models without QK-Norm; it is
+    there to be measured against.
+    """
+    if not all(0 <= alpha <= 1 for alpha in alphas):
+        raise QuantizationError(f"alphas {tuple(alphas)} are not all from 0 to 1")
+    inputs = _Inputs()
+    exact = run_layer(graph, layer, hidden=hidden, probe=Probe(observe_inputs=inputs.observe))
+
+    sample = range(len(hidden)) if judged is None else judged
+    inputs_TD, targets_TD = [hidden[i] for i in sample], [exact[i] for i in sample]
+
+    def error(candidate: Graph) -> float:
+        outputs = run_layer(candidate, layer, hidden=inputs_TD, probe=Probe(round_activations=round_activations))
+        return _relative_error(outputs, targets_TD)
+
+    def raw_error(candidate: Graph) -> float:
+        return _relative_error(_raw_heads(candidate, layer, inputs_TD), _raw_heads(graph, layer, inputs_TD))
+
+    scales: dict[Fold, Values] = {}
+    choices: list[Choice] = []
+    for pair in PAIRS[rule]:
+        places = [place for place in folds_of(graph.config) if place.layer == layer and place.pair is pair]
+        judge = raw_error if is_judged_raw and pair is Pair.INPUT_LAYERNORM else error
+        won, choice = _search_pair(graph, places, inputs, rounding=rounding, rule=rule, alphas=alphas, error=judge)
+        scales |= won
+        choices.append(choice)
+    importance = _importance(graph, layer, inputs, scales)
+    return LayerScales(scales=scales, importance=importance, choices=choices), exact
+
+
+def _relative_error(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
+    pairs = zip(found, expected, strict=True)
+    lost = sum(float((ours - theirs).double().square().sum()) for ours, theirs in pairs)
+    return lost / sum(float(theirs.double().square().sum()) for theirs in expected)
+
+
+def _raw_heads(graph: Graph, layer: int, hidden: Sequence[Tensor]) -> list[Tensor]:
+    """q, k and v before their norms, side by side."""
+    norm_D = read_tensor(graph[Role(Kind.INPUT_LAYERNORM, layer)])
+    weights = torch.cat([read_tensor(graph[Role(kind, layer)]) for kind in (Kind.Q_PROJ, Kind.K_PROJ, Kind.V_PROJ)])
+    return [rms_norm(x_TD, norm_D, eps=graph.config.rms_norm_eps) @ weights.T for x_TD in hidden]
+
+
+def _search_pair(
+    graph: Graph,
+    places: Sequence[Fold],
+    inputs: _Inputs,
+    *,
+    rounding: Rounding,
+    rule: Rule,
+    alphas: Sequence[float],
+    error: Callable[[Graph], float],
+) -> tuple[dict[Fold, Values], Choice]:
+    """The best α for places that share it; no scales where none is better than nothing."""
+
+    def candidate(scales: Mapping[Fold, Values]) -> Graph:
+        folded = fold(graph, scales)
+        rounded = dict(folded.weights)
+        for place in places:
+            for role in multiplied(graph.config, place):
+                if role.kind is not Kind.ROUTER:
+                    rounded[module_name(role)] = rounding(folded[role], _importance_of(graph, role, inputs, scales))
+        return graph.with_weights(rounded)
+
+    best: dict[Fold, Values] = {}
+    before = after = error(candidate({}))
+    won: float | None = None
+    for alpha in alphas:
+        scales = {place: _scale(graph, place, inputs, rule=rule, alpha=alpha) for place in places}
+        found = error(candidate(scales))
+        if found < after:
+            best, after, won = scales, found, alpha
+    return best, Choice(pair=places[0].pair, alpha=won, error_before=before, error_after=after)
+
+
+def _scale(graph: Graph, place: Fold, inputs: _Inputs, *, rule: Rule, alpha: float) -> Values:
+    """What the columns behind a place are multiplied with; a geometric mean of 1."""
+    roles = [role for role in multiplied(graph.config, place) if role.kind is not Kind.ROUTER]
+    seen = _seen(graph.config, multiplied(graph.config, place)[0], inputs)
+    measure = seen.magnitudes_C / max(seen.count, 1) if rule == "awq" else seen.largest_C
+    x_C = _per_channel(graph.config, place, measure, largest=rule == "smoothquant")
+    x_C = x_C.clamp_min(float(x_C.mean()) * _FAINT)
+    if not bool((x_C > 0).all()):
+        return np.ones(x_C.shape[0], np.float32)  # an expert that saw nothing
+    log_scale = alpha * x_C.log()
+    if rule == "smoothquant":
+        largest_C = torch.stack([torch.from_numpy(abs(graph[role].read()).max(axis=0)) for role in roles]).amax(0)
+        w_C = _per_channel(graph.config, place, largest_C, largest=True)
+        log_scale = log_scale - (1 - alpha) * w_C.clamp_min(float(w_C.mean()) * _FAINT).log()
+    return np.asarray((log_scale - log_scale.mean()).exp().numpy(), np.float32)
+
+
+def _per_channel(config: Qwen3Config, place: Fold, measure_C: Tensor, *, largest: bool) -> Tensor:
+    """A measure of o_proj's columns, [K · G · H], to one of value channels, [K · H]; others are as they are."""
+    if place.pair is not Pair.V_PROJ:
+        return measure_C
+    measure_KGH = measure_C.reshape(config.num_key_value_heads, -1, config.head_dim)
+    return (measure_KGH.amax(1) if largest else measure_KGH.mean(1)).reshape(-1)
+
+
+def _seen(config: Qwen3Config, role: Role, inputs: _Inputs) -> _Seen:
+    """What met a weight: announced under q_proj, o_proj, gate_proj (or the router) and down_proj."""
+    announced = {Kind.K_PROJ: Kind.Q_PROJ, Kind.V_PROJ: Kind.Q_PROJ, Kind.UP_PROJ: Kind.GATE_PROJ}
+    found = inputs.seen.get(Role(announced.get(role.kind, role.kind), role.layer, role.expert))
+    if found is not None:
+        return found
+    if role.kind in (Kind.GATE_PROJ, Kind.UP_PROJ):  # an expert without tokens: what all of them choose from
+        return inputs.seen[Role(Kind.ROUTER, role.layer)]
+    zeros = torch.zeros(config.moe_intermediate_size)
+    return _Seen(zeros, zeros, zeros)
+
+
+def _importance_of(graph: Graph, role: Role, inputs: _Inputs, scales: Mapping[Fold, Values]) -> Values:
+    """The mean square of what a weight's columns meet once scales are moved."""
+    seen = _seen(graph.config, role, inputs)
+    squares_C = (seen.squares_C / max(seen.count, 1)).numpy().astype(np.float32)
+    place = place_before(role)
+    if place not in scales:
+        return squares_C
+    return np.asarray(squares_C / column_factors(graph.config, place, scales[place]) ** 2, np.float32)
+
+
+def _importance(graph: Graph, layer: int, inputs: _Inputs, scales: Mapping[Fold, Values]) -> dict[str, Values]:
+    matrices = [weight.role for weight in graph if weight.role.layer == layer and len(weight.shape) == 2]
+    return {
+        module_name(role): _importance_of(graph, role, inputs, scales)
+        for role in matrices
+        if role.kind is not Kind.ROUTER
+    }

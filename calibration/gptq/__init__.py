@@ -1,0 +1,1 @@
+"""GPTQ over a whole model, layer by layer."""

@@ -1,0 +1,157 @@
+"""What a GPTQ run will take in time, memory and disk, said before it starts.
+
+Time is counted in multiplications, at the rate that a short rehearsal reaches, and in weights to be solved, at a rate
+that was measured once.  Memory and disk follow from shapes: sums and factors of the widest weight, two copies of
+half a layer, and the states of all tokens, which go to disk beyond a limit.
+
+Shapes: T tokens, D hidden, O out, I in
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from qwen3_export.calibration.forecast import Forecast
+from qwen3_export.calibration.gptq.run import SequentialSettings
+from qwen3_export.graph import ATTENTION, Graph, Kind, Weight
+from qwen3_export.quantizers.ggml import GGML_FORMATS, GgmlFormat
+from qwen3_export.quantizers.gptq.slab import NumberFormat
+from qwen3_export.quantizers.gptq.solver import SLAB_COLUMNS
+from qwen3_export.quantizers.weights.rounding import UNBLOCKED
+
+__all__ = ["gptq_forecast"]
+
+FP32_BYTES = 4
+
+# Python, torch, numba and the tokenizer.
+BASE_BYTES = 450 << 20
+
+# Codes lie as bytes, and parameters beside them: of groups of this size at least.
+SMALLEST_GROUP = 16
+
+# Seconds of one thread to improve one weight's code and scales once (Q4_K; others take less).
+SECONDS_PER_MOVE = 3e-7
+
+INPUTS = frozenset({Kind.Q_PROJ, Kind.O_PROJ, Kind.GATE_PROJ, Kind.DOWN_PROJ})
+ADDING = frozenset({Kind.O_PROJ, Kind.DOWN_PROJ})
+
+
+def gptq_forecast(
+    graph: Graph,
+    formats: Mapping[str, str | NumberFormat],
+    windows: Sequence[NDArray[np.int64]],
+    *,
+    settings: SequentialSettings | None = None,
+    threads: int = 1,
+) -> Forecast:
+    """For a run from its beginning; one that goes on with what an earlier one left takes less."""
+    settings, num_tokens = settings or SequentialSettings(), sum(map(len, windows))
+    rate = _multiplications_a_second(graph.config.hidden_size)
+    solved = [weight for weight in graph if _is_solved(weight, graph, formats[weight.name])]
+    work = sum(_products(weight, graph, num_tokens) for weight in graph)
+    work += sum(_solving(weight, graph, num_tokens) for weight in solved)
+    moves = sum(_moves(weight, settings) for weight in solved)
+    held, spilled = _states(graph, num_tokens, limit=settings.memory_limit)
+    stored = sum(_num_bytes(weight, formats[weight.name]) for weight in graph)
+    return Forecast(
+        seconds=work / rate + moves * SECONDS_PER_MOVE / threads,
+        memory_bytes=BASE_BYTES + held + FP32_BYTES * (2 * _half_layer(graph) + _held_solving(solved)),
+        disk_bytes=stored + spilled,
+    )
+
+
+def _is_solved(weight: Weight, graph: Graph, number_format: str | NumberFormat) -> bool:
+    """Whether more than rounding is done to a weight: an embedding that is no head multiplies nothing."""
+    looked_up = weight.role.kind is Kind.EMBED_TOKENS and not graph.config.tie_word_embeddings
+    name = number_format if isinstance(number_format, str) else number_format.name
+    return name not in UNBLOCKED and not looked_up
+
+
+def _products(weight: Weight, graph: Graph, num_tokens: int) -> float:
+    """Multiplications of both models' passes through a weight of a layer."""
+    if weight.role.layer is None or len(weight.shape) < 2:
+        return 0
+    return 2 * math.prod(weight.shape) * _seen(weight, graph, num_tokens)
+
+
+def _solving(weight: Weight, graph: Graph, num_tokens: int) -> float:
+    """Multiplications of the sums over a weight's inputs, of their factors, and of its solution.
+
+    Weights that have the same inputs share sums and factors, which count for one of them.
+    """
+    (rows, columns), kind = weight.shape, weight.role.kind
+    solution = 4 * rows * columns**2
+    if kind not in INPUTS and weight.role.layer is not None:
+        return solution
+    # Half of the symmetric sums; with them those of the fp32 model's inputs, or of what the residual stream has lost.
+    beside = graph.config.hidden_size if kind in ADDING else columns if weight.role.layer is not None else 0
+    sums = (columns / 2 + beside) * columns * _seen(weight, graph, num_tokens)
+    # Factoring and inverting are in fp64, which takes twice as long.
+    return solution + sums + 2 * columns**3
+
+
+def _seen(weight: Weight, graph: Graph, num_tokens: int) -> int:
+    """Tokens that reach a weight: of an expert, its share."""
+    if weight.role.expert is None:
+        return num_tokens
+    return math.ceil(num_tokens * graph.config.num_experts_per_tok / graph.config.num_experts)
+
+
+def _moves(weight: Weight, settings: SequentialSettings) -> int:
+    solver, is_one_slab = settings.solver, weight.shape[-1] <= SLAB_COLUMNS
+    return math.prod(weight.shape) * (1 + solver.rounds * (1 + (0 if is_one_slab else solver.cycles)))
+
+
+def _states(graph: Graph, num_tokens: int, *, limit: int) -> tuple[int, int]:
+    """Bytes of token states held in memory, and on disk: both streams, and the inputs of the widest weight."""
+    config = graph.config
+    widths = [config.hidden_size] * (6 if config.is_moe else 2)
+    widths.append(max(_widest(graph, lambda weight: weight.role.expert is None), config.hidden_size))
+    sizes = [FP32_BYTES * num_tokens * width for width in widths]
+    return sum(size for size in sizes if size <= limit), sum(size for size in sizes if size > limit)
+
+
+def _held_solving(solved: Sequence[Weight]) -> int:
+    """Numbers held while the largest weight is solved: the sums, and two factors, the damped Hessian and the
+    identity in fp64; and the weight, its target, its values and codes, what is left of it, and its gradient."""
+    columns = max((weight.shape[1] for weight in solved), default=0)
+    return 11 * columns**2 + 6 * max((math.prod(weight.shape) for weight in solved), default=0)
+
+
+def _half_layer(graph: Graph) -> int:
+    """Parameters of the larger half of the first layer, or of its attention where the rest is experts."""
+    first = [weight for weight in graph if weight.role.layer == 0 and weight.role.expert is None]
+    attention = sum(math.prod(weight.shape) for weight in first if weight.role.kind in ATTENTION)
+    return max(attention, sum(math.prod(weight.shape) for weight in first) - attention)
+
+
+def _widest(graph: Graph, chosen: object) -> int:
+    assert callable(chosen)
+    return max((weight.shape[1] for weight in graph if len(weight.shape) == 2 and chosen(weight)), default=0)
+
+
+def _num_bytes(weight: Weight, number_format: str | NumberFormat) -> int:
+    """What a solved weight takes in the work folder: blocks of GGML's, or a byte a code and its parameters."""
+    found = GGML_FORMATS[number_format] if isinstance(number_format, str) else number_format
+    if isinstance(found, GgmlFormat):
+        return math.prod(weight.shape[:-1]) * found.row_bytes(weight.shape[-1])
+    if len(weight.shape) == 1:
+        return FP32_BYTES * weight.shape[0]
+    return math.prod(weight.shape) + FP32_BYTES * math.prod(weight.shape) // SMALLEST_GROUP
+
+
+def _multiplications_a_second(hidden_size: int) -> float:
+    """The rate of the products that a run is made of, windows of 512 tokens."""
+    x_TD, weight_DD = torch.ones(512, hidden_size), torch.ones(hidden_size, hidden_size)
+    torch.mm(x_TD, weight_DD)
+    started, count = time.perf_counter(), 0
+    while time.perf_counter() - started < 0.05:
+        torch.mm(x_TD, weight_DD)
+        count += 1
+    return count * 512 * hidden_size**2 / (time.perf_counter() - started)

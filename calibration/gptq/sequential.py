@@ -1,0 +1,184 @@
+"""GPTQ with true sequential calibration: a graph, formats and tokens to a graph whose weights are solved.
+
+The order is the order of a forward pass, with one exception: the embedding of a tied model comes first.  It is one
+tensor used at both ends.  As the output head it multiplies final hidden states, which the fp32 model gives
+beforehand; it is solved for these, and the layers, all of which see it as their input, make up for what it
+loses there.
+
+What is held is the two residual streams (and, for a moment, the inputs of o_proj or down_proj), half a layer of
+weights twice (or one expert), and the sums of one weight's inputs.
+
+Shapes: T tokens of one window, D hidden
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from qwen3_export.calibration.digests import token_digest
+from qwen3_export.calibration.gptq.experts import run_sparse_mlp
+from qwen3_export.calibration.gptq.folder import open_gptq_folder
+from qwen3_export.calibration.gptq.layer import Streams, run_attention, run_dense_mlp
+from qwen3_export.calibration.gptq.report import CalibrationReport
+from qwen3_export.calibration.gptq.run import GptqRun, SequentialSettings
+from qwen3_export.calibration.moments import MomentSums
+from qwen3_export.errors import QuantizationError
+from qwen3_export.graph import Graph, Kind, Role, Weight
+from qwen3_export.parallel import default_threads
+from qwen3_export.quantizers.ggml import GGML_FORMATS, GgmlFormat
+from qwen3_export.quantizers.gptq.slab import NumberFormat
+from qwen3_export.quantizers.weights.rounding import UNBLOCKED, round_weight
+from qwen3_export.reference.model import forward
+from qwen3_export.reference.weights import embed, read_tensor
+
+__all__ = ["SequentialSettings", "gptq_graph"]
+
+STEPS_PER_LAYER = 4
+
+# The head's Hessian takes a pass through the whole model of its own, and small models need fewer tokens for it.
+HEAD_TOKENS_PER_COLUMN = 64
+
+
+@torch.inference_mode()
+def gptq_graph(
+    graph: Graph,
+    formats: Mapping[str, str | NumberFormat],
+    windows: Sequence[NDArray[np.int64]],
+    *,
+    work_dir: Path,
+    settings: SequentialSettings | None = None,
+    threads: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[Graph, CalibrationReport]:
+    """Quantize every weight to the format that ``formats`` gives for its name (one of GGML's by name, or any).
+
+    ``windows`` are token ids, [T] each.  Results are kept in ``work_dir`` as they come, and the graph's weights read
+    them from there; the same call goes on where an earlier one ended.  ``progress`` is told how many steps are
+    done, of how many.  Raises QuantizationError for formats that do not fit, OutputError when the disk is full.
+    """
+    settings, started = settings or SequentialSettings(), time.perf_counter()
+    number_formats = {name: GGML_FORMATS[found] if isinstance(found, str) else found for name, found in formats.items()}
+    _check_formats(graph, number_formats)
+    folder = open_gptq_folder(work_dir, graph, windows=windows, formats=number_formats, settings=settings.as_dict())
+    folder.create()
+    run = GptqRun(
+        graph=graph,
+        formats=number_formats,
+        settings=settings,
+        folder=folder,
+        lengths=[len(window_T) for window_T in windows],
+        threads=threads or default_threads(),
+        advance=_counter(progress, STEPS_PER_LAYER * graph.config.num_hidden_layers + 1),
+        weights=_rounded(graph, number_formats),
+    )
+    _solve_all(run, [torch.from_numpy(np.asarray(window_T, np.int64)) for window_T in windows])
+    report = CalibrationReport(
+        settings=settings.as_dict(),
+        tokens_digest=token_digest(windows),
+        num_tokens=sum(run.lengths),
+        weights=tuple(run.reports[name] for name in graph.weights if name in run.reports),
+        routing=tuple(run.routing),
+        seconds=time.perf_counter() - started,
+    )
+    return graph.with_weights(MappingProxyType({name: run.weights[name] for name in graph.weights})), report
+
+
+def _solve_all(run: GptqRun, windows: Sequence[Tensor]) -> None:
+    """The embedding where it is the head too, the layers in order, and the head."""
+    config = run.graph.config
+    if config.tie_word_embeddings:
+        _solve_tied_embedding(run, windows)
+        run.advance()
+    streams = _embed(run, windows)
+    for layer in range(config.num_hidden_layers):
+        run_attention(run, layer, streams)
+        run_mlp = run_sparse_mlp if config.is_sparse_layer(layer) else run_dense_mlp
+        run_mlp(run, layer, streams)
+    if not config.tie_word_embeddings:
+        _solve_head(run, streams)
+        run.advance()
+
+
+def _solve_tied_embedding(run: GptqRun, windows: Sequence[Tensor]) -> None:
+    role = run.graph.head.role
+    if not run.needs(role):
+        return
+    hidden_size = run.graph.config.hidden_size
+    step = max(1, sum(run.lengths) // (HEAD_TOKENS_PER_COLUMN * hidden_size))
+    sums = MomentSums(hidden_size, has_cross=False)
+    for hidden_TD in forward(run.graph, windows[::step]):
+        sums.add(hidden_TD)
+    run.solve([role], [sums])
+
+
+def _solve_head(run: GptqRun, streams: Streams) -> None:
+    role = run.graph.head.role
+    if not run.needs(role):
+        return
+    norm_D = read_tensor(run.graph[Role(Kind.NORM)])
+    sums = MomentSums(len(norm_D))
+    for i in range(len(run.lengths)):
+        sums.add(*streams.normed(i, norm_D, eps=run.graph.config.rms_norm_eps))
+    run.solve([role], [sums])
+
+
+def _embed(run: GptqRun, windows: Sequence[Tensor]) -> Streams:
+    quantized = run.graph.with_weights({**run.graph.weights, **run.weights})
+    width = run.graph.config.hidden_size
+    streams = Streams(stream=run.states(width), exact=run.states(width))
+    for i, tokens_T in enumerate(windows):
+        streams.stream[i], streams.exact[i] = embed(quantized, tokens_T), embed(run.graph, tokens_T)
+    return streams
+
+
+def _rounded(graph: Graph, formats: Mapping[str, NumberFormat]) -> dict[str, Weight]:
+    """Weights that there is nothing to solve for: formats without blocks, and an embedding that is no head."""
+    rounded: dict[str, Weight] = {}
+    for weight in graph:
+        number_format = formats[weight.name]
+        is_embedding = weight.role.kind is Kind.EMBED_TOKENS and graph.head.name != weight.name
+        if number_format.name in UNBLOCKED or is_embedding:
+            rounded[weight.name] = round_weight(weight, number_format)
+    return rounded
+
+
+def _check_formats(graph: Graph, formats: Mapping[str, NumberFormat]) -> None:
+    """Before hours of work: every weight has a format, and its rows fit it."""
+    for weight in graph:
+        if weight.name not in formats:
+            raise QuantizationError(f"{weight.name}: has no number format; give one for each weight")
+        number_format = formats[weight.name]
+        if len(weight.shape) == 1 and number_format.name not in UNBLOCKED:
+            raise QuantizationError(f"{weight.name}: a vector is not quantized to {number_format.name}; use F32")
+        try:
+            _check_fits(weight, number_format)
+        except QuantizationError as error:
+            raise QuantizationError(f"{weight.name}: {error}") from error
+
+
+def _check_fits(weight: Weight, number_format: NumberFormat) -> None:
+
+    if isinstance(number_format, GgmlFormat):
+        number_format.row_bytes(weight.shape[-1])
+    else:
+        number_format.check(weight.shape)
+
+
+def _counter(progress: Callable[[int, int], None] | None, total: int) -> Callable[[], None]:
+    done = 0
+
+    def advance() -> None:
+        nonlocal done
+        done += 1
+        if progress is not None:
+            progress(done, total)
+
+    return advance

@@ -1,0 +1,77 @@
+"""How stored values were chosen, as a flat mapping of strings: what an artifact that is a folder says of itself."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qwen3_export import __version__
+from qwen3_export.errors import CheckpointError
+from qwen3_export.quantizers.transforms import Fold, parse_place, place_text
+
+if TYPE_CHECKING:
+    from qwen3_export.calibration.solving import Solution
+
+__all__ = ["PREFIX", "calibration_or_none", "describe", "read_calibration_record", "read_scales_record", "recorded"]
+
+PREFIX = "qwen3_export."
+
+
+def describe(*, model: str, recipe: str, solution: Solution | None, **more: str) -> dict[str, str]:
+    """The metadata of an export."""
+    found = {"version": __version__, "model": model, "recipe": recipe, "method": "rtn", **more}
+    if solution is not None:
+        calibration = {"dataset": solution.dataset, "sha256": solution.sha256, "tokens": solution.num_tokens}
+        scales = {
+            place_text(place): base64.b64encode(np.ascontiguousarray(scale, "<f4").tobytes()).decode()
+            for place, scale in solution.scales.items()
+        }
+        found["method"] = solution.method
+        found["calibration"] = json.dumps({**calibration, "tensor_errors": dict(solution.errors)})
+        found |= {"scales": json.dumps(scales)} if scales else {}
+    return {PREFIX + key: value for key, value in found.items()}
+
+
+def read_calibration_record(metadata: Mapping[str, str]) -> dict[str, Any] | None:
+    """The text that values were calibrated on, and each weight's error; None where nothing is said."""
+    text = metadata.get(PREFIX + "calibration")
+    if text is None:
+        return None
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        raise CheckpointError(
+            f"{PREFIX}calibration of the artifact cannot be read ({error}); export it again"
+        ) from error
+    return dict(found)
+
+
+def recorded(metadata: Mapping[str, str], key: str) -> str:
+    """What an artifact says of itself under a key such as ``recipe``; ``unknown`` where it says nothing."""
+    return metadata.get(PREFIX + key, "unknown")
+
+
+def calibration_or_none(metadata: Mapping[str, str]) -> dict[str, Any] | None:
+    """The same as ``read_calibration_record``, for a report: None too where it cannot be read."""
+    try:
+        return read_calibration_record(metadata)
+    except CheckpointError:
+        return None
+
+
+def read_scales_record(metadata: Mapping[str, str]) -> dict[Fold, NDArray[np.float32]]:
+    """The scales that were moved before rounding; CheckpointError where they cannot be read."""
+    try:
+        found = json.loads(metadata.get(PREFIX + "scales", "{}"))
+        return {
+            parse_place(place): np.frombuffer(base64.b64decode(value, validate=True), "<f4")
+            for place, value in found.items()
+        }
+    except (TypeError, ValueError, AttributeError, binascii.Error) as error:
+        raise CheckpointError(f"{PREFIX}scales of the artifact cannot be read ({error}); export it again") from error

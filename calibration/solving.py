@@ -1,0 +1,110 @@
+"""The solvers by name: how the stored values of an export are chosen, whatever its target.
+
+``rtn`` rounds to nearest under searched scales, and needs no text.  ``gptq`` chooses the values of each layer so that
+its outputs on a calibration text change least, given what the layers before it have already lost.  ``awq`` moves
+scales between weights, exactly, to where a text's activations make rounding cost least, and then rounds to nearest.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import TypedDict
+
+from numpy import float32
+from numpy.typing import NDArray
+
+from qwen3_export.calibration.awq.forecast import awq_forecast
+from qwen3_export.calibration.awq.run import awq_graph
+from qwen3_export.calibration.forecast import Forecast
+from qwen3_export.calibration.gptq.forecast import gptq_forecast
+from qwen3_export.calibration.gptq.sequential import gptq_graph
+from qwen3_export.calibration.tokens import Calibration
+from qwen3_export.errors import ExportError
+from qwen3_export.graph import Graph
+from qwen3_export.parallel import default_threads
+from qwen3_export.quantizers.gptq.slab import NumberFormat
+from qwen3_export.quantizers.transforms import Fold
+
+__all__ = ["SOLVERS", "Formats", "Solution", "forecast_solving", "solve"]
+
+SOLVERS = ("gptq", "awq")
+
+Formats = Mapping[str, str | NumberFormat]
+"""A number format for the name of each weight: one of GGML's by name, or any."""
+
+Progress = Callable[[int, int], None]
+
+
+class _Origin(TypedDict):
+    """The fields of a solution that say what it was calibrated on."""
+
+    dataset: str
+    sha256: str
+    num_tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Solution:
+    """The graph with the values that a solver chose, and where they come from.
+
+    ``errors`` by weight name: the output error that storing it costs, relative to its output.  ``scales`` are those
+    that were moved before rounding; ``notes`` what a user should hear of.
+    """
+
+    graph: Graph
+    method: str
+    dataset: str
+    sha256: str
+    num_tokens: int
+    errors: Mapping[str, float]
+    scales: Mapping[Fold, NDArray[float32]] = field(default_factory=lambda: MappingProxyType({}))
+    notes: tuple[str, ...] = ()
+
+
+def solve(
+    method: str,
+    graph: Graph,
+    formats: Formats,
+    calibration: Calibration,
+    *,
+    work_dir: Path,
+    resume: bool = True,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> Solution:
+    """Choose the values of every weight in the very format that ``formats`` gives for its name.
+
+    Results are kept in ``work_dir`` as they come, and the solution reads some of them from there: the folder must
+    outlive the writing.  With ``resume`` an interrupted run goes on where it ended.
+    """
+    _check_method(method)
+    if not resume:
+        for earlier in work_dir.glob(f"{method}-*"):
+            shutil.rmtree(earlier)
+    windows = calibration.windows
+    origin = _Origin(dataset=calibration.source, sha256=calibration.digest, num_tokens=calibration.num_tokens)
+    if method == "awq":
+        found = awq_graph(graph, formats, windows, work_dir=work_dir, progress=progress)
+        return Solution(graph=found.graph, method=method, errors=found.errors, scales=found.scales, **origin)
+    solved, report = gptq_graph(graph, formats, windows, work_dir=work_dir, threads=threads, progress=progress)
+    errors = {weight.name: weight.error for weight in report.weights}
+    return Solution(graph=solved, method=method, errors=errors, notes=tuple(report.notes), **origin)
+
+
+def forecast_solving(
+    method: str, graph: Graph, formats: Formats, calibration: Calibration, *, threads: int | None = None
+) -> Forecast:
+    """What ``solve`` will take in time, memory and disk."""
+    _check_method(method)
+    if method == "awq":
+        return awq_forecast(graph, formats, calibration.windows)
+    return gptq_forecast(graph, formats, calibration.windows, threads=threads or default_threads())
+
+
+def _check_method(method: str) -> None:
+    if method not in SOLVERS:
+        raise ExportError(f"{method}: no such solver; there is {' and '.join(SOLVERS)}")

@@ -1,0 +1,1 @@
+"""A Hugging Face checkpoint: where it is, its weights as a graph, its tokenizer."""

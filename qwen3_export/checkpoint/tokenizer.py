@@ -1,0 +1,270 @@
+"""The checkpoint's tokenizer and chat template: what they are, and text to tokens.
+
+Encoding is the ``tokenizers`` library's work.  What targets need beyond it (the byte-level BPE vocabulary,
+its merges, which added token is special, the end-of-sequence ids, the chat template) is read from
+``tokenizer.json``, ``tokenizer_config.json``, ``generation_config.json`` and ``chat_template.jinja``.
+Nothing is decided by hashing a test string: a fine-tune with added tokens still has Qwen's pre-tokenizer.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qwen3_export.checkpoint.folder import read_json
+from qwen3_export.errors import CheckpointError, UnsupportedModelError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer as FastTokenizer
+
+    from qwen3_export.config import Qwen3Config
+
+__all__ = [
+    "TOKENIZER_FILES",
+    "AddedToken",
+    "GenerationDefaults",
+    "Tokenizer",
+    "load_tokenizer",
+    "read_chat_template",
+    "render_template",
+]
+
+# What an app needs beside the weights, and what is fetched from the hub.
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "generation_config.json", "chat_template.jinja")
+
+# The split pattern of Qwen2 and Qwen3 (tokenizer.json of every release).
+QWEN_SPLIT_PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AddedToken:
+    """A token outside the BPE vocabulary; ``special`` ones are never part of the visible text."""
+
+    id: int
+    content: str
+    special: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationDefaults:
+    """What ``generation_config.json`` recommends; None where it is silent."""
+
+    eos_token_ids: tuple[int, ...]
+    bos_token_id: int | None = None
+    pad_token_id: int | None = None
+    do_sample: bool | None = None
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tokenizer:
+    """A checkpoint's tokenizer.
+
+    ``vocabulary`` maps BPE tokens (in byte-level letters) to ids, without the added tokens; ``merges`` are pairs
+    in order of priority.
+    """
+
+    folder: Path
+    vocabulary: Mapping[str, int]
+    merges: Sequence[tuple[str, str]]
+    added_tokens: Sequence[AddedToken]
+    chat_template: str | None
+    generation: GenerationDefaults
+    is_nfc: bool
+    _fast: FastTokenizer = field(repr=False, compare=False)
+
+    @property
+    def num_tokens(self) -> int:
+        """How many ids the tokenizer may produce: one more than the largest."""
+        largest = max(self.vocabulary.values(), default=-1)
+        return 1 + max(largest, *(token.id for token in self.added_tokens), -1)
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of ``text``; markup such as ``<|im_start|>`` becomes its own token, and no BOS is added."""
+        return list(self._fast.encode(text, add_special_tokens=False).ids)
+
+    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
+        return str(self._fast.decode(list(ids), skip_special_tokens=skip_special_tokens))
+
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        enable_thinking: bool | None = None,
+        add_generation_prompt: bool = True,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+    ) -> str:
+        """The dialogue as the checkpoint's own chat template writes it.
+
+        Raises UnsupportedModelError where there is no template, or it does not accept these messages.
+        """
+        if self.chat_template is None:
+            raise UnsupportedModelError(f"{self.folder}: has no chat template; give plain text")
+        variables: dict[str, Any] = {"messages": list(messages), "add_generation_prompt": add_generation_prompt}
+        if enable_thinking is not None:
+            variables["enable_thinking"] = enable_thinking
+        if tools:
+            variables["tools"] = list(tools)
+        return render_template(self.chat_template, variables)
+
+
+def load_tokenizer(folder: Path, config: Qwen3Config) -> Tokenizer:
+    """Read the tokenizer of a checkpoint folder.
+
+    Raises CheckpointError if files are missing, damaged, or hold more tokens than the embedding has rows;
+    UnsupportedModelError if it is no byte-level BPE with Qwen's split pattern.
+    """
+    from tokenizers import Tokenizer as FastTokenizer
+
+    path = folder / "tokenizer.json"
+    document = read_json(path)
+    _check_is_qwen_bpe(document, path)
+    try:
+        fast = FastTokenizer.from_file(str(path))
+    except Exception as error:  # the library raises plain Exception
+        raise CheckpointError(f"{path}: the tokenizers library cannot read it ({error})") from error
+    settings = read_json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").exists() else {}
+    tokenizer = Tokenizer(
+        folder=folder,
+        vocabulary=document["model"]["vocab"],
+        merges=_merges(document["model"]["merges"]),
+        added_tokens=_added_tokens(document, settings),
+        chat_template=read_chat_template(folder, settings),
+        generation=_generation_defaults(folder, settings, fast),
+        is_nfc=_is_nfc(document.get("normalizer")),
+        _fast=fast,
+    )
+    _check_fits(tokenizer, config)
+    return tokenizer
+
+
+def _check_is_qwen_bpe(document: Mapping[str, Any], path: Path) -> None:
+    model = document.get("model")
+    if not isinstance(model, Mapping) or model.get("type", "BPE") != "BPE" or "vocab" not in model:
+        raise UnsupportedModelError(f"{path}: not a BPE tokenizer; Qwen3's is")
+    if QWEN_SPLIT_PATTERN not in _patterns(document.get("pre_tokenizer")):
+        raise UnsupportedModelError(
+            f"{path}: its pre-tokenizer does not split as Qwen3's does; runtimes would tokenize differently"
+        )
+
+
+def _patterns(node: object) -> list[str]:
+    """Every regex in a pre-tokenizer description."""
+    if isinstance(node, Mapping):
+        own = [node["Regex"]] if isinstance(node.get("Regex"), str) else []
+        return own + [pattern for child in node.values() for pattern in _patterns(child)]
+    if isinstance(node, list):
+        return [pattern for child in node for pattern in _patterns(child)]
+    return []
+
+
+def _is_nfc(normalizer: object) -> bool:
+    return isinstance(normalizer, Mapping) and normalizer.get("type") == "NFC"
+
+
+def _merges(merges: Sequence[Any]) -> list[tuple[str, str]]:
+    """Older files write a merge as "a b", newer ones as ["a", "b"]."""
+    pairs = (merge.split(" ", 1) if isinstance(merge, str) else merge for merge in merges)
+    return [(left, right) for left, right in pairs]
+
+
+def _added_tokens(document: Mapping[str, Any], settings: Mapping[str, Any]) -> list[AddedToken]:
+    """Added tokens by id, of tokenizer.json and of tokenizer_config.json (where some fine-tunes add theirs)."""
+    found = {
+        int(entry["id"]): AddedToken(id=int(entry["id"]), content=entry["content"], special=bool(entry["special"]))
+        for entry in document.get("added_tokens") or ()
+    }
+    for key, entry in (settings.get("added_tokens_decoder") or {}).items():
+        token = AddedToken(id=int(key), content=entry["content"], special=bool(entry.get("special")))
+        found.setdefault(token.id, token)
+    return [found[key] for key in sorted(found)]
+
+
+def read_chat_template(folder: Path, settings: Mapping[str, Any]) -> str | None:
+    """``chat_template.jinja`` where it exists (newer checkpoints), else the one of tokenizer_config.json."""
+    file = folder / "chat_template.jinja"
+    if file.exists():
+        return file.read_text(encoding="utf-8")
+    template = settings.get("chat_template")
+    if isinstance(template, list):  # several named templates
+        named = {entry["name"]: entry["template"] for entry in template}
+        template = named.get("default")
+    return template if isinstance(template, str) else None
+
+
+def _generation_defaults(folder: Path, settings: Mapping[str, Any], fast: FastTokenizer) -> GenerationDefaults:
+    path = folder / "generation_config.json"
+    stated = read_json(path) if path.exists() else {}
+    model = read_json(folder / "config.json")
+    eos = stated.get("eos_token_id", model.get("eos_token_id"))
+    end_of_turn = fast.token_to_id(_content(settings.get("eos_token")) or "")
+    ids = [eos] if isinstance(eos, int) else list(eos or ())
+    # The end of a turn comes first: targets with room for one id write that.
+    if end_of_turn is not None:
+        ids = [end_of_turn, *(token for token in ids if token != end_of_turn)]
+    if not ids:
+        raise CheckpointError(f"{folder}: no file names an eos_token_id; add it to generation_config.json")
+    return GenerationDefaults(
+        eos_token_ids=tuple(ids),
+        bos_token_id=stated.get("bos_token_id", model.get("bos_token_id")),
+        pad_token_id=stated.get("pad_token_id", fast.token_to_id(_content(settings.get("pad_token")) or "")),
+        do_sample=stated.get("do_sample"),
+        temperature=stated.get("temperature"),
+        top_k=stated.get("top_k"),
+        top_p=stated.get("top_p"),
+        min_p=stated.get("min_p"),
+    )
+
+
+def _content(token: object) -> str | None:
+    """A special token is written as a string, or as an object with its content."""
+    if isinstance(token, Mapping):
+        return str(token["content"])
+    return token if isinstance(token, str) else None
+
+
+def _check_fits(tokenizer: Tokenizer, config: Qwen3Config) -> None:
+    if tokenizer.num_tokens > config.vocab_size:
+        raise CheckpointError(
+            f"{tokenizer.folder}: the tokenizer has ids up to {tokenizer.num_tokens - 1}, the embedding only "
+            f"{config.vocab_size} rows; tokenizer and weights are not of the same model"
+        )
+    beyond = [token for token in tokenizer.generation.eos_token_ids if not 0 <= token < config.vocab_size]
+    if beyond:
+        raise CheckpointError(
+            f"{tokenizer.folder}: eos_token_id {beyond[0]} is beyond the vocabulary of {config.vocab_size}"
+        )
+
+
+def render_template(template: str, variables: Mapping[str, Any]) -> str:
+    """What a chat template makes of its variables; UnsupportedModelError where it makes nothing of them."""
+    import jinja2
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    def raise_exception(message: str) -> None:
+        raise jinja2.TemplateError(message)
+
+    def tojson(value: object, **options: Any) -> str:
+        return json.dumps(value, ensure_ascii=False, **options)
+
+    def strftime_now(form: str) -> str:
+        return datetime.datetime.now().strftime(form)
+
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+    )
+    environment.filters["tojson"] = tojson
+    environment.globals.update(raise_exception=raise_exception, strftime_now=strftime_now)
+    try:
+        return environment.from_string(template).render(**variables)
+    except (jinja2.TemplateError, TypeError, ValueError) as error:  # of the template, or of what it computes
+        raise UnsupportedModelError(f"the chat template does not accept these messages ({error})") from error

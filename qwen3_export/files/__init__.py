@@ -1,0 +1,1 @@
+"""Files: written whole, read by position, and never outside their folder."""

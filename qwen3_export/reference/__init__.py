@@ -1,0 +1,1 @@
+"""The fp32 reference: what a Qwen3 graph computes."""

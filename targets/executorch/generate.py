@@ -1,0 +1,60 @@
+"""An ExecuTorch program in ExecuTorch's own runtime, with the tokenizer that lies beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qwen3_export.errors import ExportError
+from qwen3_export.generation.opening import Opened
+from qwen3_export.generation.speech import artifact_speech
+from qwen3_export.generation.stepper import ChunkedStepper, Runtime, Stepper
+from qwen3_export.targets.executorch.run import Program, runtime_version
+
+if TYPE_CHECKING:
+    from qwen3_export.checkpoint.model import Model
+
+__all__ = ["open_artifact"]
+
+
+@contextmanager
+def open_artifact(path: Path, model: Model | None, *, threads: int | None = None) -> Iterator[Opened]:
+    """Open a folder (or the program in it); ``model`` lends tokenizer or template where they are missing.
+
+    What runners ask a program is asked here: how long a sequence and one call may be, and which tokens end a turn.
+    """
+    del threads  # XNNPACK takes as many as it likes
+    program_path = _program_path(path)
+    program = Program(program_path)
+    positions, chunk = program.constant("get_max_context_len"), program.constant("get_max_seq_len")
+    if not isinstance(positions, int):
+        raise ExportError(f"{program_path}: does not say how long its context is (get_max_context_len)")
+    most = max(1, chunk - 1) if isinstance(chunk, int) else 1  # as it is lowered: one less than it says
+
+    @contextmanager
+    def start(positions: int) -> Iterator[Stepper]:
+        yield ChunkedStepper(
+            lambda tokens, past: program.last_logits(tokens, start=past), positions=positions, chunk=most
+        )
+
+    ends = program.constant("get_eos_ids")
+    speech = artifact_speech(program_path.parent, model, end_ids=_ids(ends))
+    name = f"ExecuTorch {runtime_version()}"
+    yield Opened(runtime=Runtime(name=name, context_length=positions, start=start), speech=speech)
+
+
+def _program_path(path: Path) -> Path:
+    if path.is_file():
+        return path
+    found = sorted(path.glob("*.pte"))
+    if len(found) != 1:
+        raise ExportError(f"{path}: holds {len(found)} programs; name one of them, such as {found[0]}")
+    return found[0]
+
+
+def _ids(stated: Any) -> list[int]:
+    """One id comes as a number."""
+    values = stated if isinstance(stated, list) else [stated]
+    return [int(value) for value in values if isinstance(value, int)]

@@ -1,0 +1,72 @@
+"""A GGUF file in llama.cpp, with llama.cpp's own tokenizer: what llama-cli and everything built on it would do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qwen3_export.generation.opening import Opened
+from qwen3_export.generation.speech import SAMPLING_FIELDS, Speech, mark_ids
+from qwen3_export.generation.stepper import ChunkedStepper, Runtime, Stepper
+from qwen3_export.targets.gguf.llama import LlamaModel, open_model, runtime_version
+from qwen3_export.targets.gguf.read import split_parts
+
+if TYPE_CHECKING:
+    from qwen3_export.checkpoint.model import Model
+
+__all__ = ["open_artifact"]
+
+# llama.cpp's default: tokens of a prompt that are computed at once.
+BATCH = 512
+# GGUF's names where they differ; keys are ``general.sampling.*``.
+KEYS = {"temperature": "temp"}
+
+
+@contextmanager
+def open_artifact(path: Path, model: Model | None, *, threads: int | None = None) -> Iterator[Opened]:
+    """Open a file (of a split one, any part); ``model`` lends its template where the file has none."""
+    with open_model(split_parts(path)[0], threads=threads) as opened:
+        yield Opened(runtime=_runtime(opened), speech=_speech(path, opened, model))
+
+
+def _runtime(model: LlamaModel) -> Runtime:
+    @contextmanager
+    def start(positions: int) -> Iterator[Stepper]:
+        batch = min(BATCH, positions)
+        with model.session(positions=positions, batch=batch) as session:
+            yield ChunkedStepper(
+                lambda tokens, past: session.append(tokens, start=past), positions=positions, chunk=batch
+            )
+
+    return Runtime(
+        name=f"llama.cpp (llama-cpp-python {runtime_version()})", context_length=model.context_length, start=start
+    )
+
+
+def _speech(path: Path, opened: LlamaModel, model: Model | None) -> Speech:
+    def token_to_id(text: str) -> int | None:
+        ids = opened.tokenize(text)
+        return ids[0] if len(ids) == 1 else None
+
+    lent = None if model is None else model.tokenizer.chat_template
+    return Speech(
+        origin=str(path),
+        encode=opened.tokenize,
+        piece=opened.piece,
+        is_end=opened.is_end,
+        template=opened.chat_template or lent,
+        marks=mark_ids(token_to_id),
+        stated=_stated(opened),
+    )
+
+
+def _stated(opened: LlamaModel) -> dict[str, Any]:
+    """What metadata says of sampling; numbers come as text."""
+    found: dict[str, Any] = {}
+    for name in SAMPLING_FIELDS:
+        text = opened.metadata(f"general.sampling.{KEYS.get(name, name)}")
+        if text is not None:
+            found[name] = int(text) if name == "top_k" else round(float(text), 6)
+    return found

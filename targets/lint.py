@@ -1,0 +1,101 @@
+"""What the programs that load an artifact will stumble over, told in seconds: nothing is run, no weight is read.
+
+Each target says which consumers its artifacts have, and what each of them needs; what every consumer needs (names,
+shapes, hyperparameters, end tokens, tokenizer and template as in the checkpoint) is the check's own list.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from qwen3_export.checkpoint.model import Model
+
+__all__ = ["CONSUMERS", "Finding", "Lint", "lint_artifact"]
+
+# Who loads what, as their makers spell it.
+CONSUMERS: Mapping[str, tuple[str, ...]] = {
+    "gguf": ("llama.cpp", "Ollama", "LM Studio"),
+    "onnx": ("onnxruntime-genai", "transformers.js"),
+    "executorch": ("ExecuTorch's LLM runners",),
+    "coreml": ("swift-transformers",),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One sentence, and whom it concerns; an error keeps them from loading or from computing what they should."""
+
+    text: str
+    consumers: tuple[str, ...]
+    is_error: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lint:
+    """All findings; ``digests`` are the SHA-256 of the checkpoint's documents that an artifact must carry."""
+
+    target: str
+    consumers: tuple[str, ...]
+    findings: tuple[Finding, ...]
+    digests: Mapping[str, str]
+
+    def errors_of(self, consumer: str) -> list[Finding]:
+        return [finding for finding in self.findings if finding.is_error and consumer in finding.consumers]
+
+    @property
+    def is_clean(self) -> bool:
+        return not any(finding.is_error for finding in self.findings)
+
+
+def lint_artifact(path: Path, model: Model) -> Lint:
+    """Look at an artifact of any target; ExportError for what is none, or cannot be opened at all."""
+    from qwen3_export.targets.artifacts import target_of
+
+    target = target_of(path)
+    consumers, findings = _LINTERS[target](path, model)
+    return Lint(target=target, consumers=consumers, findings=tuple(findings), digests=_digests(model))
+
+
+def _digests(model: Model) -> dict[str, str]:
+    found = {"tokenizer.json": (model.folder / "tokenizer.json").read_bytes()}
+    if model.tokenizer.chat_template is not None:
+        found["chat template"] = model.tokenizer.chat_template.encode("utf-8")
+    return {name: hashlib.sha256(data).hexdigest() for name, data in found.items()}
+
+
+def _gguf(path: Path, model: Model) -> tuple[tuple[str, ...], Iterable[Finding]]:
+    from qwen3_export.targets.gguf.lint import lint_gguf
+
+    return CONSUMERS["gguf"], lint_gguf(path, model.graph, model.tokenizer)
+
+
+def _onnx(path: Path, model: Model) -> tuple[tuple[str, ...], Iterable[Finding]]:
+    from qwen3_export.targets.onnx.lint import consumers_of, lint_onnx
+
+    consumers = consumers_of(path)
+    return consumers, lint_onnx(path, model.graph, model.tokenizer, consumers=consumers)
+
+
+def _executorch(path: Path, model: Model) -> tuple[tuple[str, ...], Iterable[Finding]]:
+    from qwen3_export.targets.executorch.lint import lint_executorch
+
+    return CONSUMERS["executorch"], lint_executorch(path, model.graph, model.tokenizer)
+
+
+def _coreml(path: Path, model: Model) -> tuple[tuple[str, ...], Iterable[Finding]]:
+    from qwen3_export.targets.coreml.lint import lint_coreml
+
+    return CONSUMERS["coreml"], lint_coreml(path, model.graph, model.tokenizer)
+
+
+_LINTERS: Mapping[str, Callable[[Path, Model], tuple[tuple[str, ...], Iterable[Finding]]]] = {
+    "gguf": _gguf,
+    "onnx": _onnx,
+    "executorch": _executorch,
+    "coreml": _coreml,
+}
