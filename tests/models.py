@@ -27,7 +27,7 @@ from torch import Tensor
 from qwen3_export.config import parse_config
 from qwen3_export.graph import Kind, Role, expected_weights, module_name
 
-__all__ = ["COLD_EXPERT", "DEMO", "KNOWN_TOKENS", "VARIANTS", "Variant", "write_model"]
+__all__ = ["COLD_EXPERT", "DEMO", "DENSE", "KNOWN_TOKENS", "MOE", "VARIANTS", "Variant", "write_model"]
 
 DEMO = Path(__file__).parents[1] / "qwen3_export" / "data" / "demo"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "generation_config.json")

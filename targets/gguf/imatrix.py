@@ -24,9 +24,10 @@ from numpy.typing import NDArray
 
 from qwen3_export.errors import CheckpointError
 from qwen3_export.files.atomic import partial_file
+from qwen3_export.llama_names import is_stacked
 from qwen3_export.targets.gguf.container import MetaType, MetaValue, aligned, lay_out, serialize_header
 from qwen3_export.targets.gguf.imatrix_dat import parse_dat
-from qwen3_export.targets.gguf.names import GgufTensor, is_stacked
+from qwen3_export.targets.gguf.names import GgufTensor
 from qwen3_export.targets.gguf.overrides import is_always_f32
 
 __all__ = ["Imatrix", "ImatrixEntry", "check_fits", "read_imatrix", "write_imatrix"]

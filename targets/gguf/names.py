@@ -1,4 +1,4 @@
-"""GGUF's names for the weights of a Qwen3, and the tensors that its file holds.
+"""The tensors of a GGUF file, each with the weights of the graph that it holds.
 
 A graph keeps every expert apart; a GGUF file stacks the experts of a layer into one tensor, [E, out, in].
 ``gguf_tensors`` gives the file's tensors in file order, each with the weights of the graph that make it up.
@@ -7,52 +7,22 @@ Shapes are the graph's, outermost first; GGUF itself lists dimensions innermost 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 from qwen3_export.config import Qwen3Config
 from qwen3_export.errors import UnsupportedModelError
-from qwen3_export.graph import Graph, Kind, Role, Weight
+from qwen3_export.graph import Graph, Kind, Weight
+from qwen3_export.llama_names import AFTER_BLOCKS, BEFORE_BLOCKS, BLOCK, tensor_name
 
 __all__ = [
     "GgufTensor",
     "check_representable",
     "gguf_tensors",
-    "is_stacked",
-    "parse_tensor_name",
     "stack_weights",
-    "tensor_name",
 ]
 
-# The order within each table is the order within the file.
-BEFORE_BLOCKS = {Kind.EMBED_TOKENS: "token_embd"}
-BLOCK = {
-    Kind.INPUT_LAYERNORM: "attn_norm",
-    Kind.Q_PROJ: "attn_q",
-    Kind.K_PROJ: "attn_k",
-    Kind.V_PROJ: "attn_v",
-    Kind.Q_NORM: "attn_q_norm",
-    Kind.K_NORM: "attn_k_norm",
-    Kind.O_PROJ: "attn_output",
-    Kind.POST_ATTENTION_LAYERNORM: "ffn_norm",
-    Kind.ROUTER: "ffn_gate_inp",
-    Kind.GATE_PROJ: "ffn_gate",
-    Kind.UP_PROJ: "ffn_up",
-    Kind.DOWN_PROJ: "ffn_down",
-}
-AFTER_BLOCKS = {Kind.NORM: "output_norm", Kind.LM_HEAD: "output"}
-STACKED = {
-    Kind.GATE_PROJ: "ffn_gate_exps",
-    Kind.UP_PROJ: "ffn_up_exps",
-    Kind.DOWN_PROJ: "ffn_down_exps",
-}
-
-_OUTSIDE = BEFORE_BLOCKS | AFTER_BLOCKS
-_KIND_OUTSIDE = {base: kind for kind, base in _OUTSIDE.items()}
-_KIND_IN_BLOCK = {base: kind for table in (BLOCK, STACKED) for kind, base in table.items()}
 _POSITION = {kind: i for i, kind in enumerate([*BEFORE_BLOCKS, *BLOCK, *AFTER_BLOCKS])}
-_NAME = re.compile(r"(?:blk\.(?P<layer>0|[1-9]\d*)\.)?(?P<base>[a-z_]+)\.weight")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,35 +51,6 @@ class GgufTensor:
     def columns(self) -> int:
         """Length of a row, the dimension that quantization blocks divide."""
         return self.shape[-1]
-
-
-def tensor_name(role: Role) -> str:
-    """The tensor that holds this role; an expert's role gives the tensor of the whole layer's experts."""
-    if role.layer is None:
-        return f"{_OUTSIDE[role.kind]}.weight"
-    base = BLOCK[role.kind] if role.expert is None else STACKED[role.kind]
-    return f"blk.{role.layer}.{base}.weight"
-
-
-def parse_tensor_name(name: str) -> Role | None:
-    """The role that a tensor's name stands for, or None where it is no tensor of a Qwen3.
-
-    Stacked experts give the role without an expert; ``is_stacked`` tells them apart from a dense MLP's.
-    """
-    match = _NAME.fullmatch(name)
-    if match is None:
-        return None
-    layer = match["layer"]
-    kind = (_KIND_OUTSIDE if layer is None else _KIND_IN_BLOCK).get(match["base"])
-    if kind is None:
-        return None
-    return Role(kind, None if layer is None else int(layer))
-
-
-def is_stacked(name: str) -> bool:
-    """Whether a tensor of this name holds all experts of its layer."""
-    match = _NAME.fullmatch(name)
-    return match is not None and match["layer"] is not None and match["base"] in STACKED.values()
 
 
 def gguf_tensors(graph: Graph) -> list[GgufTensor]:

@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from statistics import median
 
 from qwen3_export.graph import Kind
+from qwen3_export.llama_names import parse_tensor_name
 from qwen3_export.parity.html.markup import Markup, join, tag
 from qwen3_export.parity.html.numbers import percent
 from qwen3_export.parity.values import WeightError
-from qwen3_export.targets.gguf.names import parse_tensor_name
 
 __all__ = ["formats_table", "heat_tables", "output_errors"]
 

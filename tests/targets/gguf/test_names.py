@@ -1,4 +1,4 @@
-"""Names: a bijection, the file's order, stacking, and what llama.cpp cannot represent."""
+"""The tensors of a file: their names and order, stacked experts, and what llama.cpp cannot represent."""
 
 from __future__ import annotations
 
@@ -11,13 +11,8 @@ import pytest
 from qwen3_export.config import Qwen3Config
 from qwen3_export.errors import UnsupportedModelError
 from qwen3_export.graph import Graph, Kind, Role, Weight, expected_weights, module_name
-from qwen3_export.targets.gguf.names import (
-    check_representable,
-    gguf_tensors,
-    is_stacked,
-    parse_tensor_name,
-    tensor_name,
-)
+from qwen3_export.llama_names import tensor_name
+from qwen3_export.targets.gguf.names import check_representable, gguf_tensors
 
 DENSE = Qwen3Config(
     model_type="qwen3", vocab_size=96, hidden_size=64, intermediate_size=160, num_hidden_layers=11,
@@ -54,14 +49,6 @@ def graph_of(config: Qwen3Config, *, shuffled: bool = False) -> Graph:
     return Graph(name="stand-in", config=config, weights=MappingProxyType(by_name))
 
 
-@pytest.mark.parametrize("config", [DENSE, MOE], ids=["dense", "moe"])
-def test_names_and_roles_are_inverse(config: Qwen3Config) -> None:
-    for role in expected_weights(config):
-        name = tensor_name(role)
-        assert parse_tensor_name(name) == replace(role, expert=None)
-        assert is_stacked(name) == (role.expert is not None)
-
-
 def test_names_are_those_of_the_official_table() -> None:
     gguf = pytest.importorskip("gguf")
     arch = {"qwen3": gguf.MODEL_ARCH.QWEN3, "qwen3_moe": gguf.MODEL_ARCH.QWEN3MOE}
@@ -75,16 +62,6 @@ def test_names_are_those_of_the_official_table() -> None:
         assert {tensor.name.removesuffix(".weight") for tensor in gguf_tensors(graph_of(config))} <= {
             name.format(bid=layer) for name in known for layer in range(config.num_hidden_layers)
         }
-
-
-@pytest.mark.parametrize(
-    "name",
-    ["blk.0.attn_v", "attn_v.weight", "blk.0.output.weight", "blk.01.attn_v.weight", "blk.0.attn_v.bias",
-     "token_embd.weight.weight", "blk.0.ffn_gate_inp_exps.weight", "ffn_up_exps.weight", "rope_freqs.weight"],
-)  # fmt: skip
-def test_foreign_names_have_no_role(name: str) -> None:
-    assert parse_tensor_name(name) is None
-    assert not is_stacked(name)
 
 
 def test_file_order_is_embedding_blocks_norm_output() -> None:
