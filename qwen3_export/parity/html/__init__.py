@@ -1,4 +1,4 @@
-"""Parity reports as one HTML file that needs nothing else: no network, no script, light or dark as the system is."""
+"""Parity reports as HTML pages: one file each, without scripts and without network access, in light and dark."""
 
 from __future__ import annotations
 
@@ -13,10 +13,14 @@ __all__ = ["save_html", "save_overview", "to_html", "to_overview"]
 
 
 def save_html(report: Report, path: Path) -> None:
-    """One report as a page."""
+    """Write one report as a page."""
     write_text(path, to_html(report))
 
 
-def save_overview(reports: Sequence[Report], path: Path) -> None:
-    """Several reports as one page: a table, size against quality, and a section each."""
-    write_text(path, to_overview(reports))
+def save_overview(reports: Sequence[Report], path: Path, *, targets: Sequence[str] = ()) -> None:
+    """Write several reports as one page: a table, a chart of size against quality, and a section for each report.
+
+    ``targets`` is the order in which the chart gives shapes and colours to targets, so that a target looks the same
+    on every page. Targets that are not in it come after those that are, in the order of the reports.
+    """
+    write_text(path, to_overview(reports, targets=targets))

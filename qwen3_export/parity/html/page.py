@@ -1,4 +1,4 @@
-"""The whole page: of one report, or of several with a table over them."""
+"""The HTML page of one report, or of several reports with a table and a chart at the top."""
 
 from __future__ import annotations
 
@@ -14,32 +14,37 @@ from qwen3_export.parity.report import Report
 
 __all__ = ["to_html", "to_overview"]
 
-# The browser itself sees to it that nothing is fetched and nothing is run.
+# With this policy the browser itself refuses to fetch or to run anything.
 POLICY = "default-src 'none'; style-src 'unsafe-inline'"
-# Aligned on the left, as words are
+# Columns of words, aligned on the left
 WORDS = frozenset({"artifact", "verdict", "target", "recipe", "method"})
 NUMBER_COLUMNS = ("conversion", "shipped", "quantization", "end_to_end")
 
 
 def to_html(report: Report) -> str:
-    """A page of one report."""
+    """The page of one report, as a whole HTML document."""
     title = f"{report.artifact}: parity {_words(report.verdict)}"
     return _page(title, tag("h1", report.artifact), report_sections(report))
 
 
-def to_overview(reports: Sequence[Report]) -> str:
-    """A page of several: how they compare, then each one; what failed stands open."""
+def to_overview(reports: Sequence[Report], *, targets: Sequence[str] = ()) -> str:
+    """The page of several reports: first how they compare, then each report in a section that can be folded.
+
+    Sections of failed reports are open, and so is the section of a single report. ``targets`` is the order in which
+    the chart gives shapes and colours to targets; by default, the order of the reports.
+    """
     verdicts = Counter(report.verdict for report in reports)
     counted = ", ".join(f"{count} {_words(verdict)}" for verdict, count in verdicts.items())
-    title = f"Parity of {len(reports)} {'artifact' if len(reports) == 1 else 'artifacts'}: {counted}"
-    scatter = scatter_figure(reports)
+    is_single = len(reports) == 1
+    title = f"Parity of {len(reports)} {'artifact' if is_single else 'artifacts'}: {counted}"
+    scatter = scatter_figure(reports, targets=targets)
     return _page(
         title,
         tag("h1", title),
         _table(reports),
         tag("section", tag("h2", "Size against quality"), scatter) if scatter else "",
         tag("h2", "Each report"),
-        *(_folded(report, i) for i, report in enumerate(reports)),
+        *(_folded(report, i, is_open=is_single or report.verdict == "fail") for i, report in enumerate(reports)),
     )
 
 
@@ -58,7 +63,7 @@ def _page(title: str, *content: str) -> str:
 
 
 def _table(reports: Sequence[Report]) -> Markup:
-    """On a narrow screen rows are drawn as blocks; the roles say that they are rows all the same."""
+    """One row a report. Narrow screens show rows as blocks, so ``role`` keeps them a table for screen readers."""
     heads = ("artifact", "verdict", "target", "recipe", "method", "size", "bits per weight", *NUMBER_COLUMNS,
              "same top-1")  # fmt: skip
     names = [tag("th", name, scope="col", role="columnheader", class_=_alignment(name)) for name in heads]
@@ -97,12 +102,12 @@ def _number(report: Report, name: str) -> Markup:
     return tag("span", text, " ✗", class_="fail") if numbers.status == "fail" else Markup(text)
 
 
-def _folded(report: Report, index: int) -> Markup:
-    """A report behind its name; a link to what lies inside unfolds it."""
+def _folded(report: Report, index: int, *, is_open: bool) -> Markup:
+    """A report that can be folded to its name. Browsers unfold it when a link leads to its heading."""
     summary = tag("summary", report.artifact, " ", status_mark(report.verdict))
     heading = tag("h2", report.artifact, id=f"report-{index}")
     inside = join([heading, report_sections(report, level=3)])
-    return tag("details", summary, inside, class_="report", open=report.verdict == "fail")
+    return tag("details", summary, inside, class_="report", open=is_open)
 
 
 def _words(verdict: str) -> str:

@@ -176,6 +176,41 @@ def test_several_reports_are_one_page(tmp_path: Path) -> None:
     assert "Size against quality" not in (tmp_path / "one.html").read_text(encoding="utf-8")
 
 
+def test_a_page_of_one_report_is_open() -> None:
+    for report in REPORTS:
+        folds = Reader(to_overview([report])).attributes("details")
+        assert ["open" in fold for fold in folds if fold.get("class") == "report"] == [True]
+
+
+def legend(page: str) -> dict[str, tuple[str, str]]:
+    """Target -> its shape and colour."""
+    found = re.findall(
+        r'<svg [^>]*style="--series: var\(--(\w+)\)"><path class="mark" d="(.*?)".*?</svg>(\w+)', page
+    )
+    return {target: (shape, colour) for colour, shape, target in found}
+
+
+def test_targets_are_told_apart_in_the_order_asked_for() -> None:
+    names = ["gguf", "onnx", "executorch", "coreml", "a_fifth", "a_sixth"]
+    reports = [replace(a_report(), target=name) for name in names]
+    styles = legend(to_overview(reports))
+    assert list(styles) == names
+    assert len({shape for shape, _ in styles.values()}) == len({colour for _, colour in styles.values()}) == 5
+    assert styles["a_fifth"] == styles["a_sixth"]  # there are no more shapes
+    other = legend(to_overview(reports[::-1], targets=names))
+    assert other == styles, "a target looks the same on every page that names the same targets"
+    assert list(other) == names[::-1]
+    assert legend(to_overview(reports[1:3])) == {"onnx": styles["gguf"], "executorch": styles["onnx"]}
+    marks = re.findall(r'<path class="mark" d="([^"]*)"></path></g>', to_overview(reports[1:3], targets=names))
+    assert marks == [styles["onnx"][0], styles["executorch"][0]]
+
+
+def test_an_artifact_without_any_divergence_is_drawn() -> None:
+    exact = replace(a_report(), end_to_end=numbers(0.0))
+    marks = re.findall(r'<path class="mark" d="[^"]*"></path></g>', to_overview([exact, a_report()]))
+    assert len(marks) == 2
+
+
 def test_labels_of_points_do_not_cover_each_other() -> None:
     """Eight recipes around the same size, each readable."""
     reports = [
