@@ -1,7 +1,8 @@
-"""How a divergence grows over the positions of a text: a few averages over ranges that widen with the position.
+"""The divergence by position in a text, averaged over ranges that widen with the position.
 
-Errors of a KV cache, of positions and of masks grow along a text, which one mean over all positions hides. Ranges widen
-by half octaves (0, 1, 2, 3, 4 to 5, 6 to 7, 8 to 11, …), so that 32,768 positions are about thirty points.
+Errors of the KV cache, of positions and of the mask grow along a text; one mean over all positions would hide that.
+There are two ranges for each doubling of the position (0, 1, 2, 3, 4 to 5, 6 to 7, 8 to 11, …), so that 32,768
+positions become about thirty points.
 """
 
 # P positions
@@ -18,7 +19,10 @@ __all__ = ["CurvePoint", "curve"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CurvePoint:
-    """Positions ``first`` to ``last`` of all texts: how many were seen, their mean and largest KL divergence."""
+    """The positions ``first`` to ``last`` (both included) of all texts.
+
+    ``count`` is how many such positions there were; ``mean_kld`` and ``max_kld`` are in nats.
+    """
 
     first: int
     last: int
@@ -28,7 +32,7 @@ class CurvePoint:
 
 
 def curve(positions_P: NDArray[np.int64], klds_P: NDArray[np.float64]) -> tuple[CurvePoint, ...]:
-    """A point for each range in which some position was seen."""
+    """A point for each range that has any of the positions, from their KL divergences in nats."""
     if not len(positions_P):
         return ()
     edges = _edges(int(positions_P.max()))
@@ -49,7 +53,7 @@ def curve(positions_P: NDArray[np.int64], klds_P: NDArray[np.float64]) -> tuple[
 
 
 def _edges(last: int) -> NDArray[np.int64]:
-    """Where ranges begin, and one edge beyond ``last``."""
+    """The first position of each range, and one edge beyond ``last``."""
     edges = [0, 1, 2, 3]
     while edges[-1] <= last:
         edges.append(2 * edges[-2])

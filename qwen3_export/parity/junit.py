@@ -1,9 +1,9 @@
-"""Parity reports as JUnit XML, which GitHub, GitLab, Jenkins and their kin show beside a project's tests.
+"""Parity reports as JUnit XML, which CI services such as GitHub, GitLab and Jenkins show beside a project's tests.
 
-A test suite for each artifact; a test case for each of the four numbers, for the decode contract, the metadata, the
-values, and every bound of the user's. What was not run is skipped, with the reason. The format has no standard: this
-keeps to what Jenkins' and GitLab's readers have in common (testsuites > testsuite > properties, testcase > failure,
-skipped).
+Each artifact is a test suite. It has a test case for each of the four numbers, for decoding, for the metadata, for the
+values, and for each bound that the user set. A case that was not run is skipped, with the reason. The format has no
+standard, so only elements that both Jenkins and GitLab read are used (testsuites > testsuite > properties, testcase >
+failure, skipped).
 """
 
 from __future__ import annotations
@@ -21,13 +21,17 @@ from qwen3_export.parity.summary import describe_decode, describe_sampling
 
 __all__ = ["Case", "cases", "save_junit", "to_junit"]
 
-# What XML 1.0 cannot hold, escaped or not
+# Characters that XML 1.0 cannot hold, not even escaped
 UNSPEAKABLE = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """One thing that was looked at: ``failures`` are sentences, ``skipped`` says why it was not, ``found`` what was."""
+    """One test case.
+
+    ``found`` says what was measured, ``failures`` has a sentence for each failure, and ``skipped`` says why the case
+    was not run (None if it was).
+    """
 
     name: str
     found: str
@@ -36,11 +40,12 @@ class Case:
 
 
 def save_junit(reports: Sequence[Report], path: Path) -> None:
+    """Write the XML document of some reports."""
     write_text(path, to_junit(reports))
 
 
 def to_junit(reports: Sequence[Report]) -> str:
-    """The document, one suite a report."""
+    """The XML document, with a test suite for each report."""
     root = ElementTree.Element("testsuites", name="qwen3-export")
     suites = [_suite(report) for report in reports]
     for name in ("tests", "failures", "errors", "skipped"):
@@ -52,7 +57,7 @@ def to_junit(reports: Sequence[Report]) -> str:
 
 
 def cases(report: Report) -> Iterator[Case]:
-    """What a report has looked at, in the order in which a reader asks."""
+    """The test cases of a report: the four numbers, decoding, metadata, values, then the user's bounds."""
     for name, meaning in NUMBERS.items():
         yield _number_case(report, name, meaning)
     yield _decode_case(report)
@@ -119,7 +124,7 @@ def _suite(report: Report) -> ElementTree.Element:
 
 
 def _element(report: Report, case: Case) -> ElementTree.Element:
-    """One run of the artifact serves all cases, so that only the suite has a time of its own."""
+    """A test case as XML. Its time is 0: all cases share one run, and the suite has its time."""
     classname = _speakable(f"qwen3-export.{report.target}.{report.artifact}")
     element = ElementTree.Element("testcase", classname=classname, name=case.name, time="0")
     if case.failures:
@@ -143,5 +148,5 @@ def _properties(report: Report) -> Iterator[tuple[str, str]]:
 
 
 def _speakable(text: str) -> str:
-    """Control characters and lone surrogates as Python writes them: XML has no way to hold them."""
+    """The text with characters that XML cannot hold (control characters, lone surrogates) as Python escapes."""
     return UNSPEAKABLE.sub(lambda found: ascii(found.group())[1:-1], text)

@@ -1,4 +1,4 @@
-"""Parity reports as one Markdown table, for a README or a comment on a pull request."""
+"""Parity reports as a Markdown table, for a README or a comment on a pull request."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ COLUMNS = (
 
 
 def to_markdown(reports: Sequence[Report]) -> str:
-    """A row a report, in the order given; the four numbers are mean KL divergences in nats a position."""
+    """A table with a row for each report, in the order given. The four numbers are mean KL divergences in nats."""
     rows = [COLUMNS, ["---"] * len(COLUMNS), *table_rows(reports)]
     return "".join(f"| {' | '.join(_cell(cell) for cell in row)} |\n" for row in rows)
 
 
 def table_rows(reports: Sequence[Report]) -> list[tuple[str, ...]]:
-    """What stands below ``COLUMNS``."""
+    """The cells of each report, as text, in the order of ``COLUMNS``."""
     return [
         (
             report.target,
@@ -42,7 +42,7 @@ def table_rows(reports: Sequence[Report]) -> list[tuple[str, ...]]:
 
 
 def _number(numbers: Comparison) -> str:
-    """The mean, with a mark where it is out of bounds."""
+    """The mean KL divergence, with a remark if it is out of bounds."""
     text = number_text(numbers.mean_kld)
     return f"{text} (out of bounds)" if numbers.status == "fail" else text
 

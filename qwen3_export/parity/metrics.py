@@ -1,13 +1,13 @@
-"""How far two sets of logits are apart, gathered over many positions without holding them.
+"""Compare the logits of two models, position by position, without keeping the logits.
 
-KL divergence is KL(reference || candidate) in nats, a value per position, in float64.  The textbook form,
-Σ p (log p - log q), loses everything below about 1e-15·|log p|: a conversion that is right has a divergence
-near 1e-12, so that form would report its own rounding.  With d = reference - candidate logits, p the
-reference's probabilities and e = d - Σ p d,
+The KL divergence of a position is KL(reference || candidate) in nats, computed in float64. The textbook formula,
+Σ p (log p - log q), has a rounding error of about 1e-15·|log p|. A correct conversion has a divergence near 1e-12, so
+the formula would show its own rounding. With d = reference - candidate logits, p the reference's probabilities and
+e = d - Σ p d,
 
-    KL = log Σ p exp(-e) = log1p(Σ p (expm1(-e) + e)),    because Σ p e = 0,
+    KL = log Σ p exp(-e) = log1p(Σ p (expm1(-e) + e)),    because Σ p e = 0.
 
-where every term is >= 0 and about e²/2: nothing cancels, and a shift of all logits of a position drops out.
+Every term is >= 0 and about e²/2, so nothing cancels. Adding a constant to all logits of a position changes nothing.
 """
 
 # P positions  V vocabulary
@@ -28,20 +28,20 @@ __all__ = ["NOT_RUN", "Comparison", "Divergence", "Status", "kl_divergence"]
 
 Status = Literal["pass", "fail", "not_run"]
 
-# float64 work is done on this many logits at a time: 16 MiB an array, a dozen rows of Qwen3's vocabulary.
+# So many logits are converted to float64 at a time: 16 MiB, a dozen rows of Qwen3's vocabulary.
 WORKING_LOGITS = 1 << 21
 
-# Above this, exp(-e) could overflow and the plain form is exact enough.
+# Where |e| is larger, exp(-e) could overflow, and the plain formula is exact enough.
 LARGE_DIFFERENCE = 30.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """One of the report's four numbers; None where nothing was run.
+    """One of the report's four numbers, with what else was measured; fields are None if nothing was run.
 
-    ``bound`` is the largest mean_kld in bounds, or None where the number is only reported.
-    ``same_top1`` is the share of positions whose likeliest token agrees; ``perplexity_ratio`` is the
-    candidate's next-token perplexity over the reference's.
+    Divergences are in nats. ``max_abs`` is the largest difference of a logit, ``same_top1`` the share of positions at
+    which both models find the same token likeliest, ``perplexity_ratio`` the candidate's next-token perplexity divided
+    by the reference's. ``bound`` is the largest allowed ``mean_kld``, None if there is no bound.
     """
 
     mean_kld: float | None = None
@@ -54,7 +54,7 @@ class Comparison:
     status: Status = "not_run"
 
     def judged(self, bound: float | None) -> Comparison:
-        """The same numbers with their verdict; no bound means that being finite is enough."""
+        """The same numbers, with a status. Without a bound, a finite mean passes."""
         mean = self.mean_kld
         if mean is None:
             return replace(self, bound=bound, status="not_run")
@@ -67,11 +67,11 @@ NOT_RUN = Comparison()
 
 @dataclass(slots=True)
 class Divergence:
-    """Gathers a comparison chunk by chunk; keeps three numbers a position."""
+    """Collects a comparison chunk by chunk. It keeps three numbers for each position."""
 
     places: list[np.ndarray] = field(default_factory=list)  # positions within their texts
     klds: list[np.ndarray] = field(default_factory=list)
-    losses: list[np.ndarray] = field(default_factory=list)  # candidate's next-token loss less the reference's
+    losses: list[np.ndarray] = field(default_factory=list)  # candidate's next-token loss minus the reference's
     max_abs: float = 0.0
     same_top1: int = 0
 
@@ -83,9 +83,10 @@ class Divergence:
         *,
         first: int = 0,
     ) -> None:
-        """Add positions from ``first`` of a text on; a next token of -1 means that nothing follows.
+        """Add the logits [P, V] of consecutive positions of a text; ``first`` is the position of the first row.
 
-        Infinite and NaN logits give ∞.
+        ``next_tokens_P`` are the tokens that follow, -1 at the end of the text. Logits that are infinite or NaN give
+        a divergence of infinity. Raises ValueError if the shapes do not match.
         """
         if reference_PV.shape != candidate_PV.shape or len(next_tokens_P) != len(reference_PV):
             raise ValueError(f"cannot compare {tuple(reference_PV.shape)} with {tuple(candidate_PV.shape)}")
@@ -117,14 +118,15 @@ class Divergence:
 
     @property
     def positions(self) -> int:
+        """How many positions were added."""
         return sum(len(kld) for kld in self.klds)
 
     def curve(self) -> tuple[CurvePoint, ...]:
-        """What was gathered, by position within the texts; empty if nothing was."""
+        """The divergence by position within the texts; empty if nothing was added."""
         return curve(np.concatenate(self.places), np.concatenate(self.klds)) if self.positions else ()
 
     def summary(self) -> Comparison:
-        """What was gathered, not judged yet (status ``not_run``); empty numbers if nothing was."""
+        """The numbers over all positions, not judged yet (status ``not_run``); NOT_RUN if nothing was added."""
         if not self.positions:
             return NOT_RUN
         kld, losses = np.concatenate(self.klds), np.concatenate(self.losses)
@@ -140,13 +142,13 @@ class Divergence:
 
 
 def kl_divergence(reference_PV: torch.Tensor, candidate_PV: torch.Tensor) -> torch.Tensor:
-    """KL(reference || candidate) of each position, float64 nats [P]."""
+    """KL(reference || candidate) of each position in nats, float64 [P]."""
     reference = reference_PV.to(torch.float64)
     return _kl_from_difference(torch.log_softmax(reference, dim=-1), reference - candidate_PV)[0]
 
 
 def _kl_from_difference(log_p: torch.Tensor, difference: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """(KL, Σ p d) of each position."""
+    """KL and Σ p d of each position, both [P], from log p and d [P, V]."""
     p = log_p.exp()
     mean = (p * difference).sum(-1)
     e = difference - mean[:, None]

@@ -1,7 +1,8 @@
-"""A saved report, read back: the inverse of ``report.save_report``.
+"""Read saved reports back: the inverse of ``report.save_report``.
 
-JSON has no infinity, so what was not finite stands as null; a number that was run and is null becomes infinite again.
-Fields that a newer version has added are passed over, and those that an older one did not know keep their defaults.
+JSON has no infinity, so numbers that were not finite are saved as null. A number that was measured and is null becomes
+infinite again. Fields added by newer versions are ignored, and fields that an older version did not write keep their
+defaults.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ Record = TypeVar("Record")
 
 
 def read_report(path: Path) -> Report:
-    """The report that ``check --json`` has written.  Raises ExportError for anything else."""
+    """Read a report that ``qwen3-export check --json`` wrote. Raises ExportError if the file holds none."""
     try:
         return parse_report(json.loads(path.read_text(encoding="utf-8")))
     except OSError as error:
@@ -38,7 +39,10 @@ def read_report(path: Path) -> Report:
 
 
 def parse_report(document: Mapping[str, Any]) -> Report:
-    """The report of a JSON document; ValueError, TypeError or KeyError where it is none."""
+    """The report of a JSON document.
+
+    Raises ValueError, TypeError, KeyError or AttributeError if the document is no report.
+    """
     parsed: dict[str, Any] = {name: _comparison(document[name]) for name in NUMBERS}
     parsed["floor"] = _comparison(document.get("floor", {}))
     parsed["decode"] = _record(Decode, document["decode"])
@@ -80,6 +84,6 @@ def _or_infinite(value: float | None) -> float:
 
 
 def _record(kind: type[Record], found: Mapping[str, Any]) -> Record:
-    """The dataclass of a JSON object, unknown keys passed over."""
+    """The dataclass with the fields of a JSON object; unknown keys are ignored."""
     known = {field.name for field in fields(kind)}  # type: ignore[arg-type]
     return kind(**{name: value for name, value in found.items() if name in known})

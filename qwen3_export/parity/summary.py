@@ -1,4 +1,4 @@
-"""A parity report in a terminal: a table where there is one, plain lines in logs and pipes."""
+"""Parity reports as text: a coloured table for terminals, plain lines for logs and pipes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ COLOURS = {"pass": "green", "fail": "red", "not_run": "yellow"}
 
 
 def summary_rows(report: Report) -> list[tuple[str, ...]]:
-    """Name, mean KLD, p99 KLD, largest KLD, same top-1, perplexity ratio, bound, status: one row a number."""
+    """A row of cells for each of the four numbers, in the order of ``HEADS``."""
     rows = []
     for name in NUMBERS:
         numbers: Comparison = getattr(report, name)
@@ -39,7 +39,7 @@ def summary_rows(report: Report) -> list[tuple[str, ...]]:
 
 
 def to_text(report: Report) -> str:
-    """A plain summary for logs and pipes."""
+    """One report as plain lines."""
     lines = _aligned([HEADS, *summary_rows(report)])
     lines.append(f"decode        {describe_decode(report.decode)}")
     lines += [f"- {reason}" for reason in report.reasons]
@@ -48,14 +48,14 @@ def to_text(report: Report) -> str:
 
 
 def overview_text(reports: Sequence[Report]) -> str:
-    """Several reports as one plain table, a row each."""
+    """Several reports as a plain table, one row each."""
     names = ("artifact", *(report.artifact for report in reports))
     table = [(name, *row) for name, row in zip(names, (COLUMNS, *table_rows(reports)), strict=True)]
     return "".join(f"{line.rstrip()}\n" for line in _aligned(table))
 
 
 def to_renderable(report: Report) -> Group:
-    """The same for a rich console."""
+    """One report for a console of the rich library; the same content as ``to_text``."""
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text
@@ -71,6 +71,7 @@ def to_renderable(report: Report) -> Group:
 
 
 def describe_decode(decode: Decode) -> str:
+    """One line on decoding: the status, the differences, and their bounds."""
     if decode.max_abs_vs_prefill is None:
         return decode.status
     cache = ""
@@ -86,6 +87,7 @@ def describe_decode(decode: Decode) -> str:
 
 
 def describe_sampling(report: Report) -> str:
+    """One line on how much was compared, and the time and memory that it took."""
     parts = [f"{report.positions} positions"]
     if report.sampled is not None:
         sampled = report.sampled

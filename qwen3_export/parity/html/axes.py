@@ -1,4 +1,4 @@
-"""What both charts share: a frame, and axes from numbers to places in it."""
+"""The frame and the axes that both charts share."""
 
 from __future__ import annotations
 
@@ -11,17 +11,21 @@ from qwen3_export.parity.html.numbers import power_of_ten
 
 __all__ = ["BOTTOM", "FLOOR", "HEIGHT", "LEFT", "WIDTH", "Axis", "decades", "frame", "place"]
 
-# About as wide as a phone, so that text is as large there as elsewhere
+# In pixels. About as wide as a phone, so that text has the same size there as elsewhere
 WIDTH, HEIGHT = 360, 240
 LEFT, RIGHT, TOP, BOTTOM = 46, 10, 12, 40
-# What a divergence of zero is drawn as: beneath what float64 can tell from it
+# A divergence of zero is drawn here: smaller than any that float64 can measure
 FLOOR = 1e-16
 MOST_TICKS = 6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Axis:
-    """From values (already on the axis' scale) to one side of the frame; ``ticks`` are values with their labels."""
+    """One axis of a chart, from ``low`` to ``high``.
+
+    Values are on the scale of the axis: for a logarithmic axis, they are logarithms. ``ticks`` are the values that are
+    marked, each with its label.
+    """
 
     low: float
     high: float
@@ -29,11 +33,15 @@ class Axis:
     title: str
 
     def share(self, value: float) -> float:
+        """Where a value lies on the axis, from 0 at ``low`` to 1 at ``high``."""
         return (value - self.low) / ((self.high - self.low) or 1.0)
 
 
 def decades(values: Iterable[float], *, title: str) -> Axis:
-    """A logarithmic axis (of log10) over whole powers of ten that hold all values; what is below FLOOR counts as it."""
+    """A logarithmic axis (log10) that holds all values and begins and ends at powers of ten.
+
+    Values below FLOOR count as FLOOR.
+    """
     exponents = [math.log10(max(value, FLOOR)) for value in values]
     low = math.floor(min(exponents, default=-1))
     high = max(math.ceil(max(exponents, default=0)), low + 1)
@@ -47,7 +55,7 @@ def decades(values: Iterable[float], *, title: str) -> Axis:
 
 
 def place(x: float, y: float, *, across: Axis, up: Axis) -> tuple[float, float]:
-    """Where a point lies in the picture."""
+    """The pixel (x from the left, y from the top) of a point, given on the scales of the axes."""
     return (
         LEFT + across.share(x) * (WIDTH - LEFT - RIGHT),
         HEIGHT - BOTTOM - up.share(y) * (HEIGHT - TOP - BOTTOM),
@@ -55,7 +63,7 @@ def place(x: float, y: float, *, across: Axis, up: Axis) -> tuple[float, float]:
 
 
 def frame(across: Axis, up: Axis) -> Markup:
-    """Lines and labels of both axes."""
+    """The labels of both axes, and the horizontal grid lines."""
     parts = [_across_tick(value, label, across) for value, label in across.ticks]
     parts += [_up_tick(value, label, up) for value, label in up.ticks]
     bottom = HEIGHT - 6

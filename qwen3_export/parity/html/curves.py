@@ -1,4 +1,4 @@
-"""The chart of divergence over positions: whether a loss grows along a text."""
+"""The chart of divergence over positions, which shows whether the divergence grows along a text."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from qwen3_export.parity.html.numbers import scientific
 __all__ = ["curve_figure"]
 
 TITLE = "Mean KL divergence over positions"
-# Told apart without colour: a stroke's dashes, and the name
+# The curves that are drawn, each with the dashes of its line: colour alone does not tell them apart
 DASHES = {"shipped": "2 3", "quantization": "7 4", "end_to_end": None}
 
 Curves = Mapping[str, Sequence[CurvePoint]]
 
 
 def curve_figure(curves: Curves) -> Markup:
-    """The chart, its legend, and the numbers themselves."""
+    """The chart with its legend, and the same numbers as a table that can be unfolded."""
     shown = {name: curves[name] for name in DASHES if curves.get(name)}
     legend = tag("ul", *(tag("li", _swatch(name), name) for name in shown), class_="legend")
     picture = svg(_drawing(shown), width=WIDTH, height=HEIGHT, title=TITLE, description=_description(shown))
@@ -36,7 +36,7 @@ def _drawing(curves: Curves) -> Markup:
 
 
 def _positions(lasts: Sequence[int]) -> Axis:
-    """Positions by log2(position + 1), so that 0 has a place."""
+    """The axis of positions, by log2(position + 1) so that position 0 has a place."""
     high = math.log2(max(lasts) + 1)
     marks = [0] + [1 << exponent for exponent in range(max(lasts).bit_length()) if 1 << exponent <= max(lasts)]
     step = -(-len(marks) // 8)
@@ -45,7 +45,10 @@ def _positions(lasts: Sequence[int]) -> Axis:
 
 
 def _series(name: str, points: Sequence[CurvePoint], across: Axis, up: Axis) -> Markup:
-    """A line through the middles of the ranges, and a mark on each; ranges that are not finite interrupt nothing."""
+    """One curve: a mark in the middle of each range, and a line through the marks.
+
+    Ranges whose mean is not finite are left out.
+    """
     places = [
         place(_middle(point), math.log10(max(point.mean_kld, FLOOR)), across=across, up=up)
         for point in points

@@ -1,4 +1,4 @@
-"""Errors by layer and by role, as tables whose cells are the darker the larger the error is."""
+"""Tables of errors by layer and role; the larger an error, the darker its cell."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ from qwen3_export.parity.values import WeightError
 
 __all__ = ["formats_table", "heat_tables", "output_errors"]
 
-# (role, layer): error; layer None is outside the layers
+# (role, layer) -> error; the layer is None for weights outside the layers
 Errors = Mapping[tuple[str, int | None], float]
 
 ORDER = {kind.value: i for i, kind in enumerate(Kind)}
-# A cell is an outlier from so many times the median of its role on: layers differ by half of that and less.
+# An error is an outlier if it is more than so many times the median of its role. In sound files, layers differ by at
+# most half of that.
 OUTLIER = 4.0
 DARKEST = 0.6
 
@@ -27,7 +28,7 @@ CHECKPOINT_NAME = re.compile(r"(?:model\.)?(?:layers\.(\d+)\..*?)?(\w+)")
 
 
 def heat_tables(errors: Errors, *, caption: str) -> Markup:
-    """One table over the layers, and a line for what stands outside them."""
+    """A table of the errors in the layers, and a line with the errors outside them."""
     inside = {place: error for place, error in errors.items() if place[1] is not None}
     outside = [(role, error) for (role, layer), error in errors.items() if layer is None]
     parts = [tag("div", _layers(inside, caption=caption), class_="wide")] if inside else []
@@ -38,9 +39,10 @@ def heat_tables(errors: Errors, *, caption: str) -> Markup:
 
 
 def output_errors(recorded: Mapping[str, float]) -> dict[tuple[str, int | None], float]:
-    """Errors of outputs by place, from an artifact's own names of its weights; experts of a layer are averaged.
+    """Relative errors of outputs by (role, layer), from what an artifact records by the names of its weights.
 
-    What is recorded are ratios of squares; here they are ratios.
+    Names may be the checkpoint's or llama.cpp's; other names are passed over. An artifact records ratios of squares;
+    the result has their square roots. Experts of a layer are averaged before the root is taken.
     """
     gathered: dict[tuple[str, int | None], list[float]] = {}
     for name, error in recorded.items():
@@ -51,7 +53,7 @@ def output_errors(recorded: Mapping[str, float]) -> dict[tuple[str, int | None],
 
 
 def formats_table(errors: Sequence[WeightError]) -> Markup:
-    """How far off each number format is, over the weights that it stores."""
+    """A table of the errors of each number format: least, median and most over the matrices stored in it."""
     by_format: dict[str, list[float]] = {}
     for error in errors:
         by_format.setdefault(error.format, []).append(error.relative)
@@ -97,12 +99,12 @@ def _cell(error: float | None, *, most: float, usual: float) -> Markup:
 
 
 def _is_outlier(error: float, usual: float) -> bool:
-    """Outliers have a frame, so that the shades are left to tell the others apart."""
+    """Outliers get a frame and do not set the scale of the shades, so that the other errors can be told apart."""
     return not math.isfinite(error) or (usual > 0 and error > OUTLIER * usual)
 
 
 def _short_percent(error: float) -> str:
-    """Percent without its sign, in about three characters."""
+    """The error in percent, without the percent sign, in about three characters."""
     value = 100 * error
     if not math.isfinite(value):
         return "∞"
@@ -120,7 +122,7 @@ def _short(role: str) -> str:
 
 
 def _place(name: str) -> tuple[str, int | None] | None:
-    """The role and layer of a weight, by the checkpoint's name of it or by GGUF's."""
+    """The role and layer of a weight, from its name in the checkpoint or in llama.cpp; None for other names."""
     role = parse_tensor_name(name)
     if role is not None:
         return role.kind.value, role.layer

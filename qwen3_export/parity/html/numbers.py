@@ -1,4 +1,4 @@
-"""Numbers as people read them."""
+"""Numbers as text for people: powers of ten, percentages, sizes."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import math
 __all__ = ["bytes_text", "percent", "power_of_ten", "scientific"]
 
 RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
-THIN_SPACE = "\u202f"  # narrow, and not broken at
+THIN_SPACE = "\u202f"  # narrow, and no line breaks there
 
 
 def scientific(value: float | None, *, digits: int = 3) -> str:
-    """``0.00483``, ``1.43 × 10⁻¹²``, a dash for what was not measured."""
+    """``0.00483`` or ``1.43 × 10⁻¹²``; a dash for None, which stands for a number that was not measured."""
     if value is None:
         return "–"
     if not math.isfinite(value):
@@ -25,11 +25,12 @@ def scientific(value: float | None, *, digits: int = 3) -> str:
 
 
 def power_of_ten(exponent: int) -> str:
+    """``10⁻³``, and ``1`` for the exponent 0."""
     return "1" if exponent == 0 else "10" + str(exponent).translate(RAISED)
 
 
 def percent(value: float | None, *, digits: int = 2) -> str:
-    """``99.22 %``; 100 only where it is meant."""
+    """``99.22 %`` for a share of 0.9922; a share below 1 is never rounded up to 100 %."""
     if value is None:
         return "–"
     if not math.isfinite(value):
@@ -41,7 +42,7 @@ def percent(value: float | None, *, digits: int = 2) -> str:
 
 
 def bytes_text(size: float) -> str:
-    """Powers of 1000, as file managers and the hub count."""
+    """``5.49 MB``, in powers of 1000 as file managers and the Hugging Face hub count."""
     for unit in ("B", "kB", "MB"):
         if size < 1000:
             return f"{size:.3g}{THIN_SPACE}{unit}"

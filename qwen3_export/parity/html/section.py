@@ -1,4 +1,4 @@
-"""One report as sections of a page: the verdict first, then what it rests on."""
+"""One report as sections of a page: the verdict first, then the numbers behind it."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ SITES = {
 
 @dataclass(frozen=True, slots=True)
 class _Headings:
-    """Headings below that of the report: h2 on a page of one, h3 on a page of several."""
+    """The level of a report's section headings: 2 on a page of one report, 3 on a page of several."""
 
     level: int
 
@@ -44,7 +44,7 @@ class _Headings:
 
 
 def report_sections(report: Report, *, level: int = 2) -> Markup:
-    """Everything but the report's own heading; ``level`` is that of the headings within."""
+    """All sections of a report, without a heading for the report itself; ``level`` is that of the section headings."""
     headings = _Headings(level)
     numbers = headings.section("The four numbers", _numbers(report, headings))
     where = headings.section("Where it leaves the reference", _divergence(report)) if report.first_divergence else ""
@@ -53,7 +53,7 @@ def report_sections(report: Report, *, level: int = 2) -> Markup:
 
 
 def status_mark(status: Status) -> Markup:
-    """The word with its symbol: no meaning is carried by colour alone."""
+    """The status as a word with a symbol, so that its meaning does not depend on colour."""
     picture = tag("svg", tag("path", d=SYMBOLS[status]), viewBox="0 0 16 16", aria_hidden="true")
     return tag("span", picture, status.replace("_", " "), class_=f"status {status}")
 
@@ -120,7 +120,7 @@ def _card(name: str, numbers: Comparison, report: Report, headings: _Headings) -
 
 
 def _details(name: str, numbers: Comparison, report: Report) -> list[tuple[str, str]]:
-    """What stands below the mean of one number."""
+    """The lines below the mean of one of the four numbers."""
     details = [
         ("p99 KLD", scientific(numbers.p99_kld)),
         ("max KLD", scientific(numbers.max_kld)),

@@ -1,8 +1,7 @@
-"""How the page looks: colours for light and dark, and a layout that a phone's 360 pixels hold.
+"""The style sheet of the page: colours for light and dark, and a layout that also fits a phone of 360 pixels.
 
-Colours of text have a contrast of at least 4.5 to 1 with the surfaces that they stand on, in both themes (a test
-computes it); no meaning is carried by colour alone. Tables that are wider than the screen become lists of rows there,
-or scroll inside their own frame.
+Text has a contrast of at least 4.5 to 1 with its background in both themes (a test computes it), and no meaning
+depends on colour alone. On narrow screens, wide tables become lists of rows or scroll inside their own frame.
 """
 
 from __future__ import annotations

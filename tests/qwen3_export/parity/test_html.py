@@ -184,9 +184,7 @@ def test_a_page_of_one_report_is_open() -> None:
 
 def legend(page: str) -> dict[str, tuple[str, str]]:
     """Target -> its shape and colour."""
-    found = re.findall(
-        r'<svg [^>]*style="--series: var\(--(\w+)\)"><path class="mark" d="(.*?)".*?</svg>(\w+)', page
-    )
+    found = re.findall(r'<svg [^>]*style="--series: var\(--(\w+)\)"><path class="mark" d="(.*?)".*?</svg>(\w+)', page)
     return {target: (shape, colour) for colour, shape, target in found}
 
 
