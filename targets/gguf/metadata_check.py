@@ -1,8 +1,8 @@
-"""A file's metadata against the checkpoint's, field by field: what llama.cpp will take from it must be exact.
+"""Compare a GGUF file's metadata with the checkpoint, field by field.
 
-A key that is missing has the meaning that llama.cpp's loader gives it, so files by other writers are judged by
-what they do and not by how they are written.  Expected values come from the checkpoint's config and tokenizer,
-not from this toolkit's writer.
+Only what llama.cpp reads is compared, and it must be exact. A missing key counts as the value that llama.cpp's loader
+takes for it, so that files of other writers are judged by what they do. Expected values come from the checkpoint's
+config and tokenizer files, not from this toolkit's writer.
 """
 
 from __future__ import annotations
@@ -16,16 +16,14 @@ import numpy as np
 from qwen3_export.checkpoint.tokenizer import Tokenizer
 from qwen3_export.config import Qwen3Config
 from qwen3_export.graph import Graph
+from qwen3_export.targets.gguf.expected_tokens import expected_tokens
 
 __all__ = ["MetadataDifference", "metadata_differences"]
 
 # Loader defaults of llama.cpp that matter (llama-model.cpp, llama_model_base::load_hparams).
 ROPE_BASE_DEFAULT = 10_000.0
 
-# llama_token_type
-NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
-
-# Differences in these let llama.cpp compute, if wrongly; any other may abort its process.
+# With a wrong value in one of these, llama.cpp still runs. A wrong value in any other may abort its process.
 HARMLESS_TO_LOAD = frozenset(
     {"context_length", "attention.layer_norm_rms_epsilon", "rope.freq_base", "rope.scaling.type",
      "rope.scaling.factor", "rope.scaling.original_context_length", "rope.scaling.yarn_beta_fast",
@@ -35,7 +33,7 @@ HARMLESS_TO_LOAD = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class MetadataDifference:
-    """One sentence, and whether llama.cpp can still run the file to see what the difference does."""
+    """A difference as one sentence, and whether llama.cpp can still run the file."""
 
     text: str
     is_runnable: bool
@@ -45,7 +43,7 @@ class MetadataDifference:
 
 
 def metadata_differences(metadata: Mapping[str, Any], graph: Graph, tokenizer: Tokenizer) -> list[MetadataDifference]:
-    """Every field in which the file is not the checkpoint; empty for a right file."""
+    """Every field in which the file differs from the checkpoint; none for a correct file."""
     config = graph.config
     arch = "qwen3moe" if config.is_moe else "qwen3"
     if metadata.get("general.architecture") != arch:
@@ -65,7 +63,7 @@ def metadata_differences(metadata: Mapping[str, Any], graph: Graph, tokenizer: T
 
 
 def _hyperparameters(metadata: Mapping[str, Any], config: Qwen3Config, arch: str) -> dict[str, tuple[object, object]]:
-    """Field -> (expected, what the loader takes for a missing key)."""
+    """Field -> (expected value, value that the loader takes for a missing key)."""
     heads = metadata.get(f"{arch}.attention.head_count")
     width = metadata.get(f"{arch}.embedding_length")
     head_default = width // heads if isinstance(heads, int) and isinstance(width, int) and heads else None
@@ -114,7 +112,7 @@ def _rope_scaling(metadata: Mapping[str, Any], config: Qwen3Config, arch: str) -
 
 
 def _tokenizer_fields(tokenizer: Tokenizer, vocab_size: int) -> dict[str, object]:
-    tokens, types = _token_table(tokenizer, vocab_size)
+    tokens, types = expected_tokens(tokenizer.folder, vocab_size)
     generation = tokenizer.generation
     fields: dict[str, object] = {
         "tokenizer.ggml.model": "gpt2",
@@ -132,16 +130,6 @@ def _tokenizer_fields(tokenizer: Tokenizer, vocab_size: int) -> dict[str, object
     if generation.pad_token_id is not None:
         fields["tokenizer.ggml.padding_token_id"] = generation.pad_token_id
     return fields
-
-
-def _token_table(tokenizer: Tokenizer, vocab_size: int) -> tuple[list[str], list[int]]:
-    tokens = [f"[PAD{i}]" for i in range(vocab_size)]
-    types = [UNUSED] * vocab_size
-    for text, i in tokenizer.vocabulary.items():
-        tokens[i], types[i] = text, NORMAL
-    for added in tokenizer.added_tokens:
-        tokens[added.id], types[added.id] = added.content, CONTROL if added.special else USER_DEFINED
-    return tokens, types
 
 
 def _difference(key: str, stored: object, expected: object) -> str | None:
@@ -168,7 +156,7 @@ def _list_difference(key: str, stored: Sequence[object], expected: Sequence[obje
 
 
 def _is_same(stored: object, expected: object) -> bool:
-    """Exactly, where floats count as equal if they are the same float32: that is what a file can hold."""
+    """Whether two values are equal; floats are compared as float32, which is how a file stores them."""
     if isinstance(stored, (int, float)) and isinstance(expected, float):
         return bool(np.float32(stored) == np.float32(expected))
     if isinstance(stored, list):  # a value for each layer
