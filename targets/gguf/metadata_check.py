@@ -1,8 +1,8 @@
-"""A file's metadata against the checkpoint's, field by field: what llama.cpp will take from it must be exact.
+"""Compare a file's metadata with the checkpoint, field by field: what llama.cpp reads from it must be exact.
 
-A key that is missing has the meaning that llama.cpp's loader gives it, so files by other writers are judged by
-what they do and not by how they are written.  Expected values come from the checkpoint's config and tokenizer,
-not from this toolkit's writer.
+A missing key has the default value of llama.cpp's loader, so files by other writers are judged by what they do and not
+by how they are written. Expected values come from the checkpoint's config and tokenizer, not from this toolkit's
+writer.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ ROPE_BASE_DEFAULT = 10_000.0
 # llama_token_type
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
 
-# Differences in these let llama.cpp compute, if wrongly; any other may abort its process.
+# With differences in these fields, llama.cpp computes wrong results; with any other, it may abort the process.
 HARMLESS_TO_LOAD = frozenset(
     {"context_length", "attention.layer_norm_rms_epsilon", "rope.freq_base", "rope.scaling.type",
      "rope.scaling.factor", "rope.scaling.original_context_length", "rope.scaling.yarn_beta_fast",
@@ -35,7 +35,7 @@ HARMLESS_TO_LOAD = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class MetadataDifference:
-    """One sentence, and whether llama.cpp can still run the file to see what the difference does."""
+    """A difference in one sentence; ``is_runnable`` is True if llama.cpp can still run the file to show its effect."""
 
     text: str
     is_runnable: bool
@@ -45,7 +45,7 @@ class MetadataDifference:
 
 
 def metadata_differences(metadata: Mapping[str, Any], graph: Graph, tokenizer: Tokenizer) -> list[MetadataDifference]:
-    """Every field in which the file is not the checkpoint; empty for a right file."""
+    """Every field that differs from the checkpoint; empty for a correct file."""
     config = graph.config
     arch = "qwen3moe" if config.is_moe else "qwen3"
     if metadata.get("general.architecture") != arch:
@@ -65,7 +65,7 @@ def metadata_differences(metadata: Mapping[str, Any], graph: Graph, tokenizer: T
 
 
 def _hyperparameters(metadata: Mapping[str, Any], config: Qwen3Config, arch: str) -> dict[str, tuple[object, object]]:
-    """Field -> (expected, what the loader takes for a missing key)."""
+    """Field -> (expected, value that the loader uses for a missing key)."""
     heads = metadata.get(f"{arch}.attention.head_count")
     width = metadata.get(f"{arch}.embedding_length")
     head_default = width // heads if isinstance(heads, int) and isinstance(width, int) and heads else None
@@ -146,7 +146,7 @@ def _token_table(tokenizer: Tokenizer, vocab_size: int) -> tuple[list[str], list
 
 def _difference(key: str, stored: object, expected: object) -> str | None:
     if key.endswith(("add_bos_token", "add_eos_token")):
-        stored = bool(stored)  # missing means no
+        stored = bool(stored)  # missing means False
     if isinstance(expected, list) and isinstance(stored, list):
         return _list_difference(key, stored, expected)
     if stored == expected:
@@ -168,10 +168,10 @@ def _list_difference(key: str, stored: Sequence[object], expected: Sequence[obje
 
 
 def _is_same(stored: object, expected: object) -> bool:
-    """Exactly, where floats count as equal if they are the same float32: that is what a file can hold."""
+    """Exactly equal. Floats are equal if they are the same float32, which is what a file can hold."""
     if isinstance(stored, (int, float)) and isinstance(expected, float):
         return bool(np.float32(stored) == np.float32(expected))
-    if isinstance(stored, list):  # a value for each layer
+    if isinstance(stored, list):  # one value per layer
         return all(entry == expected for entry in stored)
     return stored == expected
 

@@ -1,8 +1,8 @@
-"""GGUF's names for the weights of a Qwen3, and the tensors that its file holds.
+"""GGUF's names for the weights of a Qwen3, and the tensors of its file.
 
-A graph keeps every expert apart; a GGUF file stacks the experts of a layer into one tensor, [E, out, in].
-``gguf_tensors`` gives the file's tensors in file order, each with the weights of the graph that make it up.
-Shapes are the graph's, outermost first; GGUF itself lists dimensions innermost first.
+A graph has each expert apart; a GGUF file stacks the experts of a layer into one tensor, [E, out, in]. ``gguf_tensors``
+gives the file's tensors in file order, each with the graph's weights that form it. Shapes are the graph's, outermost
+first; GGUF itself lists dimensions innermost first.
 """
 
 from __future__ import annotations
@@ -57,9 +57,9 @@ _NAME = re.compile(r"(?:blk\.(?P<layer>0|[1-9]\d*)\.)?(?P<base>[a-z_]+)\.weight"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GgufTensor:
-    """One tensor of the file: ``shape`` [out, in], [size] for a vector, [E, out, in] for stacked experts.
+    """One tensor of the file; ``shape`` is [out, in], [size] for a vector, [E, out, in] for stacked experts.
 
-    ``members`` are the graph's weights that it is made of, in expert order; a single one when not stacked.
+    ``members`` are the graph's weights that form it, in expert order; only one if it is not stacked.
     """
 
     name: str
@@ -79,12 +79,12 @@ class GgufTensor:
 
     @property
     def columns(self) -> int:
-        """Length of a row, the dimension that quantization blocks divide."""
+        """Length of a row, which must be a multiple of a quantization block."""
         return self.shape[-1]
 
 
 def tensor_name(role: Role) -> str:
-    """The tensor that holds this role; an expert's role gives the tensor of the whole layer's experts."""
+    """The tensor that holds this role. For an expert, the tensor with all experts of its layer."""
     if role.layer is None:
         return f"{_OUTSIDE[role.kind]}.weight"
     base = BLOCK[role.kind] if role.expert is None else STACKED[role.kind]
@@ -92,9 +92,9 @@ def tensor_name(role: Role) -> str:
 
 
 def parse_tensor_name(name: str) -> Role | None:
-    """The role that a tensor's name stands for, or None where it is no tensor of a Qwen3.
+    """The role that a tensor's name stands for, or None if it is not a tensor of a Qwen3.
 
-    Stacked experts give the role without an expert; ``is_stacked`` tells them apart from a dense MLP's.
+    The role of stacked experts has no expert number; ``is_stacked`` tells them apart from a dense MLP.
     """
     match = _NAME.fullmatch(name)
     if match is None:
@@ -107,7 +107,7 @@ def parse_tensor_name(name: str) -> Role | None:
 
 
 def is_stacked(name: str) -> bool:
-    """Whether a tensor of this name holds all experts of its layer."""
+    """True if a tensor of this name holds all experts of its layer."""
     match = _NAME.fullmatch(name)
     return match is not None and match["layer"] is not None and match["base"] in STACKED.values()
 
@@ -115,15 +115,15 @@ def is_stacked(name: str) -> bool:
 def gguf_tensors(graph: Graph) -> list[GgufTensor]:
     """The file's tensors in file order: embedding, blocks, final norm, output.
 
-    The order depends on names alone, not on the order of the graph's weights.
-    Raises UnsupportedModelError where llama.cpp has no graph for the model.
+    The order depends only on names, not on the order of the graph's weights. Raises UnsupportedModelError if llama.cpp
+    has no graph for the model.
     """
     check_representable(graph.config)
     return stack_weights(graph)
 
 
 def stack_weights(weights: Iterable[Weight]) -> list[GgufTensor]:
-    """The same for bare weights: group them by tensor, experts in order, tensors in file order."""
+    """Group weights by tensor: experts in order, tensors in file order."""
     members: dict[str, list[Weight]] = {}
     for weight in weights:
         members.setdefault(tensor_name(weight.role), []).append(weight)
@@ -131,10 +131,10 @@ def stack_weights(weights: Iterable[Weight]) -> list[GgufTensor]:
 
 
 def check_representable(config: Qwen3Config) -> None:
-    """Refuse what llama.cpp's ``qwen3moe`` graph would compute differently, or not load.
+    """Refuse models that llama.cpp's ``qwen3moe`` graph would compute differently or not load.
 
-    It builds a mixture of experts in every layer (it asks for ``ffn_gate_inp`` and never for ``ffn_gate``),
-    and renormalises the top-k routing weights whatever the file says: no key turns that off.
+    It builds a mixture of experts in every layer (it reads ``ffn_gate_inp`` and never ``ffn_gate``). It also always
+    renormalises the top-k routing weights; no key turns that off.
     """
     if not config.is_moe:
         return
