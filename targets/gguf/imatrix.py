@@ -163,7 +163,7 @@ def _read_gguf(path: Path) -> Imatrix:
               if tensor.name.endswith((".in_sum2", ".counts"))}  # fmt: skip
     names = sorted({name.rpartition(".")[0] for name in arrays})
     if not names:
-        raise CheckpointError(f"{path}: a GGUF file, but no importance matrix; use a file that `calibrate` writes")
+        raise CheckpointError(f"{path}: a GGUF file, but no importance matrix; use one that calibrate writes")
     entries: dict[str, ImatrixEntry] = {}
     for name in names:
         sums, counts = arrays.get(f"{name}.in_sum2"), arrays.get(f"{name}.counts")
@@ -183,7 +183,7 @@ def _read_dat(path: Path) -> Imatrix:
     try:
         content = parse_dat(path.read_bytes())
     except ValueError as error:
-        raise CheckpointError(f"{path}: no importance matrix ({error}); use a file that `calibrate` writes") from error
+        raise CheckpointError(f"{path}: no importance matrix ({error}); use one that calibrate writes") from error
     entries = {
         name: ImatrixEntry(values[None], np.array([max(calls, 1)], dtype=np.int64))
         for name, (values, calls) in content.entries.items()
