@@ -1,11 +1,11 @@
-"""Every target in one go: export a model, check each artifact in full, and put the parity table into a page.
+"""Export one model to every target, check each artifact in full, and write the parity table into a page.
 
     python benchmarks/all_targets.py --work FOLDER [--model demo] [--calibration F] [--questions 400] [--page README.md]
 
-Exports, reports and the calibrated runs' leavings lie in FOLDER; an artifact that is there is not made again, nor a
-report (``--anew`` makes all). ``--questions`` asks the demo's taught questions too (benchmarks/taught_questions.py), in
-both modes, and adds how many are answered rightly, with a paired test against fp32. The page's table stands between two
-comments, which say so.
+FOLDER holds the exports, the reports and the work files of calibrated runs. Artifacts and reports that are already
+there are not made again (``--anew`` makes all). ``--questions`` also asks the demo the questions that it was taught
+(benchmarks/taught_questions.py), in both modes, and adds the share of right answers with a paired test against fp32. In
+the page, the table stands between two comments that mark it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ BEGIN, END = "<!-- parity table: benchmarks/all_targets.py -->", "<!-- end of th
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """One artifact; ``options`` of its export command; ``is_asked`` where its runtime is quick enough for questions."""
+    """One artifact. ``options`` are for its export command; ``is_asked`` if its runtime is fast enough to ask."""
 
     target: str
     quant: str
@@ -104,7 +104,7 @@ def _run(arguments: Sequence[str], *, codes: Sequence[int] = (0,)) -> None:
 
 
 def _ask(arguments: argparse.Namespace) -> dict[str, Any]:
-    """What the questions' benchmark found, by artifact."""
+    """The results of the questions' benchmark, by artifact."""
     path = arguments.work / "answers.json"
     if not path.exists() or arguments.anew:
         script = Path(__file__).with_name("taught_questions.py")

@@ -1,12 +1,12 @@
-"""Time, memory and size of a Core ML export, side by side with the usual route, in one run.
+"""Measure time, memory and size of a Core ML export and of the usual route, in one run.
 
     python benchmarks/random_checkpoint.py 0.6b random
     python benchmarks/coreml_export.py random [--threads 2] [--repeat 1] [--layers N] [--recipes int4 …] [--json FILE]
 
-The usual route is ``coreml_usual_route.py``: a torch module, traced, converted, and quantized to int4 in blocks of 32
-by coremltools, which rounds to nearest without a search for scales; ours searches them. Both read the same safetensors
-and write to the same disk, in processes of their own, in turn; wall and CPU seconds and the peak resident size are
-those that the kernel reports. ``--layers`` cuts the model, for a quick look.
+The usual route is ``coreml_usual_route.py``: a torch module that is traced, converted, and quantized by coremltools to
+int4 in blocks of 32. coremltools rounds to nearest without a search for scales; ours searches them. Both read the same
+safetensors and write to the same disk, in separate processes, taking turns. Wall and CPU seconds and the peak resident
+size are the kernel's. ``--layers`` cuts the model for a quick look.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""A Qwen3 checkpoint to an int4 .mlpackage by coremltools alone, in the shortest form that converts.
+"""Convert a Qwen3 checkpoint to an int4 .mlpackage with coremltools alone, in the shortest form that converts.
 
     python benchmarks/coreml_usual_route.py FOLDER OUT [--threads 2] [--layers N]
 
-What somebody writes who has no exporter: Qwen3 as a small torch module with its states as buffers, ``torch.jit.trace``,
-``coremltools.convert``, and ``coremltools.optimize`` to int4 in blocks of 32. (The module of transformers 5 converts
-neither traced nor exported.) ``coreml_export.py`` compares it with ours.
+This is what one would write without an exporter: Qwen3 as a small torch module with its states as buffers,
+``torch.jit.trace``, ``coremltools.convert``, and ``coremltools.optimize`` to int4 in blocks of 32. (The module of
+transformers 5 does not convert, neither traced nor exported.) ``coreml_export.py`` compares it with ours.
 """
 
 # T tokens  S positions seen  N heads  K kv heads  H head_dim  C positions of a state
@@ -32,7 +32,7 @@ Weights = Mapping[str, Tensor]
 
 
 class Norm(nn.Module):
-    """RMSNorm as everybody writes it."""
+    """RMSNorm in its usual form."""
 
     def __init__(self, weight: Tensor, eps: float) -> None:
         super().__init__()
@@ -43,7 +43,7 @@ class Norm(nn.Module):
 
 
 class Layer(nn.Module):
-    """One layer; the caches are all layers'."""
+    """One layer; the caches hold all layers."""
 
     def __init__(self, config: Mapping[str, Any], weights: Weights, index: int) -> None:
         super().__init__()
@@ -114,7 +114,7 @@ def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def read_module(folder: Path, layers: int | None) -> Qwen3:
-    """The model in fp32, as coremltools wants it."""
+    """Read the model in fp32, as coremltools wants it."""
     config = json.loads((folder / "config.json").read_text())
     config["num_hidden_layers"] = layers or config["num_hidden_layers"]
     weights: dict[str, Tensor] = {}
@@ -126,7 +126,7 @@ def read_module(folder: Path, layers: int | None) -> Qwen3:
 
 
 def convert(module: Qwen3) -> Any:
-    """The module as an fp16 model of Core ML, by way of a trace."""
+    """Trace the module, and convert it to an fp16 model of Core ML."""
     with torch.inference_mode():
         example = torch.zeros((1, 4), dtype=torch.int32), torch.zeros((1, 1, 4, 8))
         traced = torch.jit.trace(module, example, check_trace=False)

@@ -1,4 +1,4 @@
-"""What the benchmarks of quantization share: held-out windows, the comparison of two graphs, what a process took.
+"""Code that the quantization benchmarks share: held-out windows, comparing two graphs, a process's resources.
 
 Shapes: P positions, V vocabulary, D hidden
 """
@@ -25,7 +25,7 @@ Windows = Mapping[str, Sequence[Sequence[int]]]
 
 
 def read_windows(path: Path, model: Model, *, per_source: int | None) -> Windows:
-    """Token windows by source, all or ``per_source`` of each, evenly spaced."""
+    """Read token windows by source: all, or ``per_source`` of each, evenly spaced."""
     if path.suffix != ".json":
         tokens = model.tokenizer.encode(path.read_text(encoding="utf-8"))
         starts = range(0, len(tokens) - TEXT_WINDOW + 1, TEXT_WINDOW)
@@ -45,7 +45,7 @@ def compare(
     *,
     round_activations: RoundActivations | None = None,
 ) -> dict[str, float]:
-    """Both graphs over some texts in fp32; the stored one's activations rounded, if a runtime would."""
+    """Compare two graphs over some texts in fp32, rounding the stored graph's activations if a runtime would."""
     tokens = [torch.tensor(text) for text in texts]
     following_P = torch.cat([torch.cat((text[1:], torch.tensor([-1]))) for text in tokens])
     reference_PD, candidate_PD = (
@@ -75,13 +75,13 @@ def _blocks(positions: int) -> Iterator[slice]:
 
 
 def used_resources() -> dict[str, float]:
-    """CPU seconds and peak memory of this process, for the line of JSON that a measured process ends with."""
+    """CPU seconds and peak memory of this process, for the line of JSON with which a measured process ends."""
     used = resource.getrusage(resource.RUSAGE_SELF)
     return {"peak_memory_bytes": _peak_memory(used.ru_maxrss), "cpu_seconds": used.ru_utime + used.ru_stime}
 
 
 def _peak_memory(maxrss: int) -> int:
-    """Of this process; what getrusage gives on Linux includes the process that started it."""
+    """Peak memory of this process. On Linux, getrusage includes the process that started it."""
     status = Path("/proc/self/status")
     if not status.exists():
         return maxrss

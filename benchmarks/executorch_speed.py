@@ -1,11 +1,11 @@
-"""8da4w beside ExecuTorch's own ``export_llm`` on the same weights: export time, peak memory, size, tokens a second.
+"""Compare 8da4w with ExecuTorch's own ``export_llm`` on the same weights: time, memory, size, tokens a second.
 
     python benchmarks/random_checkpoint.py 0.6b random --tokenizer FOLDER
     python benchmarks/executorch_speed.py random --work FOLDER [--embedding 8|4] [--prompt 128] [--new 64] [--runs 5]
 
-Both have groups of 32, the same embedding and the same longest sequence; ``export_llm`` takes its own recipe
-(qwen3_xnnpack_q8da4w). Every step is a process of its own: its seconds of CPU, its wall time and its peak RSS are the
-kernel's. Runs are taken in turn. What ``export_llm`` needs before, weights in its own format, is told apart.
+Both use groups of 32, the same embedding and the same longest sequence. ``export_llm`` uses its own recipe
+(qwen3_xnnpack_q8da4w). Every step is a process of its own; CPU seconds, wall time and peak RSS are the kernel's. The
+two take turns. ``export_llm`` first needs the weights in its own format; that step is listed separately.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def _theirs(arguments: argparse.Namespace, work: Path) -> Path:
 
 
 def _params(config: dict[str, object]) -> dict[str, object]:
-    """What ExecuTorch calls the fields of ``config.json``."""
+    """Rename the fields of ``config.json`` to ExecuTorch's names."""
     names = {
         "dim": "hidden_size",
         "hidden_dim": "intermediate_size",
@@ -102,7 +102,7 @@ def _params(config: dict[str, object]) -> dict[str, object]:
 
 
 def _timed(name: str, command: Sequence[str], work: Path) -> None:
-    """Run a process and print what it took; its output goes to a file."""
+    """Run a process and print its resources; its output goes to a file."""
     log, started = work / f"{name}.log", time.perf_counter()
     with log.open("w") as file:
         process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, cwd=work)
@@ -120,7 +120,7 @@ def _measure(program: Path, *, prompt: int, new: int) -> dict[str, float]:
     started = time.perf_counter()
     model = Program(program)
     loaded = time.perf_counter() - started
-    for length in (8, prompt):  # the first warms up
+    for length in (8, prompt):  # the first is a warm-up
         started = time.perf_counter()
         model.last_logits([100 + i % 1000 for i in range(length)])
         prefilled = time.perf_counter()

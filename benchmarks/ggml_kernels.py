@@ -1,15 +1,15 @@
-"""Our GGML encoders against llama.cpp's: error and speed, format by format.
+"""Compare our GGML encoders with llama.cpp's: error and speed, format by format.
 
     python benchmarks/ggml_kernels.py                      # every format
     python benchmarks/ggml_kernels.py Q4_K Q6_K --rows 64  # these, on 64 rows of each tensor
-    python benchmarks/ggml_kernels.py --cold Q4_K Q6_K     # what the first call on a new machine costs
+    python benchmarks/ggml_kernels.py --cold Q4_K Q6_K     # the cost of the first call on a new machine
 
 Needs llama-cpp-python, whose bundled library exports ``ggml_quantize_chunk``. Weights are the demo model's matrices and
-random ones (normal, and Student's t with 3 and 2 degrees of freedom); importances are log-normal.
+random ones (normal, and Student's t with 3 and 2 degrees of freedom). Importances are log-normal.
 
-Error columns are ours / llama.cpp's, the mean over tensors and the worst tensor: ``theirs`` by the weights that
-llama.cpp minimizes, ``plain`` by the importance alone, or unweighted. Below 1 is better than llama.cpp. Speed is CPU
-time of one thread, the best of several alternating runs, so that other work on the machine disturbs it little.
+Error columns are ours / llama.cpp's, the mean over tensors and the worst tensor. ``theirs`` uses the weights that
+llama.cpp minimizes; ``plain`` uses only the importance, or no weights. Below 1 is better than llama.cpp. Speed is CPU
+time of one thread, the best of several alternating runs, so that other work on the machine has little effect.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def main() -> None:
 
 
 def print_cold(names: tuple[str, ...]) -> None:
-    """Seconds of CPU for the first encode and decode of each format, in this order, in this process."""
+    """Print CPU seconds for the first encode and decode of each format, in this order, in this process."""
     with tempfile.TemporaryDirectory() as folder:
         os.environ["NUMBA_CACHE_DIR"] = folder
         for name in names:
@@ -95,7 +95,7 @@ def load_llama_cpp() -> Quantizer:
 
 
 def demo_weights(rows: int) -> dict[str, Values]:
-    """Matrices of the demo model, whose rows 256 divides."""
+    """Matrices of the demo model whose rows are a multiple of 256."""
     from safetensors import safe_open
 
     import qwen3_export
@@ -125,7 +125,7 @@ def importance_of(values: Values) -> Values:
 
 
 def error_ratios(name: str, values: Values, important: bool, quantize: Quantizer) -> tuple[float, float]:
-    """Our error over llama.cpp's: by its weights, and without any lean towards large weights."""
+    """Our error over llama.cpp's: with its weights, and without extra weight for large values."""
     number_format, x = GGML_FORMATS[name], values.astype(np.float64)
     importance = importance_of(values) if important else None
     ours = np.square(number_format.decode(number_format.encode(values, importance)) - x)
@@ -138,7 +138,7 @@ def error_ratios(name: str, values: Values, important: bool, quantize: Quantizer
 
 
 def llama_cpp_lean(name: str, x: Doubles, *, important: bool) -> Doubles:
-    """The factor by which llama.cpp's searches weigh large values more (``ggml-quants.c``)."""
+    """The factor by which llama.cpp's searches give large values more weight (``ggml-quants.c``)."""
     if important:
         if name == "Q6_K":
             return np.ones_like(x)
@@ -157,7 +157,7 @@ def mean_square(x: Doubles, extent: int) -> Doubles:
 
 
 def speeds(name: str, important: bool, quantize: Quantizer, *, repeats: int = 5) -> tuple[float, float]:
-    """Million weights a second of one thread's CPU time: ours, llama.cpp's."""
+    """Million weights per second of one thread's CPU time: ours, llama.cpp's."""
     values = random_weights(256)["normal"]
     importance = importance_of(values) if important else None
     ours, theirs = [], []

@@ -1,12 +1,12 @@
-"""Speed and memory of the GGUF export, side by side with libllama's own quantizer, in one run.
+"""Measure speed and memory of the GGUF export and of libllama's own quantizer, in one run.
 
     python benchmarks/gguf_speed.py FOLDER [--quant q4_k_m] [--threads 2] [--repeat 3] [--json FILE]
 
-FOLDER is a checkpoint, such as one of ``benchmarks/random_checkpoint.py``.  Ours goes from its safetensors to the
-finished file; libllama's ``llama_model_quantize`` starts from a bf16 GGUF that has been converted already (that time
-is not counted).  Both write to the same disk, in processes of their own, in turn, with the same threads; wall and
-CPU seconds and the peak resident size are those that the kernel reports.  "cold" is the first run of all, which
-compiles the kernels into an empty cache.
+FOLDER is a checkpoint, such as one from ``benchmarks/random_checkpoint.py``. Our export goes from its safetensors to
+the finished file. libllama's ``llama_model_quantize`` starts from a bf16 GGUF that was converted before (that time is
+not counted). Both write to the same disk with the same number of threads, in separate processes, taking turns. Wall and
+CPU seconds and the peak resident size are the kernel's. "cold" is the very first run, which compiles the kernels into
+an empty cache.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def main() -> None:
 
 
 def compare(arguments: argparse.Namespace, scratch: Path) -> dict[str, Measured]:
-    """Ours cold, then ours warm and libllama in turn."""
+    """Run ours cold, then ours warm and libllama in turn."""
     from qwen3_export.targets.gguf.recipes import find_recipe
 
     ours = export_command(arguments.model, arguments.quant, scratch / "ours.gguf", arguments.threads)

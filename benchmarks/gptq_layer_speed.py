@@ -1,11 +1,11 @@
-"""GPTQ of one layer at true shapes: seconds and peak memory, beside what was forecast.
+"""Run GPTQ on one layer at true shapes, and compare seconds and peak memory with the forecast.
 
     python benchmarks/random_checkpoint.py 4b FOLDER --layers 1
     python benchmarks/gptq_layer_speed.py FOLDER --layers 36 [--samples 64] [--experts 8]
 
-The layer is solved into Q4_K_M's formats on the package's sample; embedding and head are left as they are.
-``--layers`` is how many the whole model has: its time is that many times the layer's.  ``--experts`` solves a mixture
-of so many experts, each of which sees as many tokens as it would among all, and scales the time of the layer up.
+The layer is solved into Q4_K_M's formats on the package's sample; embedding and head stay as they are. ``--layers`` is
+the number of layers of the whole model: its time is that many times the layer's. ``--experts`` solves a mixture of only
+this many experts. Each of them sees as many tokens as it would among all, and the layer's time is scaled up.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def main() -> None:
 
 
 def _fewer_experts(graph: Graph, experts: int | None) -> tuple[Graph, float]:
-    """The graph with the first few experts, and how many times as many it had."""
+    """The graph with only the first few experts, and the factor by which it had more."""
     total = graph.config.num_experts
     if experts is None or total == 0:
         return graph, 1.0
@@ -70,7 +70,7 @@ def _fewer_experts(graph: Graph, experts: int | None) -> tuple[Graph, float]:
 
 
 class _FirstRows:
-    """A weight's first rows."""
+    """The first rows of a weight."""
 
     def __init__(self, weight: object, rows: int) -> None:
         self._weight, self._rows = weight, rows

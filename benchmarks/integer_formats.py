@@ -1,13 +1,13 @@
-"""Integer formats × methods on one model, as other quantizers of Qwen3 are measured.
+"""Measure integer formats and methods on one model, in the way other quantizers of Qwen3 are measured.
 
     python benchmarks/integer_formats.py --model demo --calibration calibration.txt --samples 64 \\
         --windows WINDOWS.json [--per-source N] [--only int4_g128/gptq …] [--weights NAME=FOLDER …] [--json F]
 
-Matrices of the layers are quantized; embedding, head and norms stay as they are.  Scales are float16.  ``w8a8`` has
-int8 weights a channel and rounds the input of each of them to int8, one scale a token, when it is evaluated.
-Every graph is made by a process of its own, so that seconds and peak memory are its own, starting included.
-``--weights`` evaluates a checkpoint of dequantized weights that another tool has made (``peers_llm_compressor.py``);
-a name that begins with w8a8 gets the rounded inputs too.  WINDOWS as for ``quality.py``.
+Matrices of the layers are quantized; embedding, head and norms stay as they are. Scales are float16. ``w8a8`` has int8
+weights per channel, and the evaluation rounds the input of each of them to int8 with one scale per token. Each graph is
+made by its own process, so seconds and peak memory belong to it, with the start included. ``--weights`` evaluates a
+checkpoint of dequantized weights from another tool (``peers_llm_compressor.py``); if its name begins with w8a8, inputs
+are rounded too. WINDOWS is as for ``quality.py``.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ W8A8_ONLY = ("smoothquant", "smoothquant+gptq")
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One quantized graph; numbers are means over the sources of text, and seconds None where they are not known."""
+    """One quantized graph; numbers are means over the sources of text, and seconds are None if unknown."""
 
     format: str
     method: str
@@ -106,7 +106,7 @@ def _cells(only: Sequence[str] | None) -> list[tuple[str, str]]:
 def _run(
     arguments: argparse.Namespace, model: Model, windows: Windows, format_name: str, method: str, *, folder: Path
 ) -> Row:
-    """Make one graph in a process of its own, and evaluate it."""
+    """Make one graph in its own process, and evaluate it."""
     out = folder / f"{format_name}-{method}.safetensors"
     command = [sys.executable, __file__, "--make", str(out), "--model", arguments.model]
     command += ["--only", f"{format_name}/{method}", "--samples", str(arguments.samples)]
@@ -120,7 +120,7 @@ def _run(
 
 
 def _evaluate(model: Model, windows: Windows, folder: Path, *, name: str) -> Row:
-    """A checkpoint that another tool has left, with ``took.json`` beside it where its time is known."""
+    """Evaluate a checkpoint made by another tool, with its time in ``took.json`` beside it if known."""
     report = folder / "took.json"
     took = json.loads(report.read_text(encoding="utf-8")) if report.exists() else {}
     format_name, _, method = name.partition("/")
@@ -147,7 +147,7 @@ def _round_layer_inputs(x_TI: Tensor, weight: Weight) -> Tensor:
 
 
 def _make(arguments: argparse.Namespace, model: Model) -> None:
-    """The process that makes one graph; writes its values, and prints what it took."""
+    """Make one graph in this process, write its values, and print the resources that it used."""
     ((format_name, method),) = _cells(arguments.only)
     number_format = FORMATS[format_name]
     quantized = [weight.name for weight in model.graph if weight.role.layer is not None and len(weight.shape) == 2]

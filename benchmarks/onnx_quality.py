@@ -1,10 +1,10 @@
-"""ONNX folders, ours or others', against the checkpoint: KL divergence through onnxruntime as they are shipped.
+"""Compare ONNX folders, ours or others', with the checkpoint: KL divergence in onnxruntime as they are shipped.
 
     qwen3-export onnx --model demo --quant int4 --method gptq --calibration calibration.txt --samples 64 --out ours
     python -m onnxruntime_genai.models.builder -m MODEL -o theirs -p int4 -e cpu
     python benchmarks/onnx_quality.py --model demo --windows WINDOWS.json [--per-source N] ours theirs
 
-WINDOWS as for ``quality.py``.
+WINDOWS is as for ``quality.py``.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""Folders for onnxruntime-genai side by side: tokens a second of prefill and decoding, medians of runs in turn.
+"""Compare folders for onnxruntime-genai: tokens a second of prefill and decoding, medians of alternating runs.
 
     python benchmarks/random_checkpoint.py 0.6b random --tokenizer FOLDER
     /usr/bin/time -v qwen3-export onnx --model random --quant int4 --no-check --out ours
     /usr/bin/time -v python -m onnxruntime_genai.models.builder -m random -o theirs -p int4 -e cpu
     python benchmarks/onnx_speed.py ours theirs [--prompt 128] [--new 64] [--runs 5]
 
-Every run loads the folder in a process of its own, so that no two models share the caches of a processor.
+Every run loads the folder in a new process, so that no two models share the processor's caches.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def _measure(folder: Path, *, prompt: int, new: int) -> dict[str, float]:
     started = time.perf_counter()
     model = genai.Model(str(folder))
     loaded = time.perf_counter() - started
-    for length in (8, prompt):  # the first warms up
+    for length in (8, prompt):  # the first is a warm-up
         params = genai.GeneratorParams(model)
         params.set_search_options(max_length=length + new + 1, min_length=length + new + 1, do_sample=False)
         generator = genai.Generator(model, params)

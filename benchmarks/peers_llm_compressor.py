@@ -1,12 +1,11 @@
-"""llm-compressor on the same model and the same tokens, for ``integer_formats.py --weights``.
+"""Run llm-compressor on the same model and the same tokens, for ``integer_formats.py --weights``.
 
-Runs in an environment of its own (``pip install llmcompressor``), which need not know qwen3-export:
+It runs in a separate environment (``pip install llmcompressor``), which does not need qwen3-export:
 
     python benchmarks/peers_llm_compressor.py MODEL_FOLDER --windows TOKENS.json --scheme gptq_g128 --out FOLDER
 
-TOKENS is a list of lists of token ids; ``--write-tokens`` of ``integer_formats.py`` writes those that it uses itself.
-The result is a checkpoint of dequantized weights, with the seconds and the peak memory of the quantizing in
-``took.json``.
+TOKENS is a list of lists of token ids; ``integer_formats.py --write-tokens`` writes the ones that it uses itself. The
+result is a checkpoint of dequantized weights, with the seconds and the peak memory of quantizing in ``took.json``.
 """
 
 from __future__ import annotations
@@ -80,7 +79,7 @@ def main() -> None:
 
 
 def _save(model: torch.nn.Module, source: Path, out: Path) -> None:
-    """The weights as they are computed with: what each quantized module gives for its scales and zero points."""
+    """Save the weights as the model computes with them, dequantized from each module's scales and zero points."""
     from compressed_tensors.quantization.lifecycle.forward import fake_quantize
     from safetensors.torch import save_file
 

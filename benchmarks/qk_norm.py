@@ -1,19 +1,19 @@
-"""What knowing of QK-Norm gives: three ideas, each on and off, for one model.
+"""Measure what knowledge of QK-Norm gains: three ideas, each on and off, for one model.
 
     python benchmarks/qk_norm.py --model demo --calibration calibration.txt --samples 64 --windows WINDOWS.json \\
         [--per-source N] [--only hessian loss keys] [--json F]
 
-hessian   GPTQ into Q4_K_M; an error of q_proj or k_proj counts as 1 / rms² of its head, averaged over heads, or for
-          each KV group apart.
-loss      AWQ into int4 groups of 128; α of input_layernorm judged on the layer's output, after norm and RoPE, or on
-          q, k and v as they leave their weights.
-keys      exact scales between q_norm and k_norm, equal within each pair that RoPE rotates: none; such that the channels
-          of keys get one size; such that those of keys and of queries get the same size, channel by channel. With fp32
-          weights in llama.cpp, which keeps keys as Q8_0 and as Q4_0 (and rotates them before, in newer releases,
-          unless LLAMA_ATTN_ROT_DISABLE is set).
+    hessian   GPTQ into Q4_K_M. An error of q_proj or k_proj counts as 1 / rms² of its head, averaged over heads, or for
+              each KV group separately.
+    loss      AWQ into int4 groups of 128. α of input_layernorm is judged on the layer's output, after norm and RoPE, or
+              on q, k and v directly after their weights.
+    keys      Exact scales between q_norm and k_norm, equal within each pair that RoPE rotates: none; scales that give
+              all channels of keys one size; scales that give keys and queries the same size, channel by channel.
+              Measured with fp32 weights in llama.cpp, which keeps keys as Q8_0 and as Q4_0 (and, in newer releases,
+              rotates them before, unless LLAMA_ATTN_ROT_DISABLE is set).
 
-Numbers are mean KL divergences from the checkpoint in fp32, means over the sources. ``strong_norms.py`` makes a model
-with strong norm weights.
+Numbers are mean KL divergences from the checkpoint in fp32, averaged over the sources. ``strong_norms.py`` makes a
+model with strong norm weights.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def main() -> None:
 
 
 def weighted_hessians(model: Model, windows: Windows, tokens: Tokens, folder: Path) -> Iterator[tuple[str, float]]:
-    """GPTQ with each weighting of q_proj's and k_proj's Hessians."""
+    """Run GPTQ with each weighting of q_proj's and k_proj's Hessians."""
     graph, tensors = model.graph, gguf_tensors(model.graph)
     assigned = assign(find_recipe("q4_k_m"), graph.config, tensors, has_imatrix=True)
     formats = {member.name: assigned[tensor.name] for tensor in tensors for member in tensor.members}
@@ -83,7 +83,7 @@ def weighted_hessians(model: Model, windows: Windows, tokens: Tokens, folder: Pa
 
 
 def search_losses(model: Model, windows: Windows, tokens: Tokens, folder: Path) -> Iterator[tuple[str, float]]:
-    """AWQ's α of input_layernorm, judged before the norms and after."""
+    """Run AWQ with α of input_layernorm judged before the norms, and after them."""
     graph = model.graph
     plain = {weight.name: "BF16" if weight.format == "BF16" else "F32" for weight in graph}
     matrices = {weight.name: INT4 for weight in graph if weight.role.layer is not None and len(weight.shape) == 2}
@@ -93,7 +93,7 @@ def search_losses(model: Model, windows: Windows, tokens: Tokens, folder: Path) 
 
 
 def balanced_keys(model: Model, windows: Windows, tokens: Tokens, folder: Path) -> Iterator[tuple[str, float]]:
-    """llama.cpp's quantized key cache, with the channels of keys as they are and balanced."""
+    """Measure llama.cpp's quantized key cache, with channels of keys unchanged and balanced."""
     sizes = sizes_of_keys_and_queries(model.graph, tokens)
     even = {Fold(Pair.K_NORM, layer): k_H / np.exp(np.log(k_H).mean()) for layer, (k_H, _) in sizes.items()}
     for name, scales in {

@@ -1,13 +1,13 @@
-"""Recipe × method on one model: size, KL divergence, same-top-1, perplexity, seconds and peak memory.
+"""Measure recipes and methods on one model: size, KL divergence, same-top-1, perplexity, seconds and peak memory.
 
     python benchmarks/quality.py --model demo --quant q4_k_m q3_k_m --method rtn imatrix awq gptq \\
         --calibration calibration.txt --samples 64 --windows WINDOWS.json [--per-source N] [--llama] \\
         [--json F] [--svg F]
 
-WINDOWS is a list of {"src": name, "ids": [token ids]}, or a text file, which is cut into windows of 256 tokens and is
-its own source.  Every number is the mean over the sources, in fp32 arithmetic over the values in the file; with
---llama also as llama.cpp runs it.  Each file is made by a process of its own, so that its seconds and its peak memory
-are its own: seconds include starting it and all calibration; "cpu s" is what the process used.
+WINDOWS is a list of {"src": name, "ids": [token ids]}, or a text file, which is cut into windows of 256 tokens and
+counts as one source. Every number is the mean over the sources, in fp32 arithmetic over the values in the file; with
+--llama, also as llama.cpp runs it. Each file is made by its own process, so seconds and peak memory belong to it.
+Seconds include the start and all calibration; "cpu s" is the CPU time of the process.
 
 Shapes: P positions, V vocabulary, D hidden
 """
@@ -70,7 +70,8 @@ class Row:
 def main() -> None:
     arguments = _arguments()
     if "OMP_WAIT_POLICY" not in os.environ:
-        # Torch's threads shall sleep while they wait, or a busy machine is slow beyond measure; it reads this once.
+        # Torch's threads must sleep while they wait, or runs on a busy machine are extremely slow. Torch reads this
+        # once.
         os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | {"OMP_WAIT_POLICY": "PASSIVE"})
     if arguments.make:
         _make(arguments)
@@ -93,7 +94,7 @@ def main() -> None:
 def _run(
     arguments: argparse.Namespace, model: Model, windows: Windows, *, recipe: str, method: str, folder: Path
 ) -> Row:
-    """Make one file in a process of its own, and measure it."""
+    """Make one file in its own process, and measure it."""
     out = folder / f"{recipe}-{method}.gguf"
     command = [sys.executable, __file__, "--make", str(out), "--model", arguments.model, "--quant", recipe]
     command += ["--method", method, "--samples", str(arguments.samples), "--length", str(arguments.length)]
@@ -124,7 +125,7 @@ def _run(
 
 
 def _make(arguments: argparse.Namespace) -> None:
-    """The process that makes one file; prints what it took."""
+    """Make one file in this process, and print the resources that it used."""
     model = load(arguments.model)
     recipe, tensors = find_recipe(arguments.quant[0]), gguf_tensors(model.graph)
     method = arguments.method[0]
@@ -154,7 +155,7 @@ def _quantized(
 
 
 def mean_squares(graph: Graph, windows: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
-    """What llama.cpp's importance matrix holds: mean squared activations, by weight name."""
+    """The contents of llama.cpp's importance matrix: mean squared activations, by weight name."""
     sums: dict[object, Tensor] = {}
     forward(
         graph,
@@ -173,7 +174,7 @@ def mean_squares(graph: Graph, windows: Sequence[np.ndarray]) -> dict[str, np.nd
 
 
 def _through_llama(file: Path, original: Graph, windows: Windows) -> float:
-    """KLD of llama.cpp running the file against the checkpoint in fp32."""
+    """KL divergence of llama.cpp running the file, against the checkpoint in fp32."""
     from qwen3_export.parity.metrics import kl_divergence
     from qwen3_export.targets.gguf.llama import open_model
 
@@ -210,7 +211,7 @@ WIDTH, HEIGHT, MARGIN = 720, 420, 60
 
 
 def plot(rows: Sequence[Row]) -> str:
-    """Size against mean KLD (logarithmic), a line a method, as SVG."""
+    """Plot size against mean KL divergence (logarithmic), one line per method, as SVG."""
     sizes, logs = [row.size_bytes for row in rows], [math.log10(row.mean_kld) for row in rows]
     low, high = math.floor(min(logs)), math.ceil(max(logs))
     span = max(sizes) - min(sizes) or 1

@@ -1,10 +1,10 @@
-"""Write a Qwen3 checkpoint of a published model's true shapes and random weights, for speed and memory runs.
+"""Write a Qwen3 checkpoint with a published model's true shapes and random weights, for speed and memory runs.
 
     python benchmarks/random_checkpoint.py 0.6b qwen3-0.6b-random [--layers N] [--tokenizer FOLDER]
 
-Weights are heavy-tailed (a normal with a lognormal scale for each column), so that searches for block scales
-do real work.  The tokenizer is the demo's unless a folder with another is given; rows beyond it are padding.
-Shards hold about 2 GB, and one tensor is in memory at a time.
+Weights are heavy-tailed (a normal with a lognormal scale for each column), so that searches for block scales do real
+work. The tokenizer is the demo's unless a folder with another is given; vocabulary rows beyond it are padding. Shards
+hold about 2 GB, and only one tensor is in memory at a time.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ BASE_CONFIG = {
 
 
 def build_config(name: str, layers: int | None = None) -> dict[str, Any]:
-    """The config.json of one of ``SHAPES``, cut to ``layers`` if that is given."""
+    """The config.json of one of ``SHAPES``, cut to ``layers`` if given."""
     hidden, intermediate, num_layers, heads, kv_heads, tied, moe = SHAPES[name]
     config = {
         **BASE_CONFIG,
@@ -63,7 +63,7 @@ def build_config(name: str, layers: int | None = None) -> dict[str, Any]:
 
 
 def random_bf16(shape: tuple[int, ...], *, is_norm: bool, random: np.random.Generator) -> np.ndarray:
-    """Random bf16 values as uint16; the rows of a large matrix repeat, which no export can make use of."""
+    """Random bf16 values as uint16. Rows of a large matrix repeat, which no export can exploit."""
     rows = shape[0] if len(shape) == 1 else min(shape[0], max(DRAWN_VALUES // shape[1], 1))
     values = random.standard_normal((rows, *shape[1:]), dtype=np.float32)
     if is_norm:

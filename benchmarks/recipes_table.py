@@ -1,10 +1,10 @@
-"""Every GGUF recipe on one model, beside libllama's own file of the same recipe: what each costs in KL divergence.
+"""Measure every GGUF recipe on one model, and libllama's own file of the same recipe, by KL divergence.
 
     python benchmarks/recipes_table.py --model demo --windows WINDOWS.json [--quant q4_k_m …] [--imatrix F]
 
-WINDOWS is a list of {"src": name, "ids": [token ids]}.  For each file: ``quantization``, the fp32 reference over
-the stored values, and ``end_to_end``, llama.cpp running the file, both against the checkpoint in fp32; each number
-is the mean over the sources of the mean over positions, in nats.  libllama quantizes from a bf16 GGUF with
+WINDOWS is a list of {"src": name, "ids": [token ids]}. There are two numbers for each file: ``quantization``, the fp32
+reference over the stored values, and ``end_to_end``, llama.cpp running the file. Both are against the checkpoint in
+fp32; each is the mean over the sources of the mean over positions, in nats. libllama quantizes from a bf16 GGUF with
 ``llama_model_quantize``.
 """
 
@@ -37,7 +37,7 @@ Windows = Mapping[str, Sequence[Sequence[int]]]
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One file: its size, the seconds that quantizing took, and what it costs (means over the sources)."""
+    """One file: its size, the seconds for quantizing, and its loss (means over the sources)."""
 
     recipe: str
     maker: str
@@ -50,7 +50,7 @@ class Row:
 
 
 def read_windows(path: Path) -> Windows:
-    """Token windows by source."""
+    """Read token windows by source."""
     windows: dict[str, list[list[int]]] = {}
     for entry in json.loads(path.read_text()):
         windows.setdefault(entry["src"], []).append(entry["ids"])
@@ -88,7 +88,7 @@ def make_ours(model: Model, quant: str, out: Path, imatrix: Imatrix | None) -> f
 
 
 def make_theirs(source: Path, quant: str, out: Path, imatrix: Imatrix | None) -> float:
-    """libllama's quantizer; the importance matrix is handed over as its C structure."""
+    """Run libllama's quantizer; the importance matrix is passed as its C structure."""
     import llama_cpp
 
     params = llama_cpp.llama_model_quantize_default_params()
@@ -103,7 +103,7 @@ def make_theirs(source: Path, quant: str, out: Path, imatrix: Imatrix | None) ->
 
 
 def _c_imatrix(llama_cpp: object, imatrix: Imatrix) -> tuple[object, list[object]]:
-    """An array of (name, values, count), ended by a null name, and what must outlive it."""
+    """An array of (name, values, count) that ends with a null name, and the objects that must outlive it."""
     kind = llama_cpp.llama_model_imatrix_data
     array = (kind * (len(imatrix.entries) + 1))()
     alive: list[object] = []

@@ -1,10 +1,10 @@
-"""Make a model with strong QK-Norm weights out of another, to measure what the demo's mild ones cannot show.
+"""Make a model with strong QK-Norm weights from another, to measure what the demo's mild ones cannot show.
 
     python benchmarks/strong_norms.py FOLDER [--model demo] [--text calibration.txt] [--steps 400]
 
-The weights of q_norm and k_norm are multiplied channel by channel with exp(N(0, 1)), which breaks the model; then
-everything but them is trained, in fp32, until it gives the original's distribution again (KL divergence on windows of
-256 tokens of the text).  It takes some minutes.
+The weights of q_norm and k_norm are multiplied channel by channel with exp(N(0, 1)), which breaks the model. Then
+everything else is trained, in fp32, until it gives the original's distribution again (KL divergence on windows of 256
+tokens of the text). This takes some minutes.
 """
 
 from __future__ import annotations

@@ -1,15 +1,16 @@
-"""The demo model's accuracy on what it was taught, in fp32 and as exported, with a paired test of the difference.
+"""Measure the demo model's accuracy on what it was taught, in fp32 and as exported, with a paired test.
 
     python benchmarks/taught_questions.py [--count 400] [--seed 0] [--mode both|thinking|plain] [--json F] \\
         demo-q8_0.gguf demo-onnx-int4 …
 
-Makes different questions of the kinds that qwen3_export/data/demo/README.md lists, asks them greedily, with a thought
-first and without one, through the fp32 reference and through each artifact's own runtime, and reads the answers. A
-question is asked once a mode, and each mode is tested for itself: the same question again would have much the same
-answer, and the test would count it as evidence.
+Makes different questions of the kinds that qwen3_export/data/demo/README.md lists, asks them greedily, with and without
+thinking, in the fp32 reference and in each artifact's own runtime, and reads the answers. A question is asked once per
+mode, and each mode is tested separately: asked again, a question would get nearly the same answer, and the test would
+wrongly count it as more evidence.
 
-The test is McNemar's, exact: of the questions that only one of the two answered rightly, is the share that fp32 has
-further from one half than chance explains? Below some 0.05 the export's accuracy is not fp32's.
+The test is McNemar's exact test. It takes the questions that only one of the two answered right, and asks whether
+fp32's share of them is further from one half than chance explains. Below about 0.05, the export's accuracy differs from
+fp32's.
 """
 
 from __future__ import annotations
@@ -52,13 +53,13 @@ WORDS = (
 LARGEST_SUMMAND, LARGEST_NUMBER = 49, 98
 
 MODES = {"thinking": True, "plain": False}
-MOST_TOKENS = 96  # three times what a right reply takes
+MOST_TOKENS = 96  # three times the length of a right reply
 REFERENCE = "fp32"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """``expected`` is what ``read`` makes of a right answer."""
+    """One question; ``expected`` is what ``read`` returns for a right answer."""
 
     kind: str
     text: str
@@ -67,7 +68,7 @@ class Question:
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """What one runtime replied: for each mode, reply by reply."""
+    """The replies of one runtime in each mode."""
 
     name: str
     runtime: str
@@ -78,10 +79,10 @@ class Result:
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """What a runtime scored in each mode; of ``asked`` questions a mode.
+    """The scores of a runtime in each mode, out of ``asked`` questions per mode.
 
-    ``lost`` and ``won`` are those that only fp32, only the artifact answered rightly. ``same_replies`` is the share of
-    whole replies that are fp32's, ``accuracy_by_kind`` that of both modes together.
+    ``lost`` are questions that only fp32 answered right, ``won`` those that only the artifact did. ``same_replies`` is
+    the share of whole replies equal to fp32's, ``accuracy_by_kind`` the accuracy of both modes together.
     """
 
     name: str
@@ -97,7 +98,7 @@ class Row:
 
 
 def make_questions(count: int, seed: int) -> list[Question]:
-    """Different ones: every question of the kinds with few, and the rest in equal parts of the kinds with many."""
+    """Make different questions: all of the kinds with few, and equal parts of the kinds with many."""
     chance = random.Random(seed)
     few = [*_few()]
     kept = {question.text: question for question in chance.sample(few, min(len(few), count))}
@@ -140,7 +141,7 @@ def _sort(chance: random.Random) -> Question:
 
 
 def read_answer(kind: str, answer: str) -> object:
-    """What an answer says, whatever the words around it; None where it says nothing of the kind."""
+    """The content of an answer, whatever the words around it, or None if it has none of this kind."""
     return READERS[kind](answer.strip())
 
 
@@ -237,7 +238,7 @@ def compare(result: Result, reference: Result, questions: Sequence[Question]) ->
 
 
 def mcnemar(lost: int, won: int) -> float:
-    """The probability of a split at least so uneven if each of them were a coin's."""
+    """The probability of a split at least this uneven if each question were a coin toss."""
     count = lost + won
     tail = sum(math.comb(count, k) for k in range(min(lost, won) + 1))
     return min(1.0, 2 * tail / 2**count)
@@ -248,7 +249,7 @@ def _share(found: Sequence[bool]) -> float:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Markdown: for each mode the share of right answers, how many were lost and won against fp32, and the test's p."""
+    """A Markdown table: for each mode the share of right answers, those lost and won against fp32, and the test's p."""
     modes = list(rows[0].accuracy)
     head = [
         "",

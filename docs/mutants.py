@@ -1,8 +1,8 @@
-"""docs/mutants.md: what was broken on purpose, in files of every target, and which check caught it.
+"""Write docs/mutants.md: the files that tests break on purpose, for every target, and the check that caught each.
 
     python docs/mutants.py
 
-runs the tests that break files, and writes the page from what they noted. Takes some minutes, and every runtime.
+runs the tests that break files, and writes the page from their notes. Takes some minutes, and needs every runtime.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ LONGEST = 170
 TITLES = {"gguf": "GGUF", "onnx": "ONNX", "executorch": "ExecuTorch", "coreml": "Core ML"}
 HEAD = """# What the check catches
 
-Files broken on purpose, each in one way, by the tests of each target; every one must be caught. `caught by` lists all
-checks that failed. Where hidden states can be seen (or, for ExecuTorch, by its logits), the first place at which they
-part is named, and the known mistake that gives just what was found there. `python docs/mutants.py` makes this page.
+The tests of each target break files on purpose, each in one way, and every one must be caught. `caught by` lists all
+checks that failed. If hidden states can be seen (for ExecuTorch: from its logits), the first place where they differ is
+named, and the known mistake that gives exactly what was found there. `python docs/mutants.py` writes this page.
 """
 
 

@@ -1,11 +1,12 @@
-"""On a Mac: does Core ML compute what the check of an exported folder computed elsewhere?
+"""On a Mac, confirm that Core ML computes the logits that an export recorded on another machine.
 
     pip install coremltools numpy
     python coreml_confirm.py FOLDER [--units cpu|gpu|ane|all]
 
-FOLDER holds model.mlpackage and transcript.json, which qwen3-export writes beside it: some tokens, how they are fed (a
-prompt, then single tokens through the states), and the five best logits of each position where fp16 rounds. Exit code 3
-says that Core ML chose other tokens, or that its logits are further off than fp16 explains.
+FOLDER holds model.mlpackage and transcript.json, which qwen3-export writes beside it. The transcript has some tokens,
+the chunks in which they are fed (a prompt, then single tokens through the states), and the five best logits of each
+position with fp16 rounding. Exit code 3 means that Core ML chose other tokens, or that its logits differ by more than
+fp16 explains.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import coremltools
 import numpy as np
 
 UNITS = {"cpu": "CPU_ONLY", "gpu": "CPU_AND_GPU", "ane": "CPU_AND_NE", "all": "ALL"}
-# Logits of other kernels in fp16; where two tokens are closer than this, either may come first.
+# Logits of other fp16 kernels differ by up to this; of two tokens closer than this, either may come first.
 TOLERANCE = 0.25
 
 

@@ -1,10 +1,10 @@
-"""Talk to an exported ExecuTorch folder: load it, apply the chat template, generate. Needs nothing of qwen3-export.
+"""Chat with an exported ExecuTorch folder: load it, apply the chat template, generate. Does not need qwen3-export.
 
     pip install executorch tokenizers jinja2
     python examples/executorch_chat.py Qwen3-0.6B-executorch-8da4w "What is the sea?" [--new 128] [--no-think]
 
-What an app does with the runners for iOS, Android or C++ is the same: model.pte answers for itself which tokens end a
-turn and how many positions it has; the template is the caller's business.
+An app does the same with the runners for iOS, Android or C++. model.pte itself tells which tokens end a turn and how
+many positions it has. The caller applies the template.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def main() -> None:
     for token in generate(program, given, limit=arguments.new):
         made.append(token)
         text = tokenizer.decode(made)
-        if not text.endswith("\N{REPLACEMENT CHARACTER}"):  # half of a character waits for the rest
+        if not text.endswith("\N{REPLACEMENT CHARACTER}"):  # an incomplete character waits for the rest
             print(text[len(shown) :], end="", flush=True)
             shown = text
     print()

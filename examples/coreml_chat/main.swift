@@ -1,10 +1,10 @@
-// A question to an exported folder, through swift-transformers (package "swift-transformers", product
-// "Transformers", 1.0 or newer; iOS 18, macOS 15).
+// Ask an exported folder a question with swift-transformers (package "swift-transformers", product "Transformers",
+// 1.0 or newer; iOS 18, macOS 15).
 //
 //     swift run chat FOLDER "What is the capital of France?"
 //
-// FOLDER is what qwen3-export coreml wrote: model.mlpackage, with tokenizer and configs beside it. An app compiles the
-// package when it is built, and calls LanguageModel.loadCompiled(url:) on the .mlmodelc instead.
+// FOLDER was written by qwen3-export coreml: model.mlpackage, with tokenizer and configs beside it. An app compiles the
+// package at build time instead, and calls LanguageModel.loadCompiled(url:) on the .mlmodelc.
 
 import CoreML
 import Foundation
@@ -17,7 +17,7 @@ let question = CommandLine.arguments[2]
 
 let compiled = try await MLModel.compileModel(at: folder.appending(path: "model.mlpackage"))
 let tokenizer = try await AutoTokenizer.from(modelFolder: folder)
-// The package declares keyCache and valueCache, so that this is a LanguageModelWithStatefulKVCache.
+// The package declares keyCache and valueCache, so this is a LanguageModelWithStatefulKVCache.
 let model = try LanguageModel.loadCompiled(url: compiled, computeUnits: .cpuAndGPU, tokenizer: tokenizer)
 
 let tokens = try tokenizer.applyChatTemplate(
@@ -26,7 +26,7 @@ let tokens = try tokenizer.applyChatTemplate(
     additionalContext: ["enable_thinking": false]
 )
 
-// Qwen's own defaults for answers without a thought.
+// Qwen's own defaults for answers without thinking.
 var config = GenerationConfig(maxNewTokens: 256)
 config.doSample = true
 config.temperature = 0.7

@@ -1,1 +1,1 @@
-"""Generation: tokens and text from any artifact through its real runtime, or from a checkpoint by the reference."""
+"""Generate tokens and text from an artifact in its real runtime, or from a checkpoint in the reference."""

@@ -1,8 +1,8 @@
-"""How a reply begins: the prompt as the checkpoint's template writes it, whether it will think, how it is sampled.
+"""Prepare a reply: write the prompt with the checkpoint's template, choose thinking or not, choose the sampling.
 
-A template is asked rather than searched for words: one that writes another prompt when told ``enable_thinking=False``
-has a switch (Qwen3); one that does not either leaves a ``<think>`` open at the end of every prompt (the Thinking
-releases) or does not think at all (the Instruct releases).
+Whether a template can think is found by rendering it, not by searching it for words. A template that gives another
+prompt with ``enable_thinking=False`` has a switch (Qwen3). A template that gives the same prompt either leaves
+``<think>`` open at the end (the Thinking releases) or does not think at all (the Instruct releases).
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ __all__ = ["Opening", "open_dialogue", "open_raw", "sampling_for"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Opening:
-    """``text`` is fed as it is; ``is_inside`` says that it ends within a thought.
+    """The start of a reply: ``text`` is the prompt, ``is_inside`` is True if it ends within a thought.
 
-    ``thinks`` is None for plain text, where there are no modes; ``has_switch``: the template can do both.
+    ``thinks`` is None for plain text, which has no modes; ``has_switch`` is True if the template can think or not.
     """
 
     text: str
@@ -34,26 +34,26 @@ class Opening:
 
 
 def open_raw(text: str) -> Opening:
-    """Plain text, to be continued."""
+    """Continue plain text."""
     return Opening(text=text, thinks=None)
 
 
 def open_dialogue(speech: Speech, messages: Sequence[Mapping[str, Any]], *, think: bool | None = None) -> Opening:
-    """The prompt for a reply to ``messages``; thinking, unless told otherwise, where the template has it.
+    """The prompt for a reply to ``messages``. By default the model thinks if its template can.
 
-    Raises ExportError without a template, and for a mode that it does not have; UnsupportedModelError where it does not
-    accept the messages.
+    Raises ExportError without a template, and for a mode that the template does not have; UnsupportedModelError if the
+    template does not accept the messages.
     """
     if speech.template is None:
         raise ExportError(
-            f"{speech.origin}: has no chat template; name the checkpoint with --model, or give --raw for plain text"
+            f"{speech.origin}: has no chat template; name the checkpoint with `model`, or give `raw` for plain text"
         )
     asked = {"messages": list(messages), "add_generation_prompt": True}
     texts = {on: render_template(speech.template, {**asked, "enable_thinking": on}) for on in (True, False)}
     has_switch, is_left_open = texts[True] != texts[False], texts[True].rstrip().endswith(OPEN)
     thinks = has_switch or is_left_open
     if think is not None and think != thinks and not has_switch:
-        does = "always thinks; leave --no-think away" if thinks else "does not think; leave --think away"
+        does = "always thinks; leave `think` out" if thinks else "does not think; leave `think` out"
         raise ExportError(f"{speech.origin}: by its chat template the model {does}")
     thinks = thinks if think is None else think
     text = texts[thinks]
@@ -61,11 +61,11 @@ def open_dialogue(speech: Speech, messages: Sequence[Mapping[str, Any]], *, thin
 
 
 def sampling_for(opening: Opening, stated: Mapping[str, Any], **chosen: float | None) -> Sampling:
-    """What the user has chosen; else the makers' defaults for the mode; else what the checkpoint states.
+    """Sampling from the user's choices, then the makers' defaults for the mode, then the checkpoint's settings.
 
-    A checkpoint with a switch states one set of numbers (in generation_config.json) for two modes: there, the modes'
-    own defaults hold. Where there is one mode, what is stated was stated for it and comes first. Plain text is greedy
-    where nothing is stated, as in transformers.
+    A checkpoint with a switch has one set of numbers (in generation_config.json) for two modes, so the defaults of the
+    mode are used instead. With only one mode, the checkpoint's numbers were meant for it and come first. Plain text is
+    greedy if the checkpoint states nothing, as in transformers.
     """
     base, used = THINKING if opening.thinks else NON_THINKING, {} if opening.has_switch else stated
     if opening.thinks is None:

@@ -1,4 +1,4 @@
-"""Token after token from a stepper, until a turn ends, the thought is closed for it, or there is no more room."""
+"""Generate token after token until the turn ends, ``max_new_tokens`` is reached, or the context is full."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["Ending", "Generation", "Step"]
 
 
 class Ending(Enum):
-    """Why no token follows."""
+    """Why generation ended."""
 
     END_TOKEN = "the model ended its turn"
     LENGTH = "the most new tokens that were allowed"
@@ -24,7 +24,7 @@ class Ending(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One token of a reply; ``is_forced`` ones close a thought, and were not drawn."""
+    """One token of a reply. ``is_forced`` ones close a thought and were not drawn."""
 
     token: int
     place: Place
@@ -34,9 +34,9 @@ class Step:
 class Generation:
     """One reply: iterate over its steps, then read how it went.
 
-    ``early_stop`` are the tokens that close a thought. ``num_drawn`` counts what the model has chosen, the end of the
-    turn included; forced tokens do not count against ``max_new_tokens``. Seconds are those spent until the first
-    logits, and after them.
+    ``early_stop`` are the tokens that close a thought. ``num_drawn`` counts the tokens that the model has chosen, the
+    end of the turn included; forced tokens do not count against ``max_new_tokens``. ``prompt_seconds`` is the time
+    until the first logits, ``seconds`` the time after them.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class Generation:
     def __iter__(self) -> Iterator[Step]:
         started, pending = time.perf_counter(), self._prompt
         while True:
-            # Once: a reply that opens another thought after that is no longer the dialogue that was taught.
+            # Only once: models are not trained on a reply that opens another thought after this.
             stop = self._early_stop if self._thinking.is_spent and not self.was_cut_short else []
             pending = [*pending, *stop]
             if len(pending) > self._stepper.room:

@@ -1,4 +1,4 @@
-"""A checkpoint in the fp32 reference, with its KV cache; weights stay in memory where there is room for them."""
+"""Run a checkpoint in the fp32 reference with a KV cache; weights stay in memory if they fit."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from qwen3_export.reference.model import KVCache, forward, head_logits
 __all__ = ["held", "reference_runtime"]
 
 CHUNK = 512
-# In fp32; a larger model is read from its files again for every token.
+# In fp32. Weights of a larger model are read from its files again for every token.
 HELD_BYTES = 6 << 30
 
 
@@ -32,7 +32,7 @@ class HeldWeight(DerivedWeight):
 
 
 def reference_runtime(graph: Graph) -> Runtime:
-    """The reference as a runtime; values are read now, where they are held."""
+    """The reference as a runtime. If values are kept in memory, they are read now."""
     ready = held(graph)
 
     @contextmanager
@@ -50,7 +50,7 @@ def reference_runtime(graph: Graph) -> Runtime:
 
 
 def held(graph: Graph) -> Graph:
-    """The graph with its values in memory, where they take no more than HELD_BYTES."""
+    """The graph with its values in memory, if they take at most HELD_BYTES."""
     if 4 * graph.num_parameters > HELD_BYTES:
         return graph
     return graph.with_weights(

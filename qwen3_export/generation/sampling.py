@@ -1,8 +1,9 @@
-"""From logits to a token: greedy, or drawn under temperature, top-k, top-p and min-p.
+"""Choose a token from logits: greedy, or drawn with temperature, top-k, top-p and min-p.
 
-The four are applied in this order, each to what the one before has left, as transformers does: logits are divided by
-the temperature; the ``top_k`` largest stay; of these the fewest that together have ``top_p`` of the probability; of
-these the ones with at least ``min_p`` times the largest probability. Among equals, the smaller id comes first.
+As in transformers, the four are applied in this order, each to what the one before has left. Logits are divided by the
+temperature. The ``top_k`` largest stay. Of these, the fewest stay that together have ``top_p`` of the probability. Of
+these, the ones stay with at least ``min_p`` times the largest probability. Among equal logits, the smaller id comes
+first.
 """
 
 # V vocabulary  K tokens that may be drawn
@@ -22,7 +23,7 @@ __all__ = ["GREEDY", "NON_THINKING", "THINKING", "Sampler", "Sampling", "candida
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
-    """How a token is drawn; a temperature of 0 is greedy, a ``top_k`` of 0 and a ``top_p`` of 1 keep all."""
+    """How to draw a token; a temperature of 0 is greedy, a ``top_k`` of 0 and a ``top_p`` of 1 keep all tokens."""
 
     temperature: float
     top_k: int = 0
@@ -50,13 +51,13 @@ class Sampling:
 
 
 GREEDY = Sampling(temperature=0.0)
-# What the makers recommend (the cards of Qwen/Qwen3-*, "Best Practices"); greedy decoding makes thinking repeat itself.
+# The makers' recommendation (cards of Qwen/Qwen3-*, "Best Practices"); greedy thinking repeats itself.
 THINKING = Sampling(temperature=0.6, top_k=20, top_p=0.95)
 NON_THINKING = Sampling(temperature=0.7, top_k=20, top_p=0.8)
 
 
 class Sampler:
-    """Draws token after token; the same seed draws the same ones from the same logits."""
+    """Draws token after token. The same seed draws the same tokens from the same logits."""
 
     def __init__(self, sampling: Sampling, *, seed: int = 0) -> None:
         self._sampling, self._random = sampling, np.random.default_rng(seed)
@@ -70,7 +71,7 @@ class Sampler:
 
 
 def candidates(logits_V: NDArray[Any], sampling: Sampling) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """The tokens that may be drawn, most probable first, and their probabilities, of sum one; not for greedy."""
+    """The tokens that may be drawn, most probable first, and their probabilities, which sum to one; not for greedy."""
     ids_K = _largest(logits_V, sampling.top_k or len(logits_V))
     scaled_K = logits_V[ids_K].astype(np.float64) / sampling.temperature
     weights_K = np.exp(scaled_K - scaled_K[0])
@@ -83,7 +84,7 @@ def candidates(logits_V: NDArray[Any], sampling: Sampling) -> tuple[NDArray[np.i
 
 
 def _largest(logits_V: NDArray[Any], count: int) -> NDArray[np.int64]:
-    """The ids of the ``count`` largest logits, in their order; a vocabulary is not sorted for twenty of it."""
+    """The ids of the ``count`` largest logits, largest first, without sorting the whole vocabulary."""
     found = np.arange(len(logits_V))
     if count < len(logits_V):
         found = np.flatnonzero(logits_V >= np.partition(logits_V, -count)[-count])

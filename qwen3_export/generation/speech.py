@@ -1,7 +1,7 @@
-"""What generation needs of a tokenizer: text to tokens and back, where a turn ends, and how a dialogue is written.
+"""The parts of a tokenizer that generation needs: text to tokens and back, the end of a turn, the chat template.
 
-A folder that carries ``tokenizer.json`` (a checkpoint, or what an export wrote for an app) speaks for itself: an
-artifact is run with what an app would find beside it.
+A folder with ``tokenizer.json`` (a checkpoint, or an export for an app) uses its own files, so an artifact runs with
+what an app would find beside it.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ SAMPLING_FIELDS = ("temperature", "top_k", "top_p", "min_p")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Speech:
-    """A tokenizer as generation sees it; ``origin`` is whose.
+    """A tokenizer as generation sees it; ``origin`` says where it comes from.
 
-    ``piece`` gives the bytes of a token (none for markup that is never shown); ``marks`` are the ids of ``<think>`` and
-    ``</think>``; ``stated`` is what the checkpoint says of sampling: ``do_sample`` and SAMPLING_FIELDS, where it does.
+    ``piece`` gives the bytes of a token (none for markup that is never shown). ``marks`` are the ids of ``<think>`` and
+    ``</think>``. ``stated`` has the checkpoint's sampling settings: ``do_sample`` and SAMPLING_FIELDS, if present.
     """
 
     origin: str
@@ -48,20 +48,20 @@ class Speech:
 
 
 def artifact_speech(folder: Path, model: Model | None, *, end_ids: Iterable[int] = ()) -> Speech:
-    """The folder's own tokenizer and template; ``model``'s, where it has none."""
+    """The folder's own tokenizer and template; if it has none, those of ``model``."""
     own = folder_speech(folder, end_ids=end_ids) if (folder / TOKENIZER).exists() else None
     if own is not None and (own.template is not None or model is None):
         return own
     if model is None:
-        raise ExportError(f"{folder}: has no {TOKENIZER}; name the checkpoint that it was made of with --model")
+        raise ExportError(f"{folder}: has no {TOKENIZER}; name the checkpoint that it was made from with `model`")
     checkpoint = folder_speech(model.folder, end_ids=end_ids)
     return checkpoint if own is None else replace(own, template=checkpoint.template)
 
 
 def folder_speech(folder: Path, *, end_ids: Iterable[int] = ()) -> Speech:
-    """What a folder's files say; a turn ends at ``end_ids`` too.
+    """The tokenizer of a folder; a turn also ends at ``end_ids``.
 
-    Raises CheckpointError for files that cannot be read, and where nothing says which token ends a turn.
+    Raises CheckpointError for files that cannot be read, and if no file says which token ends a turn.
     """
     fast = _read_tokenizer(folder / TOKENIZER)
     settings, generation, genai, config = (
@@ -85,7 +85,7 @@ def folder_speech(folder: Path, *, end_ids: Iterable[int] = ()) -> Speech:
 
 
 def mark_ids(token_to_id: Callable[[str], int | None]) -> tuple[int, int] | None:
-    """The ids of ``<think>`` and ``</think>``, where both are tokens."""
+    """The ids of ``<think>`` and ``</think>``, or None unless both are tokens."""
     found = token_to_id(OPEN), token_to_id(CLOSE)
     return None if found[0] is None or found[1] is None else (found[0], found[1])
 
@@ -100,7 +100,7 @@ def _read_tokenizer(path: Path) -> FastTokenizer:
 
 
 def _pieces(fast: FastTokenizer) -> Callable[[int], bytes]:
-    """Bytes of a token: an added one's content (none for a special one), a byte-level one's letters as bytes."""
+    """Bytes of a token: an added token's content (none for a special one), else the bytes of its letters."""
     added = {
         i: b"" if token.special else token.content.encode() for i, token in fast.get_added_tokens_decoder().items()
     }
@@ -110,7 +110,7 @@ def _pieces(fast: FastTokenizer) -> Callable[[int], bytes]:
     def piece(token: int) -> bytes:
         if token in added:
             return added[token]
-        text = fast.id_to_token(token) or ""  # rows of the embedding beyond the vocabulary are padding
+        text = fast.id_to_token(token) or ""  # embedding rows beyond the vocabulary are padding
         return b"".join(bytes([letters[c]]) if c in letters else c.encode() for c in text)
 
     return piece
@@ -121,13 +121,13 @@ def _read_if_there(path: Path) -> dict[str, Any]:
 
 
 def _ids(stated: object) -> Iterator[int]:
-    """``eos_token_id`` is a number or a list of them."""
+    """``eos_token_id`` is a number or a list of numbers."""
     values = stated if isinstance(stated, list) else [stated]
     yield from (int(value) for value in values if isinstance(value, int))
 
 
 def _turn_end(fast: FastTokenizer, settings: Mapping[str, Any]) -> Iterator[int]:
-    """The token that tokenizer_config.json calls eos, as a string or as an object with its content."""
+    """The token that tokenizer_config.json calls eos, given as a string or as an object with its content."""
     token = settings.get("eos_token")
     content = token.get("content") if isinstance(token, Mapping) else token
     found = fast.token_to_id(content) if isinstance(content, str) else None

@@ -1,4 +1,4 @@
-"""What generation needs of a runtime: tokens in, the logits of the last one out, and how many more fit."""
+"""The interface between generation and a runtime: tokens in, logits of the last one out, and the room left."""
 
 # V vocabulary
 
@@ -16,26 +16,26 @@ from qwen3_export.errors import CheckpointError
 
 __all__ = ["Append", "ChunkedStepper", "Runtime", "Stepper"]
 
-# The logits [V] of the last of some tokens, of which the first stands at a position.
+# Takes tokens and the position of the first one; returns the logits [V] of the last one.
 Append = Callable[[Sequence[int], int], NDArray[Any]]
 
 
 class Stepper(Protocol):
-    """One sequence in a runtime, whose caches stay there."""
+    """One sequence in a runtime, which keeps its caches."""
 
     @property
     def room(self) -> int:
-        """How many more tokens may be fed."""
+        """How many more tokens fit."""
         ...
 
     def feed(self, tokens: Sequence[int]) -> NDArray[np.float32]:
-        """Add tokens at the end; returns the logits [V] of the last of them."""
+        """Add tokens at the end; returns the logits [V] of the last one."""
         ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Runtime:
-    """What runs an artifact. ``start`` makes a sequence of so many positions at most, all of them still free."""
+    """What runs an artifact. ``start`` begins an empty sequence of at most the given number of positions."""
 
     name: str
     context_length: int
@@ -43,9 +43,9 @@ class Runtime:
 
 
 class ChunkedStepper:
-    """A stepper over a function that takes at most ``chunk`` tokens at once: all that a target has to bring.
+    """A stepper over a function that takes at most ``chunk`` tokens at once. A target only provides the function.
 
-    A long prompt in one piece would be billions of logits where a runtime gives those of every position.
+    Without chunks, a runtime that returns logits of every position would make billions of them for a long prompt.
     """
 
     def __init__(self, append: Append, *, positions: int, chunk: int) -> None:

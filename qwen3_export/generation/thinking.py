@@ -1,8 +1,8 @@
-"""Thinking, and its budget: which tokens stand inside ``<think>``, and when there have been enough of them.
+"""Track thinking and its budget: which tokens are inside ``<think>``, and whether the budget is used up.
 
-Where the budget is spent, generation feeds an early-stop sentence and ``</think>``, and the answer follows. The
+When the budget is used up, generation feeds an early-stop sentence and ``</think>``, and the answer follows. The
 sentence is the makers' own (Qwen3 Technical Report, arXiv 2505.09388, section 4.3, "Thinking Budget"; the blank lines
-are those of QwenLM/Qwen3, docs/source/getting_started/thinking_budget.md).
+are from QwenLM/Qwen3, docs/source/getting_started/thinking_budget.md).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ EARLY_STOP = (
 
 
 class Place(Enum):
-    """Where in a reply a token stands."""
+    """The part of a reply to which a token belongs."""
 
     THOUGHT = "thought"
     ANSWER = "answer"
@@ -27,9 +27,9 @@ class Place(Enum):
 
 
 class Thinking:
-    """What a reply has thought so far, told token by token.
+    """Follows the thought of a reply, token by token.
 
-    ``marks`` are the ids of ``<think>`` and ``</think>``, None where the tokenizer has none; ``is_inside`` says that
+    ``marks`` are the ids of ``<think>`` and ``</think>``, or None if the tokenizer has none. ``is_inside`` is True if
     the prompt ends within a thought.
     """
 
@@ -41,11 +41,11 @@ class Thinking:
 
     @property
     def is_spent(self) -> bool:
-        """Whether the thought goes on, and has used its budget up."""
+        """True if the thought still goes on and its budget is used up."""
         return self.is_inside and self._budget is not None and self.count >= self._budget
 
     def see(self, token: int) -> Place:
-        """Count a token of the reply; returns where it stands."""
+        """Count a token of the reply, and return the part to which it belongs."""
         if token in (self._open, self._close):
             self.is_inside = token == self._open
             return Place.MARK

@@ -1,4 +1,4 @@
-"""The tokenizer and the chat template beside an artifact: they must do what the checkpoint's do."""
+"""Compare the tokenizer and the chat template beside an artifact with the checkpoint's."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ __all__ = ["document_differences", "read_json"]
 
 
 def document_differences(folder: Path, tokenizer: Tokenizer) -> Iterator[str]:
-    """One sentence for each of the two that is missing, or is another than the checkpoint's.
+    """List which of the two is missing or differs from the checkpoint's, one sentence each.
 
-    Other tools write ``tokenizer.json`` anew; a file that gives the same tokens for all evaluation texts is the same.
+    Other tools rewrite ``tokenizer.json``; a file that gives the same tokens for all evaluation texts counts as the
+    same.
     """
     path = folder / "tokenizer.json"
     if not path.exists():
@@ -33,7 +34,7 @@ def document_differences(folder: Path, tokenizer: Tokenizer) -> Iterator[str]:
 
 
 def read_json(path: Path) -> Any:
-    """The document; None where it cannot be read."""
+    """The document, or None if it cannot be read."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

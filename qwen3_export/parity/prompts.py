@@ -1,7 +1,7 @@
-"""The texts on which a file is compared with its checkpoint; they ship with the package.
+"""The evaluation texts on which a file is compared with its checkpoint; they ship with the package.
 
-Dialogues with thinking and without, in a dozen languages and scripts; code, markup, numbers, prose.
-Dialogues are rendered by the checkpoint's own chat template: a model is asked as it was trained.
+They are dialogues with and without thinking, in a dozen languages and scripts, with code, markup, numbers and prose.
+The checkpoint's own chat template renders dialogues, because the model was trained on that form.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ __all__ = [
 
 
 class TextEncoder(Protocol):
-    """What is needed of a checkpoint's tokenizer."""
+    """The methods of a checkpoint's tokenizer that are needed here."""
 
     def encode(self, text: str) -> list[int]: ...
 
@@ -40,7 +40,7 @@ class TextEncoder(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluationText:
-    """One text: ``messages`` of a dialogue, or plain ``text``.  ``is_quick`` ones end every export."""
+    """One text: ``messages`` of a dialogue, or plain ``text``. Every export ends with the ``is_quick`` ones."""
 
     name: str
     language: str
@@ -60,7 +60,7 @@ class Prompt:
 
     @property
     def next_tokens(self) -> tuple[int, ...]:
-        """The token after each position; -1 where the text ends."""
+        """The token after each position; -1 at the end of the text."""
         return (*self.tokens[1:], -1)
 
 
@@ -84,7 +84,7 @@ def evaluation_texts() -> tuple[EvaluationText, ...]:
 def tokenize_prompts(
     tokenizer: TextEncoder, *, quick: bool, max_tokens: int = 1024, max_quick_tokens: int = 64
 ) -> tuple[Prompt, ...]:
-    """The texts as tokens, each cut at ``max_tokens``; ``quick`` gives a few of them, cut shorter."""
+    """Tokenize the texts, each cut at ``max_tokens``; ``quick`` gives a few of them, cut shorter."""
     limit = min(max_tokens, max_quick_tokens) if quick else max_tokens
     chosen = [text for text in evaluation_texts() if text.is_quick or not quick]
     encoded = [(text.name, tokenizer.encode(_plain(tokenizer, text))) for text in chosen]
@@ -92,7 +92,7 @@ def tokenize_prompts(
 
 
 def tokenization_text(tokenizer: TextEncoder) -> str:
-    """All of it at once, chat markup included: a runtime must split it as the checkpoint's tokenizer does."""
+    """All texts in one string, chat markup included; a runtime must tokenize it as the checkpoint's tokenizer does."""
     return "\n".join(_plain(tokenizer, text) for text in evaluation_texts())
 
 

@@ -1,7 +1,7 @@
-"""Which known mistake gives a runtime's logits, where its hidden states cannot be seen.
+"""Find the known mistake that gives a runtime's logits, for runtimes whose hidden states cannot be seen.
 
-Some runtimes fuse a whole layer into parts that show nothing between. Then whole models with one thing wrong are run by
-the reference, and the one whose logits are the runtime's is named.
+Some runtimes fuse a whole layer and show nothing inside it. For these, the reference runs whole models with one mistake
+each, and the mistake whose logits match the runtime's is named.
 """
 
 # T tokens  V vocabulary
@@ -21,7 +21,7 @@ from qwen3_export.reference.model import Place
 
 __all__ = ["explain_logits"]
 
-# A wrong model explains what was found where it leaves a hundredth of the divergence.
+# A wrong model explains the logits if it leaves at most a hundredth of the divergence.
 EXPLAINED = 0.01
 MAX_TOKENS = 48
 
@@ -37,7 +37,7 @@ class _Suspect:
 def explain_logits(
     graph: Graph, tokens: Sequence[int], run: RunLogits, *, arithmetic: Arithmetic | None = None
 ) -> FirstDivergence | None:
-    """The mistake, and where in the model it is; None where no known one gives what ``run`` gives."""
+    """The mistake and its place in the model, or None if no known mistake gives the logits of ``run``."""
     text = list(tokens)[:MAX_TOKENS]
     logits_TV = np.array(run(text))
     right = _divergence(graph, text, logits_TV, arithmetic)
@@ -52,7 +52,7 @@ def explain_logits(
 
 
 def _divergence(graph: Graph, text: Sequence[int], logits_TV: np.ndarray, arithmetic: Arithmetic | None) -> float:
-    """The mean KL divergence in nats a position."""
+    """The mean KL divergence in nats per position."""
     found = compare_exact(graph, [text], lambda _tokens: logits_TV, arithmetic=arithmetic).mean_kld
     return float("inf") if found is None or not np.isfinite(found) else found
 
@@ -91,7 +91,7 @@ def _suspects(graph: Graph) -> Iterator[_Suspect]:
 
 
 def _swapped(graph: Graph, first: Kind, second: Kind, layers: Sequence[int]) -> Graph:
-    """Two kinds of weights in each other's place."""
+    """Swap two kinds of weights."""
     weights = dict(graph.weights)
     for layer in layers:
         for kind, other in ((first, second), (second, first)):

@@ -1,8 +1,9 @@
-"""What a broken runtime computes: one sub-block of a layer under each of a table of known mistakes.
+"""Known mistakes of broken runtimes: what a sub-block of a layer computes under each of them.
 
-A check knows the first place where a runtime's state leaves the reference's. Everything before that place is right, so
-the place's own input is known, and each mistake that exporters have made there can be computed and laid beside what was
-found. One that gives the found state to some digits is the cause; where none does, nothing is said.
+A check knows the first place where a runtime's state differs from the reference's. Everything before it is right, so
+its input is known. Each mistake that exporters have made at this place can then be computed and compared with the state
+that was found. A mistake that gives this state to several digits is named as the cause; if none does, no cause is
+named.
 
 Each function yields pairs of a sentence and the state that the mistake would give.
 
@@ -36,7 +37,7 @@ Suspects = Iterator[tuple[str, Tensor]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inputs:
-    """The reference's states before a place: ``stream`` is the residual stream, ``states`` the layer's other places."""
+    """The reference's states before a place; ``stream`` is the residual stream, ``states`` the layer's other places."""
 
     graph: Graph
     layer: int | None
@@ -63,7 +64,7 @@ class Inputs:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Heads:
-    """The steps from a layer's input to rotated queries or keys, any of which can be replaced by a wrong one."""
+    """The steps from a layer's input to rotated queries or keys; any step can be replaced by a wrong one."""
 
     inputs: Inputs
     proj: Kind
@@ -205,7 +206,7 @@ def _after_attention(inputs: Inputs) -> Suspects:
     yield "the residual is taken after the norm", inputs.normed(Kind.INPUT_LAYERNORM) + added_TD
     yield "attention is not added", inputs.stream_TD
     yield "attention is added twice", inputs.stream_TD + 2 * added_TD
-    for told, wrong_TD in _attention(inputs):  # where a runtime does not show what attention adds
+    for told, wrong_TD in _attention(inputs):  # for runtimes that do not show the output of attention
         yield told, inputs.stream_TD + wrong_TD
 
 
@@ -263,7 +264,7 @@ def _output(inputs: Inputs) -> Suspects:
     yield "the residual is not added", added_TD
     yield "the residual is taken after the norm", inputs.normed(Kind.POST_ATTENTION_LAYERNORM) + added_TD
     yield "the MLP is not added", inputs.stream_TD
-    for told, wrong_TD in _mlp(inputs):  # where a runtime does not show what the MLP adds
+    for told, wrong_TD in _mlp(inputs):  # for runtimes that do not show the output of the MLP
         yield told, inputs.stream_TD + wrong_TD
 
 
@@ -300,7 +301,7 @@ SUSPECTS: Mapping[Place, Callable[[Inputs], Suspects]] = MappingProxyType(
 
 
 def _transposed(kind: Kind, inputs: Inputs, out: Callable[[Callable[[Tensor], Tensor]], Tensor]) -> Suspects:
-    """A matrix whose bytes were taken in the other order."""
+    """Suspect that a matrix's bytes were read in the other order."""
     rows, columns = inputs.read(kind).shape
     yield f"{kind.value} is stored the other way round", out(lambda w: w.T.reshape(rows, columns))
 

@@ -1,10 +1,10 @@
-"""A file's values against the checkpoint's: no value may be further off than its number format explains.
+"""Compare a file's values with the checkpoint's: errors must not exceed what the number format explains.
 
-What is stored without loss must be equal; what is quantized must be near. A transposed, permuted or mixed-up matrix is
-100 % off or more, and one damaged block stands out among its peers. How far off a format may be, its target says
-(``Limits``). A solver that makes up for the errors of earlier weights does not even aim at the checkpoint's values, and
-moves a fine weight as far as a coarse one before it asks for: 1.34 and 1.14 times the limits of plain rounding in the
-coarsest format were measured for GPTQ, and twice the measured is allowed; a wrong matrix (1.41 of itself) exceeds that.
+Values stored without loss must be equal, and quantized values must be near. A transposed, permuted or wrong matrix is
+100 % off or more, and a damaged block stands out among the others. Each target sets how far off a format may be
+(``Limits``). A solver that compensates the errors of earlier weights does not aim at the checkpoint's values: it moves
+fine weights as far as coarse ones. For GPTQ, 1.34 and 1.14 times the limits of plain rounding in the coarsest format
+were measured, and twice that is allowed. A wrong matrix (1.41 times its own size) exceeds that.
 """
 
 # R rows  I in_features
@@ -22,7 +22,7 @@ __all__ = ["Limits", "ValueCheck", "WeightError", "compare_values"]
 
 SOLVED_TENSOR_FACTOR, SOLVED_BLOCK_FACTOR, SOLVED_TENSOR_LIMIT = 2.7, 2.3, 0.95
 
-# A quick check reads about this many values in all, and at least these many rows of each weight.
+# A quick check reads about this many values in all, and at least this many rows of each weight.
 QUICK_VALUES, QUICK_ROWS = 1 << 26, 16
 VALUES_PER_BLOCK = 1 << 21
 
@@ -31,7 +31,7 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """How far off a quantized weight may be: relative RMS error of the whole, and of one block of so many columns."""
+    """The largest allowed relative RMS error of a quantized weight, and of one block of ``block_size`` columns."""
 
     tensor: float
     block: float
@@ -40,15 +40,15 @@ class Limits:
 
 # None for a weight whose format holds floats
 LimitsOf = Callable[[Weight], Limits | None]
-# A weight, its first rows and their values as we decode them: what is wrong with that, or None
+# Arguments: a weight, a range of its rows, and their values as we decode them. Returns what is wrong, or None.
 Verify = Callable[[Weight, slice, np.ndarray], str | None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WeightError:
-    """How far off a matrix is, in the root of the mean square, relative to its values; experts of a layer together."""
+    """The relative error (root mean square) of a matrix; the experts of a layer count together."""
 
-    role: str  # in the checkpoint's words: q_proj, down_proj, embed_tokens
+    role: str  # the checkpoint's name: q_proj, down_proj, embed_tokens
     layer: int | None
     format: str
     relative: float
@@ -56,7 +56,7 @@ class WeightError:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ValueCheck:
-    """What was looked at, and one sentence for each weight that is not the checkpoint's."""
+    """What was compared, and one sentence for each weight that differs from the checkpoint's."""
 
     weights: int
     rows: int
@@ -73,14 +73,14 @@ class _Errors:
     squared_value: float = 0.0
     worst_block: float = 0.0
     worst_row: int = 0
-    largest_excess: float = 0.0  # of an unquantized weight: error less what its format allows
+    largest_excess: float = 0.0  # for an unquantized weight: error minus what its format allows
 
     def add(self, difference: np.ndarray, expected: np.ndarray) -> None:
         self.squared_error += float(np.vdot(difference, difference))
         self.squared_value += float(np.vdot(expected, expected))
 
     def merged(self, other: _Errors) -> _Errors:
-        """The sums of both; of another expert of the same layer."""
+        """The sums of both, for experts of the same layer."""
         return _Errors(
             squared_error=self.squared_error + other.squared_error,
             squared_value=self.squared_value + other.squared_value,
@@ -103,7 +103,7 @@ def compare_values(
 ) -> ValueCheck:
     """Compare the values read back (``stored``) with the graph that was meant to be stored.
 
-    ``is_solved``: a solver has chosen the values, and may have aimed elsewhere than at the checkpoint's. ``verify``
+    ``is_solved``: a solver has chosen the values, so they need not be the nearest to the checkpoint's. ``verify``
     compares our decoding with another one, block of rows by block of rows.
     """
     budget = QUICK_VALUES // max(len(stored.weights), 1)
@@ -140,7 +140,7 @@ def compare_values(
 
 
 def _solved_limits(allowed: Mapping[str, Limits | None]) -> dict[str, Limits | None]:
-    """What a solver may move: it makes up for errors of other weights, those of the coarsest format among them."""
+    """Limits for a solver, which compensates errors of other weights, also those in the coarsest format."""
     known = [limits for limits in allowed.values() if limits is not None]
     tensor = min(SOLVED_TENSOR_FACTOR * max((limits.tensor for limits in known), default=0.0), SOLVED_TENSOR_LIMIT)
     block = SOLVED_BLOCK_FACTOR * max((limits.block for limits in known), default=0.0)
@@ -151,12 +151,12 @@ def _solved_limits(allowed: Mapping[str, Limits | None]) -> dict[str, Limits | N
 
 
 def _weight_error(role: str, layer: int | None, number_format: str, errors: _Errors) -> WeightError:
-    """Four digits: a report holds some hundreds of these."""
+    """Keep four digits, because a report holds some hundreds of these."""
     return WeightError(role=role, layer=layer, format=number_format, relative=float(f"{errors.relative:.4g}"))
 
 
 def _row_blocks(weight: Weight, budget: int) -> Iterator[slice]:
-    """Blocks of rows: all, or a few blocks spread evenly, of at most about ``budget`` values."""
+    """Blocks of rows: all rows, or a few blocks spread evenly, of about ``budget`` values at most."""
     num_rows, row_size = weight.shape[0], int(np.prod(weight.shape[1:]))
     wanted = min(num_rows, max(QUICK_ROWS, budget // row_size))
     if wanted == num_rows or len(weight.shape) == 1:
@@ -178,7 +178,7 @@ def _check_weight(
     is_solved: bool,
     verify: Verify | None,
 ) -> tuple[list[str], _Errors]:
-    """What is wrong with one weight, and how far off it is."""
+    """Return what is wrong with one weight, and its errors."""
     errors = _Errors()
     for rows in chosen:
         ours, theirs = weight.read(rows), expected.read(rows)
@@ -199,7 +199,7 @@ def _check_weight(
 def _add_excess(
     errors: _Errors, ours: np.ndarray, theirs: np.ndarray, *, number_format: str, source: str, first: int
 ) -> None:
-    """What floats are off beyond the rounding of their format."""
+    """Add the errors of floats beyond the rounding of their format."""
     errors.add(ours - theirs, theirs)
     excess = np.abs(ours - theirs) - _rounding_allowance(number_format, source, theirs)
     worst = float(excess.max(initial=0.0))
@@ -216,9 +216,9 @@ def _add_errors(
     by_block = (len(ours), -1, block_size)
     squared_errors = np.square(difference).reshape(by_block).sum(-1)
     squared_values = np.square(theirs).reshape(by_block).sum(-1)
-    # Blocks that are next to nothing beside the others have no say: their scale may round to zero.
+    # Blocks that are almost zero beside the others do not count: their scale may round to zero.
     floor = 1e-6 * float(squared_values.mean())
-    if is_solved:  # what a solver moves into a small block is measured by the row's other blocks
+    if is_solved:  # a solver's changes to a small block are measured by the row's other blocks
         squared_values = np.maximum(squared_values, squared_values.mean(-1, keepdims=True))
     relative = np.sqrt(squared_errors / np.maximum(squared_values, max(floor, 1e-30)))
     worst = float(relative.max())
@@ -228,7 +228,7 @@ def _add_errors(
 
 
 def _rounding_allowance(number_format: str, source: str, values: np.ndarray) -> np.ndarray | float:
-    """Half a unit in the last place of F16 and BF16; nothing where the format holds every stored value."""
+    """Half a unit in the last place of F16 and BF16; zero if the format holds every stored value."""
     if number_format in ("F32", source):
         return 0.0
     allowance: np.ndarray = np.abs(values) * (2.0**-11 if number_format == "F16" else 2.0**-8) + 2.0**-25

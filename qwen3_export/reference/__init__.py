@@ -1,1 +1,1 @@
-"""The fp32 reference: what a Qwen3 graph computes."""
+"""The fp32 reference, which computes a Qwen3 graph exactly."""

@@ -1,12 +1,12 @@
-"""The fp32 reference: what a Qwen3 graph computes, to which every artifact is compared.
+"""Compute a Qwen3 graph in fp32; every artifact is compared with the result.
 
-Layers are the outer loop and sequences the inner one: half a layer's weights (or one expert's) are read, all
-sequences pass through them, and they are dropped.  A model larger than memory therefore runs; what is held is
-the hidden state of each sequence, one half layer, and the attention scores of one block of queries.  With
-caches, tokens continue where their cache ends: one prefill, chunks, and token by token are the same call.
+The outer loop goes over layers, the inner loop over sequences. Half a layer's weights (or one expert's) are read, all
+sequences pass through them, and they are dropped. So a model larger than memory can run: memory holds the hidden state
+of each sequence, half a layer, and the attention scores of one block of queries. With caches, tokens continue where the
+cache ends, so one prefill, chunks, and token by token are the same call.
 
-The arithmetic of one layer is in ``layer``; the order of its steps, and what may be seen between
-them, is here.
+The arithmetic of one layer is in ``layer``; this file has the order of its steps and the points where they can be
+observed.
 
 Shapes: T tokens, D hidden, I in, P positions (or tokens routed to one expert), V vocabulary.
 """
@@ -32,7 +32,7 @@ from qwen3_export.reference.weights import (
 
 __all__ = ["KVCache", "Place", "Probe", "Site", "forward", "head_logits", "logits", "run_layer"]
 
-# Rows of the output projection held at once: 64 MB in fp32 where hidden is 4096.
+# Rows of the output projection held at once: 64 MB in fp32 if hidden is 4096.
 HEAD_ROWS_PER_BLOCK = 4096
 
 
@@ -47,13 +47,12 @@ def forward(
     round_activations: RoundActivations | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Tensor]:
-    """The hidden states of each sequence after the final norm, [T, D] each.
+    """Compute the hidden states of each sequence after the final norm, [T, D] each.
 
-    ``sequences`` are token ids, [T] int64.  With ``caches``, one a sequence, tokens are appended to theirs.
-    ``observe`` and ``observe_inputs`` are called along the way (see ``probe``);
-    ``round_activations(x, weight)`` replaces the input of each linear weight, row by row; ``progress`` is
-    told how many layers are done, of how many.  Raises ValueError for an empty sequence, or a token out of
-    range.
+    ``sequences`` are token ids, [T] int64. With ``caches``, one per sequence, tokens continue the cached ones.
+    ``observe`` and ``observe_inputs`` are called on the way (see ``probe``). ``round_activations(x, weight)`` replaces
+    the input of each linear weight, row by row. ``progress`` is called with the number of finished layers and of all
+    layers. Raises ValueError for an empty sequence or a token out of range.
     """
     if caches is not None and len(caches) != len(sequences):
         raise ValueError(f"{len(sequences)} sequences need as many caches, not {len(caches)}")
@@ -76,7 +75,7 @@ def run_layer(
     caches: Sequence[KVCache] | None = None,
     probe: Probe | None = None,
 ) -> list[Tensor]:
-    """The residual stream of each sequence, [T, D], carried through one layer."""
+    """Carry the residual stream of each sequence, [T, D], through one layer."""
     probe = probe or Probe()
     after_attention = _run_attention(graph, layer, hidden, caches or [KVCache() for _ in hidden], probe)
     run_mlp = _run_sparse_mlp if graph.config.is_sparse_layer(layer) else _run_dense_mlp
@@ -91,7 +90,7 @@ def head_logits(
     rows_per_block: int = HEAD_ROWS_PER_BLOCK,
     round_activations: RoundActivations | None = None,
 ) -> Tensor:
-    """The logits [P, V] of final hidden states; the head is read in blocks of rows, never whole."""
+    """Compute the logits [P, V] of final hidden states; the head is read in blocks of rows, never whole."""
     head = graph.head
     if round_activations is not None:
         hidden_PD = round_activations(hidden_PD, head)
@@ -110,7 +109,7 @@ def logits(
     cache: KVCache | None = None,
     round_activations: RoundActivations | None = None,
 ) -> Tensor:
-    """The logits [T, V] of one sequence."""
+    """Compute the logits [T, V] of one sequence."""
     caches = None if cache is None else [cache]
     (hidden_TD,) = forward(graph, [tokens_T], caches=caches, round_activations=round_activations)
     return head_logits(graph, hidden_TD, round_activations=round_activations)
@@ -151,7 +150,7 @@ def _run_dense_mlp(graph: Graph, layer: int, hidden: Sequence[Tensor], probe: Pr
 
 
 def _run_sparse_mlp(graph: Graph, layer: int, hidden: Sequence[Tensor], probe: Probe) -> list[Tensor]:
-    """Experts are the outer loop: each is read once, and only if a token of some sequence was sent to it."""
+    """The outer loop goes over experts: each is read once, and only if some token was sent to it."""
     norm = read_tensor(graph[Role(Kind.POST_ATTENTION_LAYERNORM, layer)])
     normed = [rms_norm(x_TD, norm, eps=graph.config.rms_norm_eps) for x_TD in hidden]
     routings = _route_all(graph, layer, normed, probe)
@@ -179,7 +178,7 @@ def _add_expert(
     added: Sequence[Tensor],
     probe: Probe,
 ) -> None:
-    """Add one expert's share to ``added``, in place, in the tokens that were sent to it."""
+    """Add one expert's share to ``added``, in place, for the tokens that were sent to it."""
     weights = read_gated(graph, layer, expert=expert, round_activations=probe.round_activations)
     for i, (h_TD, routing) in enumerate(zip(normed, routings, strict=True)):
         tokens_P, shares_P = routing.tokens_of(expert)

@@ -1,8 +1,8 @@
-"""Where a run of the reference can be looked at, and where its arithmetic can be bent.
+"""Callbacks for a run of the reference: observe its values, or change its arithmetic.
 
-Two kinds of looking: at hidden states, by ``Site`` (to find where a runtime parts from the reference), and at
-the inputs of linear weights, by ``Role`` (to calibrate).  Weights that share an input are announced once,
-under the first of them; ``SHARED_INPUT`` says which stand behind it.
+Hidden states are observed by ``Site``, to find where a runtime diverges from the reference. Inputs of linear weights
+are observed by ``Role``, for calibration. Weights that share an input are reported once, under the first of them;
+``SHARED_INPUT`` lists the others.
 
 Shapes: T tokens, D hidden, N heads, K kv heads, H head_dim, I in, P tokens routed to one expert.
 """
@@ -23,14 +23,14 @@ __all__ = ["SHARED_INPUT", "Observe", "ObserveInputs", "Place", "Probe", "Site"]
 
 
 class Place(str, Enum):
-    """A point inside the model; in layers, in the order in which a token passes them."""
+    """A point inside the model. Within a layer, in the order in which a token passes them."""
 
-    INPUT = "input"  # the embedding, [T, D]; layer 0 alone has it, for the others it is the output before
+    INPUT = "input"  # the embedding, [T, D]; only layer 0 has it, other layers begin with the output before
     Q_ROPE = "q_rope"  # queries after norm and RoPE, [T, N, H]
     K_ROPE = "k_rope"  # keys after norm and RoPE, [T, K, H]
-    ATTENTION = "attention"  # what o_proj adds, [T, D]
-    AFTER_ATTENTION = "after_attention"  # the residual stream after it, [T, D]
-    MLP = "mlp"  # what the MLP, or all experts together, add, [T, D]
+    ATTENTION = "attention"  # the output of o_proj, [T, D]
+    AFTER_ATTENTION = "after_attention"  # the residual stream after attention, [T, D]
+    MLP = "mlp"  # the output of the MLP, or of all experts together, [T, D]
     OUTPUT = "output"  # the residual stream after the layer, [T, D]
     FINAL = "final"  # after the final norm, [T, D]; outside the layers
 
@@ -49,12 +49,12 @@ class Site:
 # Called with a site, the index of the sequence, and the hidden state.
 Observe = Callable[[Site, int, Tensor], None]
 
-# Called with the role of a linear weight, the index of the sequence, the weight's input [T, I] and, for an
-# expert, the share [T] that its result gets in each token; None elsewhere.  Inputs are seen before rounding.
+# Called with the role of a linear weight, the index of the sequence, the weight's input [T, I] and, for an expert, the
+# share [T] of its result in each token, else None. Inputs are observed before rounding.
 ObserveInputs = Callable[[Role, int, Tensor, Tensor | None], None]
 
-# The weights that read the input that was announced under another: q_proj's is k_proj's and v_proj's too.
-# (The router reads what gate_proj reads in a dense layer; its experts each see some of those tokens.)
+# Weights whose input is reported under another weight: q_proj's is also that of k_proj and v_proj. (In a dense layer
+# the router would read gate_proj's input; each expert sees only some of those tokens.)
 SHARED_INPUT: Mapping[Kind, Kind] = MappingProxyType(
     {Kind.K_PROJ: Kind.Q_PROJ, Kind.V_PROJ: Kind.Q_PROJ, Kind.UP_PROJ: Kind.GATE_PROJ}
 )
@@ -62,7 +62,7 @@ SHARED_INPUT: Mapping[Kind, Kind] = MappingProxyType(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Probe:
-    """The callbacks of one run, any of them absent."""
+    """The callbacks of one run; any of them may be None."""
 
     observe: Observe | None = None
     observe_inputs: ObserveInputs | None = None

@@ -1,7 +1,7 @@
-"""Weights of the graph as fp32 tensors, read when a layer is about to use them and dropped after.
+"""Weights of the graph as fp32 tensors, read just before a layer uses them and dropped after.
 
-A ``Linear`` is a matrix together with what its runtime does to the vectors it is multiplied with: nothing in
-the exact reference; rounding to int8 where a runtime that does so is modelled.
+A ``Linear`` is a matrix together with the rounding of its input: none in the exact reference, and int8 rounding to
+model a runtime that does it.
 
 Shapes: T tokens, D hidden, O out, I in, E experts, V vocabulary.
 """
@@ -33,13 +33,13 @@ __all__ = [
 # Rounds the input [T, I] of a linear weight, row by row, as the runtime would.
 RoundActivations = Callable[[Tensor, Weight], Tensor]
 
-# Embedding rows that lie this close together are read in one go.
+# Embedding rows this close together are read in one go.
 MAX_GAP_ROWS = 64
 
 
 @dataclass(frozen=True, slots=True)
 class Linear:
-    """A matrix in memory, and what happens to its input before the multiplication."""
+    """A matrix in memory, and the function that rounds its input before the multiplication."""
 
     weight: Tensor  # [O, I]
     round_input: Callable[[Tensor], Tensor] | None = None
@@ -51,7 +51,7 @@ class Linear:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttentionWeights:
-    """What the attention half of a layer needs; the norm in front of it included."""
+    """The weights of a layer's attention half, with the norm before it."""
 
     input_layernorm: Tensor
     q_proj: Linear
@@ -64,7 +64,7 @@ class AttentionWeights:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GatedWeights:
-    """A gated MLP: a dense layer's, or one expert's."""
+    """A gated MLP: that of a dense layer, or one expert."""
 
     gate_proj: Linear
     up_proj: Linear
@@ -77,7 +77,7 @@ def read_tensor(weight: Weight, rows: slice = ALL_ROWS) -> Tensor:
 
 
 def read_linear(weight: Weight, *, round_activations: RoundActivations | None = None) -> Linear:
-    """A whole matrix; ``round_activations`` is bound to the weight whose input it will round."""
+    """Read a whole matrix; ``round_activations`` will round its input."""
     values_OI = read_tensor(weight)
     if round_activations is None:
         return Linear(values_OI)
@@ -85,7 +85,7 @@ def read_linear(weight: Weight, *, round_activations: RoundActivations | None = 
 
 
 def read_attention(graph: Graph, layer: int, *, round_activations: RoundActivations | None = None) -> AttentionWeights:
-    """The attention weights of one layer."""
+    """Read the attention weights of one layer."""
 
     def linear(kind: Kind) -> Linear:
         return read_linear(graph[Role(kind, layer)], round_activations=round_activations)
@@ -104,7 +104,7 @@ def read_attention(graph: Graph, layer: int, *, round_activations: RoundActivati
 def read_gated(
     graph: Graph, layer: int, *, expert: int | None = None, round_activations: RoundActivations | None = None
 ) -> GatedWeights:
-    """The MLP of a dense layer (``expert`` None), or one expert of a sparse one."""
+    """Read the MLP of a dense layer (``expert`` None), or one expert of a sparse one."""
 
     def linear(kind: Kind) -> Linear:
         return read_linear(graph[Role(kind, layer, expert)], round_activations=round_activations)
@@ -115,9 +115,9 @@ def read_gated(
 
 
 def embed(graph: Graph, tokens_T: Tensor) -> Tensor:
-    """The embedding of each token, [T, D]; only the rows of tokens that occur are read.
+    """The embedding of each token, [T, D]. Only rows of tokens that occur are read.
 
-    Raises ValueError for no tokens, and for an id outside the vocabulary.
+    Raises ValueError if there are no tokens, or for an id outside the vocabulary.
     """
     if tokens_T.ndim != 1 or len(tokens_T) == 0:
         raise ValueError(f"tokens of shape {list(tokens_T.shape)}; one dimension, not empty, is needed")

@@ -1,9 +1,9 @@
-"""weight.bin: Core ML's file of constants, and reading and writing it by position.
+"""Read and write weight.bin, Core ML's file of constants.
 
-A header of 64 bytes (how many blobs, version 2), then for each blob a record of 64 bytes (a sentinel, the element
-type, the bytes of data, where the data begins, and how many bits of its last byte are unused) and its data, both at
-multiples of 64. A program names a blob by the offset of its record. Elements of fewer than 8 bits are one stream over
-the whole array, the first element in the lowest bits.
+The file begins with a header of 64 bytes (number of blobs, version 2). Each blob has a record of 64 bytes (sentinel,
+element type, bytes of data, offset of the data, unused bits in the last byte) and its data; both begin at multiples of
+64. A program refers to a blob by the offset of its record. Elements of fewer than 8 bits form one bit stream over the
+whole array, with the first element in the lowest bits.
 
 Source: coremltools' mlmodel/src/MILBlob/Blob/StorageFormat.hpp and BlobDataType.hpp.
 """
@@ -32,7 +32,7 @@ HEADER, RECORD = struct.Struct("<II56x"), struct.Struct("<IIQQQ32x")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Element:
-    """An element type: its code in a record, its size, and the numpy type that holds one."""
+    """An element type: its code in a record, its size in bits, and the numpy type that holds one element."""
 
     code: int
     num_bits: int
@@ -57,7 +57,7 @@ ELEMENTS: Mapping[str, Element] = MappingProxyType(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Blob:
-    """One array in the file; ``offset`` is that of its record, ``data_offset`` that of its first element."""
+    """One array in the file; ``offset`` is where its record begins, ``data_offset`` where its first element begins."""
 
     name: str
     element: str
@@ -71,7 +71,7 @@ class Blob:
 
     @property
     def num_bytes(self) -> int:
-        """Of the data alone."""
+        """Size of the data, without the record."""
         return -(-prod(self.shape) * self.num_bits // 8)
 
     @property
@@ -79,27 +79,27 @@ class Blob:
         return self.data_offset + self.num_bytes
 
     def byte_of(self, index: int) -> int:
-        """Where in the file the element with this flat index begins, if it begins a byte."""
+        """The byte of the file at which the element with this flat index begins (the element must begin a byte)."""
         return self.data_offset + index * self.num_bits // 8
 
     def record(self) -> bytes:
-        """The record in front of the data."""
+        """The bytes of the record in front of the data."""
         unused = 8 * self.num_bytes - prod(self.shape) * self.num_bits
         return RECORD.pack(SENTINEL, ELEMENTS[self.element].code, self.num_bytes, self.data_offset, unused)
 
 
 def aligned(offset: int) -> int:
-    """The next place where a record or data may begin."""
+    """The next offset at which a record or data may begin."""
     return -(-offset // ALIGNMENT) * ALIGNMENT
 
 
 def header_bytes(count: int) -> bytes:
-    """What a file of so many blobs begins with."""
+    """The first bytes of a file with ``count`` blobs."""
     return HEADER.pack(count, VERSION)
 
 
 def read_record(path: Path, offset: int, *, name: str, element: str, shape: tuple[int, ...]) -> Blob:
-    """The blob whose record lies at an offset; CheckpointError unless it holds just such an array."""
+    """Read the record at an offset. Raises CheckpointError unless it describes an array of this type and shape."""
     data = read_exactly(path, offset, RECORD_BYTES, part=f"the record of {name}")
     sentinel, code, num_bytes, data_offset, _ = RECORD.unpack(bytes(data))
     blob = Blob(name=name, element=element, shape=shape, offset=offset, data_offset=data_offset)
@@ -111,14 +111,14 @@ def read_record(path: Path, offset: int, *, name: str, element: str, shape: tupl
 
 
 def read_values(path: Path, blob: Blob, *, first: int = 0, count: int | None = None) -> np.ndarray:
-    """Elements by flat index, as floats, int8 or uint8."""
+    """Read ``count`` elements from flat index ``first`` on, as floats, int8 or uint8."""
     element = ELEMENTS[blob.element]
     count = prod(blob.shape) - first if count is None else count
     if element.num_bits >= 8:
         size = element.num_bits // 8
         data = read_exactly(path, blob.byte_of(first), count * size, part=blob.name)
         return np.frombuffer(data, element.dtype)
-    start = first // 8 * 8  # eight elements of any size begin and end a byte
+    start = first // 8 * 8  # eight elements of any size fill whole bytes
     num_bytes = -(-(first + count - start) * element.num_bits // 8)
     data = read_exactly(path, blob.byte_of(start), num_bytes, part=blob.name)
     padded = np.pad(np.frombuffer(data, np.uint8), (0, -num_bytes % element.num_bits))

@@ -1,20 +1,20 @@
-"""The parts of a Qwen3 layer that fp16 makes delicate: RMSNorm, RoPE, attention.
+"""The parts of a Qwen3 layer that need care in fp16: RMSNorm, RoPE and attention.
 
-**RMSNorm.** Squares leave fp16 beyond |x| = 256 and vanish below 0.0002. So each token is scaled by its own largest
-magnitude c first (at least sqrt(eps), so that a token of zeros divides by something):
+**RMSNorm.** In fp16, squares overflow beyond |x| = 256 and vanish below 0.0002. So each token is first divided by its
+own largest magnitude c (at least sqrt(eps), so that a token of zeros does not divide by zero):
 
     y = x · (r / c) · w      r = rsqrt(mean((x / c)²) + (sqrt(eps) / c)²)
 
-which is the same function. The mean lies between 1/D and 1; where the second term vanishes in fp16 (c > 4), it is
-less than a rounding of the first. r / c is at most 1 / sqrt(eps). x itself is multiplied, not x / c: beside one
-channel of 10,000 the others would lose their last bits in x / c, and do not here. coremltools' own lowering of
-rms_norm, in fp16, makes eps count up to max(x)² times (its issue 2821).
+This is the same function. The mean lies between 1/D and 1. The second term vanishes in fp16 only for c > 4, and there
+it is smaller than the rounding error of the first. r / c is at most 1 / sqrt(eps). The formula multiplies x itself, not
+x / c: with one channel of 10,000, the other channels would lose their last bits in x / c. coremltools' own fp16
+lowering of rms_norm makes eps count up to max(x)² times (its issue 2821).
 
-**Attention.** The query heads that share a key head are stacked, [1, K, G·T, H], so that keys are never repeated; the
-mask is stacked likewise, once for all layers. Scores are softmax's plain operands by default: on iOS 26 the fused
-operator gave wrong results for a model of this kind, and matmuls and a softmax right ones (executorch's pull request
-15936). Masked positions hold -65504 in what swift-transformers passes, and a score may take that to -inf; it is
-raised to -30000, which is as good as -inf and stays finite whatever the score.
+**Attention.** The query heads that share a key head are stacked, [1, K, G·T, H], so keys are never repeated. The mask
+is stacked in the same way, once for all layers. By default attention is built from matmuls and a softmax: on iOS 26 the
+fused operator gave wrong results for a model of this kind, and these plain operators gave right ones (executorch's pull
+request 15936). swift-transformers passes -65504 at masked positions, and adding a score may give -inf. So the mask is
+raised to -30000, which masks as well as -inf and stays finite with any score.
 
 Shapes: # T tokens  S positions seen  N heads  K kv heads  G heads_per_kv  H head_dim  R = H / 2 pairs
 """
@@ -59,7 +59,7 @@ def rms_norm(build: ProgramBuilder, x: Var, weight: Var, config: Qwen3Config, *,
 
 
 def rotate(build: ProgramBuilder, x: Var, turn: Turn, *, name: str) -> Var:
-    """Every head, [1, heads, T, H], turned by its token's angles."""
+    """Rotate every head, [1, heads, T, H], by the angles of its token."""
     first, second = build.mb.split(x=x, num_splits=2, axis=-1, name=f"{name}_halves")
     parts = {
         f"{name}_{half}_{table}": build.op("mul", x=x_R, y=y_R, name=f"{name}_{half}_{table}")
@@ -72,7 +72,7 @@ def rotate(build: ProgramBuilder, x: Var, turn: Turn, *, name: str) -> Var:
 
 
 def attend(build: ProgramBuilder, q: Var, k: Var, v: Var, mask: Var, *, is_fused: bool, name: str) -> Var:
-    """Attention of stacked queries [1, K, G·T, H] over [1, K, S, H]; queries are scaled unless the operator does it."""
+    """Attention of stacked queries [1, K, G·T, H] over [1, K, S, H]. Unfused queries must be scaled already."""
     if is_fused:
         return build.op("scaled_dot_product_attention", query=q, key=k, value=v, attn_mask=mask, name=name)
     scores = build.op("matmul", x=q, y=k, transpose_y=True, name=f"{name}_scores")

@@ -1,8 +1,9 @@
-"""A thin hand on coremltools' MIL builder: constants that lie in weight.bin, numbers, and one name for each value.
+"""A thin wrapper over coremltools' MIL builder: constants in weight.bin, numbers, and one name for each value.
 
-Constants are declared with arrays of stride 0, which have a shape and a type and no memory; where their bytes lie is
-filled in when the program is serialized (``serialize``). Numbers are fp32 constants that are cast to the type of the
-activations, so that a program run in fp32 has the true ones: 1e-6 in fp16 is 1 % off, and 128 ** -0.5 0.01 %.
+Constants are declared with arrays of stride 0, which have a shape and a type but take no memory. Their offsets are
+filled in when the program is serialized (``serialize``). Numbers are fp32 constants, cast to the type of the
+activations, so a program that runs in fp32 has the exact numbers: in fp16, 1e-6 is off by 1 % and 128 ** -0.5 by 0.01
+%.
 """
 
 from __future__ import annotations
@@ -18,12 +19,12 @@ from qwen3_export.targets.coreml.layout import CODES, INDICES, VALUES, WeightPla
 
 __all__ = ["ProgramBuilder", "Var"]
 
-# A value of a program, coremltools' Var; it publishes no types.
+# A value of a program: coremltools' Var, for which it publishes no types.
 Var = Any
 
 
 class ProgramBuilder:
-    """Adds operators to the function that is open; each value takes the name that it is given."""
+    """Adds operators to the open function and gives each value its name."""
 
     def __init__(self, plan: WeightPlan, *, float_type: str) -> None:
         from coremltools.converters.mil.mil import Builder
@@ -35,11 +36,11 @@ class ProgramBuilder:
         self._numbers: dict[str, Var] = {}
 
     def op(self, op_type: str, *, name: str, **inputs: Any) -> Var:
-        """One operator with one output, which has the operator's name."""
+        """Add an operator with one output, which takes the name ``name``."""
         return getattr(self.mb, op_type)(name=name, **inputs)
 
     def weight(self, name: str) -> Var:
-        """A matrix or vector of the plan; declared where it is first asked for, the same value after."""
+        """A matrix or vector of the plan. It is declared on first use, and shared afterwards."""
         if name not in self._weights:
             self._weights[name] = self._declare(name, self.plan.parts[name])
         return self._weights[name]
@@ -51,18 +52,18 @@ class ProgramBuilder:
         return self._weights[name]
 
     def number(self, name: str, value: float) -> Var:
-        """A number of the activations' type."""
+        """A number in the type of the activations."""
         if name not in self._numbers:
             exact = self.mb.const(val=np.float32(value), name=name)
             self._numbers[name] = self.as_float(exact, name=f"{name}_{self.dtype}")
         return self._numbers[name]
 
     def as_float(self, x: Var, *, name: str) -> Var:
-        """``x`` in the type of the activations."""
+        """Cast ``x`` to the type of the activations."""
         return self.cast(x, self.dtype, name=name)
 
     def cast(self, x: Var, dtype: str, *, name: str) -> Var:
-        """``x`` as fp16 or fp32, itself where it is that."""
+        """Cast ``x`` to fp16 or fp32, or return it if it already has this type."""
         from coremltools.converters.mil.mil import types
 
         return x if types.builtin_to_string(x.dtype) == dtype else self.op("cast", x=x, dtype=dtype, name=name)
@@ -82,7 +83,7 @@ class ProgramBuilder:
 
 @cache
 def _numpy_types() -> Mapping[str, np.dtype[Any]]:
-    """numpy's type for each element; those of fewer than 8 bits are marked as such for coremltools."""
+    """The numpy type of each element type; coremltools needs special ones for fewer than 8 bits."""
     from coremltools.converters.mil.mil import types
 
     names = ("fp16", "fp32", "int8", "uint8", "int4", "uint2", "uint3", "uint4", "uint6")

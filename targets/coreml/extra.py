@@ -1,4 +1,4 @@
-"""coremltools, the optional package, imported where it is needed and without remarks about this machine."""
+"""Import coremltools, an optional package, only where it is needed and without its warnings."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from qwen3_export.errors import MissingExtraError
 
 __all__ = ["require_coremltools"]
 
-# coremltools warns of Apple's frameworks that are not here, and of every library newer than it has seen; it imports
-# torchao, where that is installed, which has remarks of its own. None of it concerns what is used of them here.
+# coremltools warns about Apple frameworks that are missing here and about every library newer than it knows. It also
+# imports torchao, if installed, which has warnings of its own. None of them concern what is used here.
 TALKATIVE = ("coremltools", "torchao", "torch.utils._pytree")
 
 
 def require_coremltools(purpose: str) -> Any:
-    """The package; MissingExtraError where it is not installed."""
+    """Import and return coremltools. Raises MissingExtraError if it is not installed."""
     for name in TALKATIVE:
         logging.getLogger(name).setLevel(logging.ERROR)
     try:

@@ -1,8 +1,8 @@
-"""What lies where in weight.bin: every array, laid out before a weight is read.
+"""The layout of weight.bin: the place of every array, decided before any weight is read.
 
 A matrix of the program is one array (floats), codes and scales (affine integers), or indices and tables (palettes),
-under the names that the operator has for them. The output head may be split into parts of whole rows: then a tied
-head is stored once more beside the embedding, as an operator of Core ML has one constant and no slice of one.
+under the names that the MIL operator uses. The output head may be split into parts of whole rows. A tied head is then
+stored a second time beside the embedding, because a Core ML operator reads a whole constant and not a slice of one.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ __all__ = [
     "stored_matrices",
 ]
 
-# Parts of a matrix: a constant's value, and the inputs of constexpr_blockwise_shift_scale and constexpr_lut_to_dense.
+# Parts of a matrix: the value of a constant, and inputs of constexpr_blockwise_shift_scale and constexpr_lut_to_dense.
 VALUES, CODES, SCALES, INDICES, TABLES = "val", "data", "scale", "indices", "lut"
 
 FLOATS: Mapping[str, str] = {"F32": "fp32", "F16": "fp16", "f32": "fp32", "f16": "fp16"}
@@ -43,7 +43,7 @@ NUMPY_ELEMENTS: Mapping[str, str] = {"<f4": "fp32", "<f2": "fp16"}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredMatrix:
-    """Rows of a weight of the graph (all, as a rule) under a name in the program."""
+    """Rows of a weight of the graph (usually all of them) under a name in the program."""
 
     name: str
     weight: str
@@ -54,7 +54,7 @@ class StoredMatrix:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WeightPlan:
-    """The file to be: matrices by their name, the arrays of each by part, and constants."""
+    """The planned file: matrices by name, the arrays of each by part, and constants."""
 
     matrices: Mapping[str, StoredMatrix]
     parts: Mapping[str, Mapping[str, Blob]]
@@ -73,8 +73,8 @@ def stored_matrices(
 ) -> list[StoredMatrix]:
     """Everything that the program reads, in the order of a forward pass.
 
-    ``head_rows`` splits the output head into parts of so many rows. Raises QuantizationError where a part would not
-    begin a byte, or would cut through a table.
+    ``head_rows`` splits the output head into parts of that many rows. Raises QuantizationError if a part would begin
+    inside a byte or cut through a table.
     """
     if head_rows is None or head_rows >= graph.head.shape[0]:
         return [_whole(weight, formats) for weight in graph]
@@ -83,7 +83,7 @@ def stored_matrices(
 
 
 def plan_weights(matrices: Sequence[StoredMatrix], constants: Mapping[str, np.ndarray]) -> WeightPlan:
-    """Offsets of everything, from shapes and formats alone."""
+    """Place every array, from shapes and formats alone."""
     end = RECORD_BYTES
 
     def place(name: str, element: str, shape: tuple[int, ...]) -> Blob:
@@ -109,7 +109,7 @@ def plan_weights(matrices: Sequence[StoredMatrix], constants: Mapping[str, np.nd
 
 
 def row_step(number_format: CoremlFormat) -> int:
-    """Blocks of so many rows, or multiples, begin a byte of each array and hold whole tables."""
+    """Blocks of this many rows, or multiples, fill whole bytes of each array and whole tables."""
     together = number_format.rows_together if isinstance(number_format, PaletteFormat) else 1
     return lcm(8, together or 1)
 
@@ -129,7 +129,7 @@ def _head_parts(graph: Graph, formats: Mapping[str, CoremlFormat], head_rows: in
     name, (count, columns) = module_name(head.role), head.shape
     unit = row_step(formats[name])
     if head_rows < 1 or head_rows % unit:
-        raise QuantizationError(f"--split-lm-head {head_rows}: must be a multiple of {unit}, such as {unit * 1024}")
+        raise QuantizationError(f"`split_lm_head` {head_rows}: must be a multiple of {unit}, such as {unit * 1024}")
     for index, first in enumerate(range(0, count, head_rows)):
         rows = slice(first, min(first + head_rows, count))
         yield StoredMatrix(
@@ -142,7 +142,7 @@ def _head_parts(graph: Graph, formats: Mapping[str, CoremlFormat], head_rows: in
 
 
 def _arrays(matrix: StoredMatrix) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Element type and shape of each part."""
+    """Element type and shape of each part of a matrix."""
     number_format, shape = matrix.number_format, matrix.shape
     if isinstance(number_format, str):
         return {VALUES: (FLOATS[number_format], shape)}

@@ -1,6 +1,6 @@
-"""What a Core ML folder says of the model, against the checkpoint: inputs and states, numbers, RoPE tables, documents.
+"""Compare what a Core ML folder declares with the checkpoint: inputs, states, numbers, RoPE tables, documents.
 
-Expected values come from the checkpoint's config and tokenizer, not from what this toolkit writes.
+Expected values come from the checkpoint's config and tokenizer, not from the code that writes packages.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ from qwen3_export.targets.coreml.read import CoremlFile
 __all__ = ["context_length", "interface_differences", "metadata_differences"]
 
 ATTENTION_SCALE, MASKED = "attention_scale", "masked"
-# A score this large below zero fits beside it in fp16 (least -65504).
+# The lowest mask value that, with a score added, stays within fp16 (whose lowest number is -65504).
 LEAST_MASK = -50000.0
 
 
 def metadata_differences(file: CoremlFile, graph: Graph, tokenizer: Tokenizer) -> list[str]:
-    """One sentence for each thing that is not the checkpoint's."""
+    """List everything that differs from the checkpoint, one sentence each."""
     config = graph.config
     return [
         *interface_differences(file, graph),
@@ -49,18 +49,18 @@ def metadata_differences(file: CoremlFile, graph: Graph, tokenizer: Tokenizer) -
 
 
 def interface_differences(file: CoremlFile, graph: Graph) -> list[str]:
-    """Inputs, outputs and states that are not what swift-transformers looks for, or do not go with the checkpoint."""
+    """List inputs, outputs and states that swift-transformers would not find or that do not fit the checkpoint."""
     return [*_interface(file), *_states(file, graph.config)]
 
 
 def context_length(file: CoremlFile) -> int:
-    """The longest sequence that the package takes: the largest number of columns of its mask; 0 without one."""
+    """The longest sequence that the package takes: the largest number of columns of its mask, or 0 without a mask."""
     ranges = _ranges(file, MASK)
     return ranges[-1][1] if ranges else 0
 
 
 def _interface(file: CoremlFile) -> Iterator[str]:
-    """What swift-transformers looks for, by name."""
+    """Check the names and sizes that swift-transformers looks for."""
     description = file.spec.description
     found = {
         "inputs": [feature.name for feature in description.input],
@@ -106,7 +106,7 @@ def _layers(file: CoremlFile, config: Qwen3Config) -> Iterator[str]:
 
 
 def _numbers(file: CoremlFile, config: Qwen3Config) -> Iterator[str]:
-    """Numbers that the program holds as fp32 constants."""
+    """Check the numbers that the program holds as fp32 constants."""
     expected = {ROOT_EPS: config.rms_norm_eps**0.5, ATTENTION_SCALE: config.head_dim**-0.5}
     scalars = dict(_scalars(file))
     found = {name: scalars[name] for name in expected if name in scalars}
@@ -142,7 +142,7 @@ def _rope_tables(file: CoremlFile, config: Qwen3Config) -> Iterator[str]:
 
 
 def _documents(folder: Path, tokenizer: Tokenizer) -> Iterator[str]:
-    """The files beside the package, which an app needs."""
+    """Check the files beside the package, which an app needs."""
     if folder.suffix == ".mlpackage":
         return
     for name in ("tokenizer_config.json", "config.json"):

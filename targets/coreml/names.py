@@ -1,7 +1,8 @@
-"""Names and tables that whoever writes a Core ML package and whoever reads it have in common; needs no coremltools.
+"""Names and tables shared by the code that writes Core ML packages and the code that reads them.
 
-Inputs, states and output are called what swift-transformers looks for (its Sources/Models/LanguageModel.swift); a
-program's values are called what Hugging Face calls the module, with underscores for dots, which MIL does not allow.
+Inputs, states and output have the names that swift-transformers looks for (its Sources/Models/LanguageModel.swift). A
+value of the program has the Hugging Face name of its module, with underscores instead of dots, because MIL does not
+allow dots. This file does not need coremltools.
 """
 
 from __future__ import annotations
@@ -37,20 +38,20 @@ INPUT_IDS, MASK, KEY_CACHE, VALUE_CACHE, LOGITS = "inputIds", "fullAttentionMask
 
 COS_TABLE, SIN_TABLE = "cos_table", "sin_table"
 
-# A part of the output head, where it is split, and its index.
+# The name of a part of a split output head, before its index.
 HEAD_PART = "lm_head_part_"
 
-# The square root of rms_norm_eps, which is what the program holds of it.
+# The square root of rms_norm_eps, which the program stores instead of eps.
 ROOT_EPS = "root_eps"
 
 
 def mil_name(name: str) -> str:
-    """A module's name as a name in a program."""
+    """A module's name as the name of a program value."""
     return name.replace(".", "_")
 
 
 def site_name(site: Site) -> str:
-    """The value of a program that holds what the reference shows at a site."""
+    """The program value that corresponds to a site of the reference."""
     return f"model_{site.place.value}" if site.layer is None else f"model_layers_{site.layer}_{site.place.value}"
 
 

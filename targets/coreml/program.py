@@ -3,12 +3,11 @@
     inputIds ─ embed ─┬─ norm ─ q, k, v ─ head norms ─ RoPE ─ states ─ attention ─ o ─┬─ norm ─ gate, up ─ down ─ logits
                       └────────────────────────── residual ──────────────────────────┘
 
-The mask says where in the sequence the tokens stand: it has a row for each of them and a column for each position seen,
-so the first token's position is columns less rows. Keys and values of all layers lie in one state each, as
-swift-transformers wants them; a layer writes its slice, [1, K, T, H] at its positions, and reads back what has been
-seen. States are fp16 in Core ML whatever the program computes in; an fp32 program casts at the state's edge.
-
-Values that the reference shows too are named after its sites (``site_name``).
+The mask tells the tokens' positions: it has one row per token and one column per position seen, so the first token's
+position is the number of columns minus the number of rows. One state holds the keys of all layers and another the
+values, as swift-transformers expects. A layer writes its slice, [1, K, T, H], at the tokens' positions and reads back
+everything seen so far. Core ML's states are fp16 in every program; an fp32 program casts when it writes and reads them.
+Values that the reference can show are named after its sites (``site_name``).
 
 Shapes: # T tokens  S positions seen  C positions of a state  L layers  N heads  K kv heads  G heads_per_kv  H head_dim
 """
@@ -43,13 +42,13 @@ from qwen3_export.targets.coreml.names import (
 
 __all__ = ["ProgramOptions", "build_program", "constants", "state_shape"]
 
-# The Neural Engine fails on states whose positions are no multiple of this (coremltools' issue 2631).
+# The Neural Engine fails on states whose positions are not a multiple of this (coremltools' issue 2631).
 STATE_STEP = 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProgramOptions:
-    """``float_type`` of activations; ``has_fused_attention`` for Core ML's own attention operator."""
+    """``float_type`` is the type of activations; ``has_fused_attention`` selects Core ML's own attention operator."""
 
     float_type: str
     context_length: int
@@ -57,25 +56,25 @@ class ProgramOptions:
 
 
 def state_shape(config: Qwen3Config, context_length: int) -> tuple[int, ...]:
-    """[L, 1, K, C, H] of each of the two states."""
+    """Shape of each of the two states, [L, 1, K, C, H]."""
     positions = -(-context_length // STATE_STEP) * STATE_STEP
     return (config.num_hidden_layers, 1, config.num_key_value_heads, positions, config.head_dim)
 
 
 def constants(config: Qwen3Config, options: ProgramOptions, *, out_features: Sequence[int]) -> dict[str, np.ndarray]:
-    """What the program reads beside weights: RoPE's tables, and the biases of zeros that linear operators want."""
+    """The constants besides weights: RoPE's tables, and the zero biases that linear operators require."""
     dtype = "<f4" if options.float_type == "F32" else "<f2"
     biases = {_bias_name(size): np.zeros(size, dtype) for size in sorted(set(out_features))}
     return {**rope_tables(config, length=options.context_length), **biases}
 
 
 def build_program(config: Qwen3Config, plan: WeightPlan, options: ProgramOptions) -> Any:
-    """The program, coremltools' Program, of one function ``main``; its weights are placeholders."""
+    """Build the program, a coremltools Program with the function ``main``; its weights are placeholders."""
     import coremltools as ct
     from coremltools.converters.mil.input_types import RangeDim, TensorType
     from coremltools.converters.mil.mil import Builder, Function, Program, get_new_symbol, types
 
-    Builder.name_count.clear()  # its names of unnamed constants shall not depend on programs that were built before
+    Builder.name_count.clear()  # names of unnamed constants must not depend on programs built before
     tokens, seen = get_new_symbol(), get_new_symbol()
     state = state_shape(config, options.context_length)
     inputs = {
@@ -99,7 +98,7 @@ def build_program(config: Qwen3Config, plan: WeightPlan, options: ProgramOptions
 
 
 class _Writer:
-    """One program in the making; methods add operators and return values."""
+    """Writes one program; its methods add operators and return values."""
 
     def __init__(self, config: Qwen3Config, plan: WeightPlan, options: ProgramOptions, inputs: dict[str, Var]) -> None:
         self.config, self.plan, self.options, self.inputs = config, plan, options, inputs
@@ -122,7 +121,7 @@ class _Writer:
         return self._head(self._norm(hidden, Kind.NORM, None))
 
     def _read_positions(self) -> None:
-        """The number of tokens before these, and of all, as vectors of one."""
+        """The number of earlier tokens, and of all tokens, as vectors of one element."""
         build = self.build
         shape = build.op("shape", x=self.inputs[MASK], name="mask_shape")
         tokens = build.op("slice_by_index", x=shape, begin=[2], end=[3], name="tokens")
@@ -130,7 +129,7 @@ class _Writer:
         self.past = build.op("sub", x=self.seen, y=tokens, name="past")
 
     def _stacked_mask(self) -> Var:
-        """[1, 1, G·T, S], finite."""
+        """The mask of stacked queries, [1, 1, G·T, S], with finite values only."""
         build = self.build
         mask = build.as_float(self.inputs[MASK], name="mask")
         finite = build.op("maximum", x=mask, y=build.number("masked", MASKED), name="finite_mask")
@@ -138,7 +137,7 @@ class _Writer:
         return build.op("concat", values=copies, axis=2, name="stacked_mask") if len(copies) > 1 else finite
 
     def _turns(self) -> tuple[Turn, Turn]:
-        """RoPE's rows for these tokens, of queries and of keys; those of queries carry the scale of the scores."""
+        """RoPE's rows for these tokens, for queries and for keys. Those for queries include the scale of the scores."""
         build = self.build
         zero = build.mb.const(val=np.array([0], np.int32), name="first_pair")
         begin = build.op("concat", values=[self.past, zero], axis=0, name="turn_begin")
@@ -181,7 +180,7 @@ class _Writer:
         build, config, prefix = self.build, self.config, f"model_layers_{layer}_self_attn"
         head_dim = config.head_dim
         q_site = site_name(Site(Place.Q_ROPE, layer))
-        q_name = q_site if self.options.has_fused_attention else f"{q_site}_scaled"  # not what the reference shows
+        q_name = q_site if self.options.has_fused_attention else f"{q_site}_scaled"  # not the reference's value
         q = rotate(build, self._heads(h, Kind.Q_PROJ, layer), self.q_turn, name=q_name)
         k = rotate(build, self._heads(h, Kind.K_PROJ, layer), self.k_turn, name=site_name(Site(Place.K_ROPE, layer)))
         place = self._place(layer)
@@ -209,7 +208,7 @@ class _Writer:
         return self._linear(joined, Kind.O_PROJ, layer, name=site_name(Site(Place.ATTENTION, layer)))
 
     def _heads(self, h: Var, kind: Kind, layer: int) -> Var:
-        """Queries, keys or values, [1, heads, T, H]; the first two normed."""
+        """Queries, keys or values, [1, heads, T, H]. Queries and keys are normed."""
         build, weight = self.build, mil_name(module_name(Role(kind, layer)))
         heads = self.plan.matrices[weight].shape[0] // self.config.head_dim
         flat = self._linear(h, kind, layer)
@@ -219,7 +218,7 @@ class _Writer:
         return build.op("transpose", x=normed, perm=[0, 2, 1, 3], name=f"{weight}_by_head")
 
     def _place(self, layer: int) -> tuple[Var, Var]:
-        """Where in a state these tokens of a layer belong: the first index of each axis, and the one after the last."""
+        """The slice of a state for a layer's tokens: first index of each axis, and the index after the last."""
         build, config, name = self.build, self.config, f"cache_{layer}"
         starts = np.array([layer, 0, 0], np.int32)
         stops = np.array([layer + 1, 1, config.num_key_value_heads], np.int32)
@@ -230,7 +229,7 @@ class _Writer:
         )
 
     def _cached(self, state: str, x: Var, layer: int, place: tuple[Var, Var]) -> Var:
-        """Write keys or values [1, K, T, H] at their place; returns all of the layer that has been seen."""
+        """Write keys or values [1, K, T, H] at their place, and return all that the layer has seen."""
         build, name, (begin, end) = self.build, f"{state}_{layer}", place
         update = build.cast(x, "fp16", name=f"{name}_fp16")
         update = build.op("expand_dims", x=update, axes=[0], name=f"{name}_update")

@@ -1,8 +1,7 @@
-"""Reading a Core ML package back: values from weight.bin, wiring and hyperparameters from the checkpoint.
+"""Read a Core ML package back: values from weight.bin, wiring and hyperparameters from the checkpoint.
 
-Constants are found by their names in the saved program, which says of each what type and shape it has and where in
-weight.bin it lies; rows are fetched by position. What is missing or of another shape is a list of sentences: a report
-wants all of them.
+The saved program lists every constant with its name, type, shape and place in weight.bin. Rows are read by position.
+Missing weights and wrong shapes are returned as a list of sentences, because a report shows all of them.
 """
 
 from __future__ import annotations
@@ -32,13 +31,16 @@ __all__ = [
     "tensor_differences",
 ]
 
-# Rows of a tied head that are compared with the embedding at a time.
+# Rows of a tied head that are compared with the embedding at once.
 ROW_BLOCK = 1024
 
 
 @dataclass(frozen=True, kw_only=True)
 class CoremlFile:
-    """A package without its weights: ``spec`` is coremltools' Model protobuf; ``folder`` is what was exported."""
+    """A package without its weights.
+
+    ``spec`` is coremltools' Model protobuf; ``folder`` is the exported folder.
+    """
 
     folder: Path
     package: Path
@@ -54,18 +56,18 @@ class CoremlFile:
 
     @property
     def size_bytes(self) -> int:
-        """Of the package: program and weights."""
+        """Size of the package: program and weights."""
         return sum(path.stat().st_size for path in self.package.rglob("*") if path.is_file())
 
     @cached_property
     def operations(self) -> tuple[Any, ...]:
-        """Of the one block of ``main``."""
+        """The operations in the only block of ``main``."""
         function = self.spec.mlProgram.functions["main"]
         return tuple(function.block_specializations[function.opset].operations)
 
     @cached_property
     def constants(self) -> Mapping[str, Mapping[str, Blob]]:
-        """Every constant in weight.bin by the name of its value: its parts."""
+        """Every constant in weight.bin: its parts, by the name of its value."""
         found: dict[str, Mapping[str, Blob]] = {}
         for operation in self.operations:
             if operation.type == "const" or operation.type.startswith("constexpr_"):
@@ -86,9 +88,9 @@ class CoremlFile:
 
 
 def open_coreml(path: Path) -> CoremlFile:
-    """Read the program of an exported folder (or of the package itself), not its weights.
+    """Read the program of an exported folder (or of the package itself), without its weights.
 
-    Raises CheckpointError if there is no package in it, or it cannot be parsed, or a part of it is missing.
+    Raises CheckpointError if there is no package, if it cannot be parsed, or if a part of it is missing.
     """
     require_coremltools("reading a Core ML package")
     from coremltools.proto import Model_pb2
@@ -108,15 +110,15 @@ def open_coreml(path: Path) -> CoremlFile:
 
 
 def read_package(path: Path, checkpoint: Graph) -> tuple[Graph, dict[str, str]]:
-    """The checkpoint's graph with the values that a package holds, and the package's own metadata."""
+    """Read a package: the checkpoint's graph with the package's values, and the package's metadata."""
     file = open_coreml(path)
     return read_graph(file, checkpoint), file.metadata
 
 
 def read_graph(file: CoremlFile, checkpoint: Graph) -> Graph:
-    """The checkpoint's graph with the values that weight.bin holds.
+    """The checkpoint's graph with the values in weight.bin.
 
-    Raises CheckpointError where ``tensor_differences`` finds something.
+    Raises CheckpointError if ``tensor_differences`` finds a difference.
     """
     missing = tensor_differences(file, checkpoint)
     if missing:
@@ -125,7 +127,7 @@ def read_graph(file: CoremlFile, checkpoint: Graph) -> Graph:
 
 
 def tensor_differences(file: CoremlFile, checkpoint: Graph) -> list[str]:
-    """Weights that are missing or of another shape, and a tied head that is not the embedding; a sentence each."""
+    """List weights that are missing or have another shape, and a tied head that differs from the embedding."""
     found = []
     for weight in checkpoint:
         try:
@@ -139,13 +141,13 @@ def tensor_differences(file: CoremlFile, checkpoint: Graph) -> list[str]:
 
 
 def head_parts(file: CoremlFile) -> list[str]:
-    """The names of the parts of a split head, in the order of rows."""
+    """Names of the parts of a split head, in the order of their rows."""
     found = (name for name in file.constants if name.startswith(HEAD_PART))
     return sorted(found, key=lambda name: int(name.removeprefix(HEAD_PART)))
 
 
 def _head_differences(file: CoremlFile, checkpoint: Graph) -> list[str]:
-    """A tied head that is split is stored once more: it must be the embedding still."""
+    """A tied head that is split is stored a second time; check that it equals the embedding."""
     if not head_parts(file) or not checkpoint.config.tie_word_embeddings:
         return []
     embedding = checkpoint.head
@@ -160,7 +162,7 @@ def _head_differences(file: CoremlFile, checkpoint: Graph) -> list[str]:
 
 
 def _stored(file: CoremlFile, weight: Weight) -> StoredWeight:
-    """Where a weight of the checkpoint lies in the file; KeyError where it does not."""
+    """A weight of the checkpoint as the file stores it. Raises KeyError if it is not there."""
     name = mil_name(weight.name)
     if weight.role.kind is Kind.LM_HEAD and name not in file.constants and head_parts(file):
         return _split(file, weight.role)
@@ -176,7 +178,7 @@ def _is_in_file(value: Any) -> bool:
 
 
 def _element_name(data_type: int) -> str:
-    """``fp16``, ``int4``, … for MIL's number of a type."""
+    """The name (``fp16``, ``int4``, …) of MIL's data type number."""
     from coremltools.proto import MIL_pb2
 
     name = str(MIL_pb2.DataType.Name(data_type)).lower()
@@ -197,7 +199,7 @@ def _package_path(path: Path) -> Path:
 
 
 def _check_length(file: CoremlFile) -> None:
-    """A file of weights that is cut short must not look like one."""
+    """Refuse a weight file that is cut short."""
     path = file.weight_path
     if not path.exists():
         raise CheckpointError(f"{path}: is missing; the program keeps its weights there")

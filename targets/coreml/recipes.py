@@ -1,10 +1,10 @@
-"""The Core ML recipes: which number format each weight takes.
+"""The Core ML recipes: the number format of each weight.
 
-iOS 18 has two compressed constants: integers in blocks with a scale each (``constexpr_blockwise_shift_scale``), and
-palettes whose tables are shared by some rows, "grouped channels" (``constexpr_lut_to_dense``). GPUs like blocks; the
-Neural Engine wants what is the same along a row: palettes, int8, and int4 with one scale a row (``channelwise``).
-
-The tied embedding is the output head too: one constant, which a gather and a linear operator read.
+iOS 18 has two kinds of compressed constants: integers in blocks with one scale each
+(``constexpr_blockwise_shift_scale``), and palettes, whose tables are shared by some rows, called "grouped channels"
+(``constexpr_lut_to_dense``). Blocks suit GPUs. The Neural Engine wants one scale or table along a whole row: palettes,
+int8, and int4 with one scale per row (``channelwise``). A tied embedding is also the output head: one constant, read by
+a gather and by a linear operator.
 """
 
 from __future__ import annotations
@@ -26,13 +26,16 @@ BLOCK_SIZES = (16, 32, 64, 128, 256)
 FloatType = Literal["F32", "F16"]
 CoremlFormat = str | AffineFormat | PaletteFormat
 
-# Rows that share a table, at most: tables are a few hundredths of a bit a weight then, whatever the number of bits.
+# The most rows that share a table. With these, tables cost a few hundredths of a bit per weight for any number of bits.
 TABLE_ROWS: Mapping[int, int] = MappingProxyType({4: 8, 6: 16, 8: 32})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
-    """``float_type`` is that of activations, scales, tables and what is not quantized; ``num_bits`` None for none."""
+    """How weights are stored; ``num_bits`` is None if they are not quantized.
+
+    ``float_type`` is the type of activations, scales, tables and unquantized weights.
+    """
 
     name: str
     description: str
@@ -64,21 +67,21 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType({recipe.name: recipe for recipe
 
 
 def find_recipe(name: str) -> Recipe:
-    """The recipe of this name, in any case; QuantizationError for another name."""
+    """Find a recipe by name, in any case. Raises QuantizationError for an unknown name."""
     found = RECIPES.get(name.lower())
     if found is None:
-        raise QuantizationError(f"--quant {name}: no Core ML recipe; there is {', '.join(RECIPES)}")
+        raise QuantizationError(f"`recipe` {name}: not a Core ML recipe; use one of {', '.join(RECIPES)}")
     return found
 
 
 def assign(graph: Graph, recipe: Recipe, *, block_size: int = 32, channelwise: bool = False) -> dict[str, CoremlFormat]:
-    """The format of every weight by its name: ``F32`` or ``F16``, affine integers, or a palette.
+    """Choose the format of every weight, by name: ``F32`` or ``F16``, affine integers, or a palette.
 
-    ``channelwise`` gives int4 one scale a row; the others are that way already. Raises QuantizationError for a block
-    size that Core ML's kernels do not know, or that does not divide a weight's rows.
+    ``channelwise`` gives int4 one scale per row; other recipes have that already. Raises QuantizationError for a block
+    size that Core ML's kernels do not support or that does not divide a weight's columns.
     """
     if block_size not in BLOCK_SIZES:
-        raise QuantizationError(f"--block-size {block_size}: there is {', '.join(map(str, BLOCK_SIZES))}")
+        raise QuantizationError(f"`group_size` {block_size}: use one of {', '.join(map(str, BLOCK_SIZES))}")
     size = block_size if recipe.has_blocks and not channelwise else None
     return {weight.name: _format(weight, recipe, block_size=size) for weight in graph}
 
@@ -93,13 +96,13 @@ def _format(weight: Weight, recipe: Recipe, *, block_size: int | None) -> Coreml
     columns = weight.shape[1]
     if block_size is not None and columns % block_size:
         fitting = [str(size) for size in BLOCK_SIZES if columns % size == 0]
-        advice = f"use {' or '.join(fitting)}, or --channelwise" if fitting else "use --channelwise"
+        advice = f"use {' or '.join(fitting)}, or `channelwise=True`" if fitting else "use `channelwise=True`"
         raise QuantizationError(
-            f"{weight.name}: in_features {columns} is not a multiple of --block-size {block_size}; {advice}"
+            f"{weight.name}: in_features {columns} is not a multiple of `group_size` {block_size}; {advice}"
         )
     return AffineFormat(num_bits=recipe.num_bits, group_size=block_size, scale_dtype="f16")
 
 
 def _table_rows(rows: int, most: int) -> int:
-    """The largest number of rows up to ``most`` that divides all: some vocabularies are odd."""
+    """The largest number of rows, up to ``most``, that divides ``rows``; some vocabularies are odd."""
     return next(size for size in range(most, 0, -1) if rows % size == 0)

@@ -1,6 +1,6 @@
-"""A package as an app runs it: tokens in, every position's logits out, with the states between.
+"""Run a package as an app does: tokens in, logits of every position out, with states between calls.
 
-The MIL executor runs it anywhere, exactly or as fp16 rounds; on a Mac, Core ML itself runs it too.
+The MIL executor runs it on any machine, exactly or with fp16 rounding. On a Mac, Core ML itself can run it too.
 """
 
 # T tokens  S positions seen  V vocabulary
@@ -32,9 +32,9 @@ __all__ = [
     "is_installed",
 ]
 
-# What an app fills the mask with: the least finite number of fp16 (swift-transformers' LanguageModel.swift).
+# The mask value of an app: the lowest finite fp16 number (swift-transformers' LanguageModel.swift).
 BLOCKED = np.finfo(np.float16).min
-# Weights stay decoded between calls where all of them take no more than this.
+# Decoded weights stay in memory between calls if all of them together take at most this.
 KEPT_BYTES = 3 << 30
 
 Runs = Literal["exact", "fp16", "coreml"]
@@ -42,22 +42,22 @@ Inputs = Mapping[str, NDArray[Any]]
 
 
 class _Runner(Protocol):
-    """What runs a package: states are made for each sequence."""
+    """Runs a package; each sequence has its own states."""
 
     def new_state(self) -> Any: ...
 
     def predict(self, inputs: Inputs, state: Any) -> NDArray[Any]:
-        """The logits [1, T, V]."""
+        """Compute the logits [1, T, V]."""
         ...
 
 
 def is_installed() -> bool:
-    """Whether packages can be opened."""
+    """True if coremltools is installed, which opening a package needs."""
     return importlib.util.find_spec("coremltools") is not None
 
 
 def coremltools_version() -> str | None:
-    """The version of coremltools; None where it is not installed."""
+    """The version of coremltools, or None if it is not installed."""
     try:
         return importlib.metadata.version("coremltools")
     except importlib.metadata.PackageNotFoundError:
@@ -65,30 +65,30 @@ def coremltools_version() -> str | None:
 
 
 def can_run_coreml() -> bool:
-    """Whether this is a Mac, whose Core ML runs the package itself."""
+    """True on a Mac with coremltools, where Core ML itself can run the package."""
     return sys.platform == "darwin" and is_installed()
 
 
 def causal_mask(past: int, count: int) -> NDArray[np.float16]:
-    """[1, 1, T, S]: 0 where a token looks, and the least finite number where it must not."""
+    """The mask [1, 1, T, S]: 0 where a token may look, else the lowest finite fp16 number."""
     is_later_TS = np.arange(past + count)[None] > np.arange(past, past + count)[:, None]
     return np.where(is_later_TS, BLOCKED, 0).astype(np.float16)[None, None]
 
 
 def keeps_weights(num_parameters: int) -> bool:
-    """Whether the executor decodes each weight of such a model once; for larger ones it does so in every run."""
+    """True if the executor decodes each weight once. For larger models it decodes them in every run."""
     return 4 * num_parameters <= KEPT_BYTES
 
 
 def feed(tokens: Sequence[int], *, past: int = 0) -> dict[str, NDArray[Any]]:
-    """The inputs for some tokens at the end of what the states have seen."""
+    """The inputs for ``tokens`` that follow ``past`` tokens already in the states."""
     return {INPUT_IDS: np.array([tokens], np.int32), MASK: causal_mask(past, len(tokens))}
 
 
 class CoremlSession:
-    """One package, opened; ``runs`` says what runs it.
+    """One opened package; ``runs`` selects what runs it.
 
-    ``overflow`` is the first operation that left the finite numbers in any run (looked for in fp16 only).
+    ``overflow`` is the first operation of any run whose result was not finite (checked in fp16 mode only).
     """
 
     def __init__(self, package: Path, *, runs: Runs, num_parameters: int = 0) -> None:
@@ -104,7 +104,7 @@ class CoremlSession:
         return next(self.run(tokens))
 
     def run(self, tokens: Sequence[int], *, chunk: int | None = None) -> Iterator[NDArray[np.float32]]:
-        """Logits chunk by chunk through the states, each [chunk, V]."""
+        """Run tokens in chunks through the states; yields the logits of each chunk, [chunk, V]."""
         yield from self._run(tokens, chunk or len(tokens), self._runner.new_state())
 
     def _run(self, tokens: Sequence[int], step: int, state: Any) -> Iterator[NDArray[np.float32]]:
@@ -113,7 +113,7 @@ class CoremlSession:
             yield self._runner.predict(feed(part, past=start), state)[0].astype(np.float32)
 
     def caches(self, tokens: Sequence[int], *, chunk: int) -> dict[int, tuple[NDArray[Any], NDArray[Any]]]:
-        """Keys and values of each layer, [S, K, H], after tokens that came in chunks; of the executor alone."""
+        """Keys and values of each layer, [S, K, H], after a run in chunks. Only with the executor."""
         assert isinstance(self._runner, _ExecutorRunner)
         state = self._runner.new_state()
         for _ in self._run(tokens, chunk, state):
@@ -124,7 +124,7 @@ class CoremlSession:
         return {layer: (keys[layer], values[layer]) for layer in range(len(keys))}
 
     def stream(self) -> CoremlStream:
-        """One sequence, to be continued as its tokens become known."""
+        """Start a sequence that can be continued as its tokens become known."""
         return CoremlStream(self._runner)
 
     def _note(self, overflow: Overflow | None) -> None:
@@ -132,13 +132,13 @@ class CoremlSession:
 
 
 class CoremlStream:
-    """A sequence that grows: its states stay where the runner keeps them from one call to the next."""
+    """A growing sequence; the runner keeps its states between calls."""
 
     def __init__(self, runner: _Runner) -> None:
         self._runner, self._state, self._length = runner, runner.new_state(), 0
 
     def append(self, tokens: Sequence[int]) -> NDArray[np.float32]:
-        """The logits [V] of the last of some tokens, which are added at the end."""
+        """Append tokens and return the logits [V] of the last one."""
         logits_BTV = self._runner.predict(feed(tokens, past=self._length), self._state)
         self._length += len(tokens)
         return np.array(logits_BTV[0, -1], np.float32)
@@ -160,7 +160,7 @@ class _ExecutorRunner:
 
 
 class _CoremlRunner:
-    """Core ML itself, on whatever part of the machine it chooses."""
+    """Core ML itself, on the processor that it chooses."""
 
     def __init__(self, package: Path) -> None:
         import coremltools

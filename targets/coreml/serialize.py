@@ -1,9 +1,9 @@
-"""From a program to the bytes of model.mlmodel and Manifest.json: the same bytes every time.
+"""Turn a program into the bytes of model.mlmodel and Manifest.json, the same bytes every time.
 
-coremltools' own exporters write the protobuf; only where a constant's bytes lie comes from the plan, instead of from a
-writer that would be handed each of them. coremltools' optimization passes are left out: the program is declared as it
-should be, and most of them would want the weights. The manifest's identifiers are made from names: random ones would
-make every export another file.
+coremltools' own exporters write the protobuf. Only the offsets of constants come from our plan, because coremltools'
+writer would need every array in memory. Its optimization passes are left out: the program is already declared in its
+final form, and most passes would need the weights. The manifest's identifiers are made from names, because random ones
+would make every export a different file.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ __all__ = ["SPECIFICATION_VERSION", "manifest_text", "model_bytes"]
 # iOS 18 and macOS 15.
 SPECIFICATION_VERSION = 9
 
-# How a program names the file of its weights.
+# The path of the weight file as a program spells it.
 WEIGHT_PATH = "@model_path/weights/weight.bin"
 
 AUTHOR = "com.apple.CoreML"
@@ -32,7 +32,7 @@ ITEMS = (
 
 
 def model_bytes(program: Any, plan: WeightPlan, *, description: str, metadata: Mapping[str, str]) -> bytes:
-    """model.mlmodel: the program, what Core ML must know of inputs, states and output, and metadata."""
+    """The bytes of model.mlmodel: the program, descriptions of inputs, states and output, and metadata."""
     from coremltools.converters.mil.backend.mil.load import CoreMLProtoExporter
 
     exporter = CoreMLProtoExporter(
@@ -53,7 +53,7 @@ def model_bytes(program: Any, plan: WeightPlan, *, description: str, metadata: M
 
 
 def manifest_text() -> str:
-    """Manifest.json, which says what a package holds."""
+    """The text of Manifest.json, which lists the contents of a package."""
     entries = {
         _identifier(name): {"author": AUTHOR, "description": description, "name": name, "path": f"{AUTHOR}/{name}"}
         for name, description in ITEMS

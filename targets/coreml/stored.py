@@ -1,6 +1,6 @@
-"""Weights as a Core ML package stores them: floats, codes and scales, indices and tables; whole, or in parts of rows.
+"""Weights as a Core ML package stores them: floats, codes and scales, or indices and tables, whole or in parts.
 
-Nothing is held: rows are fetched from weight.bin by position when they are asked for.
+No weight is kept in memory: rows are read from weight.bin when they are asked for.
 
 Shapes: # R rows  I columns  G groups a row  L tables  E entries a table
 """
@@ -29,7 +29,7 @@ FLOAT_NAMES: Mapping[str, str] = {"fp16": "F16", "fp32": "F32"}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FloatWeight:
-    """A weight of the graph, or some rows of it, stored as floats."""
+    """A weight of the graph, or some of its rows, stored as floats."""
 
     role: Role
     shape: tuple[int, ...]
@@ -51,7 +51,7 @@ class FloatWeight:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CoremlWeight:
-    """A weight of the graph, or some rows of it, stored as codes or indices; ``parts`` by their names."""
+    """A weight of the graph, or some of its rows, stored as codes or indices; ``parts`` are its arrays by name."""
 
     role: Role
     shape: tuple[int, ...]
@@ -68,7 +68,7 @@ class CoremlWeight:
         return self.number_format.name
 
     def encode(self, rows: slice = ALL_ROWS) -> tuple[np.ndarray, Any]:
-        """The stored codes and parameters of a block of rows; of whole tables, where rows share them."""
+        """Stored codes and parameters of a block of rows. If rows share tables, the block must hold whole tables."""
         start, stop, _ = rows.indices(self.shape[0])
         codes_RI = _rows(self.path, self.parts[CODES if CODES in self.parts else INDICES], start, stop)
         if isinstance(self.number_format, AffineFormat):
@@ -84,7 +84,7 @@ class CoremlWeight:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SplitWeight:
-    """A weight of the graph whose rows are stored in parts, one below the other."""
+    """A weight of the graph whose rows are stored in several parts, one below the other."""
 
     parts: tuple[FloatWeight | CoremlWeight, ...]
     shape: tuple[int, ...]
@@ -105,7 +105,7 @@ class SplitWeight:
         return np.concatenate([part.read(block) for part, block in self._blocks(rows)])
 
     def _blocks(self, rows: slice) -> list[tuple[FloatWeight | CoremlWeight, slice]]:
-        """The parts that hold these rows, and which of their own rows those are; one at least."""
+        """The parts that hold these rows, each with its own row range; at least one part."""
         start, stop, _ = rows.indices(self.shape[0])
         found, first = [], 0
         for part in self.parts:
@@ -118,7 +118,7 @@ class SplitWeight:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SplitCodedWeight(SplitWeight):
-    """One whose parts hold codes."""
+    """A split weight whose parts hold codes."""
 
     @property
     def number_format(self) -> CodedFormat:
@@ -136,7 +136,7 @@ StoredWeight = FloatWeight | CoremlWeight | SplitWeight
 
 
 def stored_weight(role: Role, parts: Mapping[str, Blob], path: Path) -> FloatWeight | CoremlWeight:
-    """The weight whose parts lie in these places of weight.bin."""
+    """Build the weight from its parts in weight.bin."""
     if VALUES in parts:
         return FloatWeight(role=role, shape=parts[VALUES].shape, blob=parts[VALUES], path=path)
     codes = parts[CODES] if CODES in parts else parts[INDICES]
@@ -144,7 +144,7 @@ def stored_weight(role: Role, parts: Mapping[str, Blob], path: Path) -> FloatWei
 
 
 def join_parts(parts: Sequence[FloatWeight | CoremlWeight]) -> SplitWeight:
-    """The weight whose rows are stored in these parts, one below the other."""
+    """Join parts of rows, one below the other, into one weight."""
     shape = (sum(part.shape[0] for part in parts), parts[0].shape[-1])
     kind = SplitCodedWeight if isinstance(parts[0], CoremlWeight) else SplitWeight
     return kind(parts=tuple(parts), shape=shape)
@@ -168,7 +168,7 @@ def _number_format(parts: Mapping[str, Blob]) -> CodedFormat:
 
 
 def _rows(path: Path, blob: Blob, start: int, stop: int) -> np.ndarray:
-    """Slices of the first dimension."""
+    """Read slices of the first axis."""
     size, count = prod(blob.shape[1:]), max(stop - start, 0)
     return read_values(path, blob, first=start * size, count=count * size).reshape(count, *blob.shape[1:])
 

@@ -1,7 +1,7 @@
-"""What a Mac should confirm: some tokens, and the logits that the package gives them where fp16 rounds.
+"""Write tokens and their fp16 logits beside a package, so that a Mac can confirm them.
 
-The file lies beside the package. ``examples/coreml_confirm.py``, which needs coremltools alone, runs the package
-through Core ML on a Mac and compares.
+On a Mac, ``examples/coreml_confirm.py`` runs the package through Core ML and compares the logits. It needs only
+coremltools.
 """
 
 # T tokens  V vocabulary
@@ -24,12 +24,12 @@ __all__ = ["TRANSCRIPT", "write_transcript"]
 TRANSCRIPT = "transcript.json"
 QUESTION = "Tell me about the sea."
 BEST = 5
-# Two steps of the cache after the prompt, so that states are seen to work.
+# The last two tokens go through the cache one by one, to test the states.
 STEPS = 2
 
 
 def write_transcript(folder: Path, model: Model) -> None:
-    """Run a short prompt and write down the best logits of every position."""
+    """Run a short prompt, and write the best logits of every position."""
     tokenizer = model.tokenizer
     question = list(tokenizer.encode(QUESTION))
     tokens = question + question[:STEPS]

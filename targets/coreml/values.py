@@ -1,10 +1,10 @@
-"""A package's values against the checkpoint's (``parity.values``): how far off palettes may be, affine blocks as ever.
+"""Compare a package's values with the checkpoint's (``parity.values``), with error limits for palettes.
 
-The best table of E entries for normally distributed weights is 1.65 / E of them off (in the root of the mean square, E
-large), for heavier tails a little more; on the demo it was 0.094 to 0.103 for 16 entries, 0.026 for 64 and 0.006 for
-256. Three times as much is allowed to a whole matrix. A row that is small beside the others of its table is served
-worse: twice the matrix's error was measured, eight times the matrix's limit is allowed, and less than 1, which is what
-a row read as zeros would give.
+Affine blocks have the usual limits. For normally distributed weights, the best table of E entries (E large) has a
+relative error of 1.65 / E (root mean square), and a little more for heavier tails. Measured on the demo: 0.094 to 0.103
+for 16 entries, 0.026 for 64 and 0.006 for 256. A whole matrix may have three times that. A row that is small beside the
+others of its table has a larger error: twice the matrix's was measured. A row may have eight times the matrix's limit,
+but less than 1, the error of a row read as zeros.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Qwen3 as a small torch module, for ``torch.export``: one token or many, with the KV cache in buffers.
+"""Qwen3 as a small torch module for ``torch.export``: one token or many, with the KV cache in buffers.
 
-Attention and its cache are ExecuTorch's own operators (``llama::update_cache``, ``llama::custom_sdpa``), or, for a
-portable program, what every runtime has: an attention that multiplies with the whole cache behind a mask. Weights are
-what the quantized graph holds: codes and scales, wrapped as torchao's tensors, whose dequantizing XNNPACK's partitioner
-recognizes and takes as they are. A mixture of experts, with its router, is one operator (``llama::quantized_moe_ffn``).
+Attention and its cache are ExecuTorch's own operators (``llama::update_cache``, ``llama::custom_sdpa``). A portable
+program uses operators that every runtime has: attention over the whole cache with a mask. Weights have the codes and
+scales of the quantized graph, wrapped in torchao tensors. XNNPACK's partitioner recognizes how these are dequantized
+and takes the codes unchanged. A mixture of experts, router included, is one operator (``llama::quantized_moe_ffn``).
 """
 
 # T tokens  D hidden  N heads  K kv heads  H head_dim  R rotated pairs  V vocabulary  E experts  Y bytes of an expert
@@ -37,7 +37,7 @@ Formats = Mapping[str, str | AffineFormat]
 class ExportModule(nn.Module):
     """``forward(tokens [1, T], input_pos [1])`` gives the logits of the last token, [1, V].
 
-    ``is_portable``: without operators that a runtime must be built with.
+    ``is_portable`` avoids operators that a runtime may have been built without.
     """
 
     def __init__(self, graph: Graph, formats: Formats, *, max_context_len: int, is_portable: bool = False) -> None:
@@ -57,7 +57,7 @@ class ExportModule(nn.Module):
         self.register_buffer("sin", turn.sin.contiguous())
 
     def forward(self, tokens: Tensor, input_pos: Tensor) -> Tensor:
-        start: Any = input_pos[0].item()  # a symbol while this is traced
+        start: Any = input_pos[0].item()  # a symbol during tracing
         count = tokens.shape[1]
         for is_so in (start >= 0, start < self.max_context_len, start + count <= self.max_context_len):
             torch._check(is_so)  # type: ignore[no-untyped-call]
@@ -71,7 +71,7 @@ class ExportModule(nn.Module):
 
 
 class _Attention(nn.Module):
-    """The cache and what is done with it: q [1, T, N, H], k and v [1, T, K, H] to [1, T, N, H]."""
+    """The KV cache and attention over it: q [1, T, N, H], k and v [1, T, K, H] to [1, T, N, H]."""
 
     k_cache: Tensor
     v_cache: Tensor
@@ -91,7 +91,7 @@ class _Attention(nn.Module):
 
 
 class _PortableAttention(_Attention):
-    """The same in operators that every runtime has; query heads that share a key head are stacked."""
+    """The same with operators that every runtime has. Query heads that share a key head are stacked."""
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, start: Any) -> Tensor:
         _, length, kv_heads, head_dim = self.k_cache.shape
@@ -154,7 +154,7 @@ class _Gated(nn.Module):
 
 
 class _Experts(nn.Module):
-    """Router and experts; gate_proj lies above up_proj, and each expert's bytes are one row."""
+    """Router and experts; gate_proj is stored above up_proj, and each expert's bytes are one row."""
 
     def __init__(self, graph: Graph, formats: Formats, layer: int) -> None:
         super().__init__()
@@ -212,7 +212,7 @@ class _Norm(nn.Module):
 
 
 class _ByteEmbedding(nn.Module):
-    """Rows of int8 codes with a scale each."""
+    """Rows of int8 codes with one scale each."""
 
     codes: Tensor
     scale: Tensor
@@ -231,14 +231,14 @@ class _ByteEmbedding(nn.Module):
 
 
 class _PortableByteEmbedding(_ByteEmbedding):
-    """The same in operators that every runtime has."""
+    """The same with operators that every runtime has."""
 
     def forward(self, tokens: Tensor) -> Tensor:
         return functional.embedding(tokens, self.codes).float() * self.scale[tokens][..., None]
 
 
 class _NibbleEmbedding(nn.Module):
-    """Rows of packed int4 codes with a scale for each group."""
+    """Rows of packed int4 codes with one scale per group."""
 
     def __init__(self, weight: CodedWeight) -> None:
         super().__init__()
@@ -291,7 +291,7 @@ def _linear(weight: Weight, formats: Formats) -> nn.Linear:
 
 
 def _encode(weight: CodedWeight) -> tuple[np.ndarray, np.ndarray]:
-    """Codes and scales, some rows at a time: a head in fp32 would be larger than all codes of a small model."""
+    """Codes and scales, encoded a few rows at a time: in fp32, a head can be larger than all codes of its model."""
     rows, columns = weight.shape
     step = max(1, ENCODED_WEIGHTS // columns)
     codes_OI, scales = np.empty((rows, columns), np.int8), []

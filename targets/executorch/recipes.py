@@ -1,9 +1,9 @@
-"""The ExecuTorch recipes: what XNNPACK multiplies with, and what embeddings are looked up in.
+"""The ExecuTorch recipes: the number formats of matrices and embeddings.
 
-XNNPACK rounds activations to int8, a scale and a zero point for each token, wherever weights are quantized. Its int4
-weights come in groups of columns with bfloat16 scales, its int8 weights a channel. The embedding is another operator's,
-which has formats of its own; a tied one is therefore stored twice. So are experts, whose operator
-(``llama::quantized_moe_ffn``) has groups for both widths, float32 scales, and the router within it.
+Where weights are quantized, XNNPACK rounds activations to int8, with one scale and one zero point per token. Its int4
+weights have bfloat16 scales for groups of columns, its int8 weights one scale per channel. Embeddings belong to another
+operator with formats of its own, so a tied embedding is stored twice. Experts have their own operator too
+(``llama::quantized_moe_ffn``), with groups for both widths, float32 scales, and the router inside.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ ExecutorchFormat = str | AffineFormat
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
-    """``weight_bits`` of what is multiplied with; 32 is fp32, with fp32 activations."""
+    """The number of bits of matrices and of the embedding; 32 means fp32, for matrices with fp32 activations."""
 
     name: str
     description: str
@@ -51,15 +51,15 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType({recipe.name: recipe for recipe
 
 
 def find_recipe(name: str) -> Recipe:
-    """The recipe of this name; QuantizationError for another name."""
+    """Find a recipe by name, in any case. Raises QuantizationError for an unknown name."""
     found = RECIPES.get(name.lower())
     if found is None:
-        raise QuantizationError(f"--quant {name}: no ExecuTorch recipe; there is {', '.join(RECIPES)}")
+        raise QuantizationError(f"`recipe` {name}: not an ExecuTorch recipe; use one of {', '.join(RECIPES)}")
     return found
 
 
 def untied(graph: Graph) -> Graph:
-    """The same function with a head of its own, which this target stores in another format than the embedding."""
+    """The same model with a separate head, because this target stores head and embedding in different formats."""
     config = graph.config
     if not config.tie_word_embeddings:
         return graph
@@ -72,17 +72,17 @@ def untied(graph: Graph) -> Graph:
 def assign(
     graph: Graph, recipe: Recipe, *, group_size: int = 32, embedding_bits: int | None = None
 ) -> dict[str, ExecutorchFormat]:
-    """The format of every weight of an untied graph by its name.
+    """Choose the format of every weight of an untied graph, by name.
 
-    Raises QuantizationError for a group size that XNNPACK lacks or that does not divide a weight's rows,
-    UnsupportedModelError for a mixture of experts that the operator for them cannot hold.
+    Raises QuantizationError for a group size that XNNPACK lacks or that does not divide a weight's columns, and
+    UnsupportedModelError for a mixture of experts that the operator for experts cannot hold.
     """
     _check_experts(graph, recipe)
     if group_size not in GROUP_SIZES:
-        raise QuantizationError(f"--group-size {group_size}: XNNPACK's int4 has {', '.join(map(str, GROUP_SIZES))}")
+        raise QuantizationError(f"`group_size` {group_size}: XNNPACK's int4 has {', '.join(map(str, GROUP_SIZES))}")
     bits = recipe.embedding_bits if embedding_bits is None else embedding_bits
     if bits not in EMBEDDING_BITS:
-        raise QuantizationError(f"--embedding {bits}: there is {', '.join(map(str, EMBEDDING_BITS))}")
+        raise QuantizationError(f"`embedding` {bits}: use one of {', '.join(map(str, EMBEDDING_BITS))}")
     formats: dict[str, ExecutorchFormat] = {}
     for weight in graph:
         is_embedding = weight.role.kind is Kind.EMBED_TOKENS
@@ -119,7 +119,7 @@ def _check_experts(graph: Graph, recipe: Recipe) -> None:
 
 
 def _embedding(bits: int) -> ExecutorchFormat:
-    """Eight bits a row, or four in groups of 32."""
+    """Eight bits per row, or four bits in groups of 32."""
     if bits == 32:
         return "F32"
     return AffineFormat(num_bits=8) if bits == 8 else AffineFormat(num_bits=4, group_size=32)
@@ -131,5 +131,5 @@ def _check_divides(weight: Weight, number_format: AffineFormat, group_size: int)
         fitting = [other for other in GROUP_SIZES if weight.shape[1] % other == 0]
         advice = f"use {' or '.join(map(str, fitting))}" if fitting else "use 8da8w or fp32"
         raise QuantizationError(
-            f"{weight.name}: in_features {weight.shape[1]} is not a multiple of --group-size {group_size}; {advice}"
+            f"{weight.name}: in_features {weight.shape[1]} is not a multiple of `group_size` {group_size}; {advice}"
         )

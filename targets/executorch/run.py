@@ -1,4 +1,4 @@
-"""A .pte through ExecuTorch's own runtime: tokens in, the last token's logits out."""
+"""Run a .pte in ExecuTorch's own runtime: tokens in, logits of the last token out."""
 
 # T tokens  V vocabulary
 
@@ -26,7 +26,7 @@ def is_installed() -> bool:
 
 
 def runtime_version() -> str | None:
-    """The version of executorch; None where it is not installed."""
+    """The version of executorch, or None if it is not installed."""
     try:
         return importlib.metadata.version("executorch")
     except importlib.metadata.PackageNotFoundError:
@@ -34,14 +34,14 @@ def runtime_version() -> str | None:
 
 
 def quiet_libraries() -> None:
-    """Keep the remarks of torchao, torch and ExecuTorch about themselves from the user; before they are imported."""
+    """Silence the warnings of torchao, torch and ExecuTorch about themselves. Call this before importing them."""
     for name in ("executorch", "torchao", "torch.utils._pytree"):
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
 @contextmanager
 def _native_remarks_dropped() -> Iterator[None]:
-    """Keep what native code writes about the processor from the user; what goes wrong is raised all the same."""
+    """Hide what native code prints about the processor. Errors are still raised."""
     kept = os.dup(2)
     try:
         with open(os.devnull, "wb") as nowhere:  # noqa: PTH123 (a device)
@@ -53,12 +53,12 @@ def _native_remarks_dropped() -> Iterator[None]:
 
 
 class Program:
-    """One program, opened. Raises MissingExtraError without ExecuTorch, CheckpointError where it refuses the file."""
+    """One opened program. Raises MissingExtraError without ExecuTorch, CheckpointError if it refuses the file."""
 
     def __init__(self, path: Path) -> None:
         quiet_libraries()
         try:
-            # The operators of attention and of quantized embeddings are registered by these.
+            # These imports register the operators of attention and of quantized embeddings.
             import executorch.extension.llm.custom_ops.custom_ops
             import executorch.kernels.quantized  # noqa: F401
             from executorch.runtime import Runtime
@@ -72,7 +72,7 @@ class Program:
             raise CheckpointError(f"{path}: ExecuTorch cannot load it ({error})") from error
 
     def constant(self, name: str) -> Any:
-        """What a constant method gives: a number, a truth value or a list; None where there is none of this name."""
+        """The value of a constant method: a number, a boolean or a list; None if there is no such method."""
         if name not in self._program.method_names:
             return None
         found = self._program.load_method(name).execute([])
@@ -80,7 +80,7 @@ class Program:
         return values[0] if len(values) == 1 else values
 
     def last_logits(self, tokens: Sequence[int], *, start: int = 0) -> np.ndarray:
-        """The logits [V] of the last of some tokens, of which the first stands at ``start``."""
+        """The logits [V] of the last token; the first token is at position ``start``."""
         try:
             out = self._forward.execute([torch.tensor([list(tokens)]), torch.tensor([start])])[0]
         except Exception as error:
@@ -92,7 +92,7 @@ class Program:
         return np.stack([self.last_logits([token], start=i) for i, token in enumerate(tokens)])
 
     def chunks(self, tokens: Sequence[int], size: int) -> Iterator[tuple[int, np.ndarray]]:
-        """For each chunk the position of its last token, and that token's logits."""
+        """Run tokens in chunks; yields the position of each chunk's last token, and that token's logits."""
         for start in range(0, len(tokens), size):
             part = tokens[start : start + size]
             yield start + len(part) - 1, self.last_logits(part, start=start)

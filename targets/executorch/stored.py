@@ -1,8 +1,8 @@
-"""Where in a .pte each weight's bytes lie, and reading them back.
+"""Find the bytes of each weight in a .pte, and read them back.
 
-Nothing in a program says which of its blobs is which weight. But XNNPACK keeps codes as we pack them, so that an export
-can look its own bytes up, and write down where they are (``qwen3_export.json``). A check then reads values from the
-program itself: that these bytes are what the runtime multiplies with for this weight is what ``conversion`` shows.
+A program does not say which of its blobs is which weight. But XNNPACK keeps codes as we pack them, so an export can
+search the program for its own bytes and write down where they are (``qwen3_export.json``). A check then reads values
+from the program itself. Its number ``conversion`` shows that the runtime really multiplies with these bytes.
 """
 
 # O out  I in  G groups a row
@@ -53,18 +53,18 @@ __all__ = [
 INDEX = "qwen3_export.json"
 EPS = "rms_norm_eps"
 
-# A search reads so many bytes at a time, and compares so many weights.
+# Bytes that a search reads at once, and weights that it compares at once.
 SEARCH_WINDOW, SEARCHED_WEIGHTS = 1 << 24, 1 << 20
 
-# How codes lie: nibbles with the even column low (XNNPACK) or high (embedding_4bit), bytes, or eight rows together with
-# their scales (experts).
+# Layouts of codes: nibbles with the even column low (XNNPACK) or high (embedding_4bit), bytes, or eight rows together
+# with their scales (experts).
 LOW_FIRST, HIGH_FIRST, BYTES, FLOATS = "int4", "int4_high_first", "int8", "fp32"
 EIGHT_ROWS = {4: "int4_eight_rows", 8: "int8_eight_rows"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredWeight:
-    """A weight in a program; ``codes`` and ``scales`` are offsets, ``layout`` says how codes lie."""
+    """A weight in a program; ``codes`` and ``scales`` are offsets, ``layout`` is the layout of the codes."""
 
     role: Role
     shape: tuple[int, ...]
@@ -128,14 +128,14 @@ class StoredWeight:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CodedStoredWeight(StoredWeight):
-    """One with codes: what the reference rounds activations for."""
+    """A weight stored as codes, for which the reference rounds activations."""
 
 
 def find_weights(program: Path, graph: Graph, formats: Mapping[str, str | AffineFormat]) -> dict[str, dict[str, Any]]:
-    """The place of every weight of the graph in a program that was made of it, by name.
+    """Find every weight of the graph in the program that was made from it, by name.
 
-    A weight is read, and compared, some rows at a time. Raises CheckpointError where a weight's bytes are not there:
-    the backend has changed them.
+    A weight is read and compared a few rows at a time. Raises CheckpointError if a weight's bytes are not found,
+    because the backend has changed them.
     """
     found: dict[str, dict[str, Any]] = {}
     with program.open("rb") as file:
@@ -145,8 +145,8 @@ def find_weights(program: Path, graph: Graph, formats: Mapping[str, str | Affine
             missing = [part for part, found_part in parts.items() if found_part.offset < 0]
             if missing:
                 raise CheckpointError(
-                    f"{weight.name}: its {missing[0]} are not in the program as they were handed over; this version of "
-                    "ExecuTorch lays weights out otherwise"
+                    f"{weight.name}: its {missing[0]} are not in the program as they were exported; this version of "
+                    "ExecuTorch lays weights out in another way"
                 )
             found[weight.name] = {"layout": layout, **{part: at.offset for part, at in parts.items()}}
             found[weight.name]["bytes"] = {part: at.num_bytes for part, at in parts.items()}
@@ -156,7 +156,7 @@ def find_weights(program: Path, graph: Graph, formats: Mapping[str, str | Affine
 
 @dataclass(slots=True)
 class _Part:
-    """Codes or scales of a weight: where they begin (-1: nowhere), and what has been found of them so far."""
+    """Codes or scales of a weight: where they begin (-1 if nowhere), and how much of them has been found."""
 
     offset: int
     num_bytes: int = 0
@@ -180,7 +180,7 @@ def _find_parts(searched: _Searched, weight: Weight, number_format: str | Affine
 
 
 def weight_differences(program: Path, document: Mapping[str, Any]) -> list[str]:
-    """One sentence for each weight whose bytes are no longer those that were exported."""
+    """List the weights whose bytes are no longer those that were exported, one sentence each."""
     differences = []
     with program.open("rb") as file:
         for name, entry in document.get("weights", {}).items():
@@ -199,14 +199,14 @@ def _digest(descriptor: int, offset: int, count: int) -> str:
 
 @dataclass(slots=True)
 class _Searched:
-    """A file in which weights are looked for; those of a kind follow one another: a search goes on where one ended."""
+    """A file to search for weights. Those of a kind follow one another, so each search begins where one ended."""
 
     descriptor: int
     size: int
-    places: dict[Any, int] = field(default_factory=dict)  # where the last of each kind was found
+    places: dict[Any, int] = field(default_factory=dict)  # where the last weight of each kind was found
 
     def find(self, value: bytes, *, kind: Any = None) -> int:
-        """The offset of these bytes; -1 where they are not."""
+        """The offset of these bytes, or -1 if they are not in the file."""
         start = self.places.get(kind, max(self.places.values(), default=0))
         found = self._find(value, start, self.size)
         found = self._find(value, 0, min(self.size, start + len(value))) if found < 0 else found
@@ -223,7 +223,7 @@ class _Searched:
         return found
 
     def holds(self, value: bytes, offset: int) -> bool:
-        """Whether these bytes are there."""
+        """True if these bytes are at this offset."""
         return os.pread(self.descriptor, len(value), offset) == value
 
     def _find(self, value: bytes, start: int, stop: int) -> int:
@@ -235,9 +235,9 @@ class _Searched:
 
 
 def find_constants(program: Path, graph: Graph, *, context: int) -> dict[str, list[int]]:
-    """Where the program holds what is no weight: RoPE's tables, and every place with the eps of the norms.
+    """Find the other constants in the program: RoPE's tables, and every place that holds the eps of the norms.
 
-    Raises CheckpointError where one of them is nowhere.
+    Raises CheckpointError if one of them is not found.
     """
     found: dict[str, list[int]] = {}
     with program.open("rb") as file:
@@ -245,12 +245,12 @@ def find_constants(program: Path, graph: Graph, *, context: int) -> dict[str, li
         for name, value in _constants(graph, context).items():
             found[name] = searched.find_all(value) if name == EPS else [searched.find(value)]
             if not found[name] or found[name][0] < 0:
-                raise CheckpointError(f"{program}: {name} is not in the program as it was handed over")
+                raise CheckpointError(f"{program}: {name} is not in the program as it was exported")
     return found
 
 
 def constant_differences(program: Path, graph: Graph, document: Mapping[str, Any], *, context: int) -> list[str]:
-    """One sentence for each of these that is not what the checkpoint gives."""
+    """List the constants that differ from the checkpoint's, one sentence each."""
     places = document.get("constants")
     if not isinstance(places, Mapping):
         return ["qwen3_export.json does not say where RoPE's tables and eps are; export it again"]
@@ -272,7 +272,7 @@ def _constants(graph: Graph, context: int) -> dict[str, bytes]:
 
 
 def read_index(folder: Path) -> dict[str, Any]:
-    """What an export wrote down of itself; CheckpointError where there is nothing."""
+    """Read the index that an export wrote. Raises CheckpointError if there is none."""
     path = folder / INDEX
     try:
         document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -282,7 +282,7 @@ def read_index(folder: Path) -> dict[str, Any]:
 
 
 def read_weights(program: Path, graph: Graph, document: Mapping[str, Any]) -> Graph:
-    """The (untied) checkpoint's graph with the values that a program stores; CheckpointError where one is missing."""
+    """The (untied) checkpoint's graph with the program's values. Raises CheckpointError if a weight is missing."""
     weights: dict[str, Weight] = {}
     for weight in graph:
         try:
@@ -322,7 +322,7 @@ def _format(layout: str, group_size: int) -> AffineFormat:
 
 
 def _blocks(weight: Weight, number_format: str | AffineFormat) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """The layout of a weight, and its codes and scales as the program holds them, some rows at a time."""
+    """The layout of a weight, and its codes and scales as the program stores them, a few rows at a time."""
     columns = weight.shape[1] if len(weight.shape) > 1 else 1
     step = max(ROWS_TOGETHER, SEARCHED_WEIGHTS // columns // ROWS_TOGETHER * ROWS_TOGETHER)
     for start in range(0, weight.shape[0], step):

@@ -1,12 +1,12 @@
-"""What llama.cpp's CPU matmul does to activations: rounds them to the weight's ``vec_dot_type``.
+"""Round activations as llama.cpp's CPU matmul does, to the weight's ``vec_dot_type``.
 
-A quantized weight is multiplied with int8 activations, an F16 or BF16 weight with activations of its own type.
-The reference with its activations rounded in the same way is a model of the runtime's arithmetic, so the noise
-floor of *this* model on *these* texts is measured instead of guessed.
+A quantized weight is multiplied with int8 activations, an F16 or BF16 weight with activations of its own type. The
+reference with activations rounded in the same way models the runtime's arithmetic. So the noise floor of *this* model
+on *these* texts is measured, not guessed.
 
 Source: ``type_traits_cpu`` and ``ggml_compute_forward_mul_mat`` of ggml-cpu.c; ``quantize_row_q8_0`` and
-``quantize_row_q8_K`` of ggml's quants.c.  Q8_1 is Q8_0 with a block's sum stored beside it, in float16; the
-rounding of that sum is not modelled (it moves a result by less than the int8 rounding by two orders).
+``quantize_row_q8_K`` of ggml's quants.c. Q8_1 is Q8_0 plus the sum of each block in float16. The rounding of that sum
+is not modelled: its effect is two orders of magnitude smaller than that of int8 rounding.
 """
 
 # T tokens  I in_features  G blocks a row
@@ -25,7 +25,7 @@ __all__ = ["round_activations", "round_q8_0", "round_q8_k"]
 
 
 def round_activations(x_TI: Tensor, weight: Weight) -> Tensor:
-    """The input of a linear weight as llama.cpp's CPU backend sees it; ``weight.format`` decides."""
+    """Round the input of a linear weight as llama.cpp's CPU backend does; ``weight.format`` decides how."""
     return ROUNDING[GGML_FORMATS[weight.format].activation](x_TI)
 
 

@@ -1,9 +1,9 @@
-"""The GGUF container, version 3: metadata and tensor table to bytes, with every offset known beforehand.
+"""The GGUF container, version 3: turns metadata and the tensor table into bytes, with all offsets known in advance.
 
-Layout (ggml's docs/gguf.md): magic, version, the numbers of tensors and of metadata pairs, the pairs, the
-tensor table, padding, then the tensors, each padded to the alignment of 32 bytes.  All little-endian; strings
-are a 64-bit length and UTF-8; a tensor's dimensions stand innermost first and its offset counts from the start
-of the data.  The header depends on sizes alone, so it is written before the first weight is read.
+Layout (ggml's docs/gguf.md): magic, version, number of tensors, number of metadata pairs, the pairs, the tensor table,
+padding, then the tensors, each padded to the alignment of 32 bytes. Everything is little-endian. Strings are a 64-bit
+length and UTF-8. A tensor's dimensions are listed innermost first, and its offset counts from the start of the data.
+The header depends only on sizes, so it is written before the first weight is read.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ ALIGNMENT = 32
 
 
 class MetaType(IntEnum):
-    """Types of metadata values that this writer uses (gguf_type of ggml)."""
+    """Types of metadata values that this writer uses (ggml's gguf_type)."""
 
     UINT16 = 2
     UINT32 = 4
@@ -44,7 +44,7 @@ STRUCT_CODES = {
 
 @dataclass(frozen=True, slots=True)
 class MetaValue:
-    """One metadata value; with ``is_array``, ``value`` is a sequence whose items have ``type``."""
+    """One metadata value. With ``is_array``, ``value`` is a sequence of items of type ``type``."""
 
     type: MetaType
     value: Any
@@ -56,7 +56,7 @@ Metadata = Mapping[str, MetaValue]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TensorInfo:
-    """One row of the tensor table: ``shape`` outermost first, ``offset`` in bytes from the start of the data."""
+    """One row of the tensor table; ``shape`` is outermost first, ``offset`` counts bytes from the start of the data."""
 
     name: str
     shape: tuple[int, ...]
@@ -71,7 +71,7 @@ def aligned(size: int) -> int:
 
 
 def lay_out(tensors: Iterable[tuple[str, tuple[int, ...], int, int]]) -> list[TensorInfo]:
-    """Offsets for tensors given as (name, shape, type_id, num_bytes), in their order."""
+    """Place tensors, given as (name, shape, type_id, num_bytes), one after another."""
     placed, offset = [], 0
     for name, shape, type_id, num_bytes in tensors:
         placed.append(TensorInfo(name=name, shape=shape, type_id=type_id, offset=offset, num_bytes=num_bytes))
@@ -80,7 +80,7 @@ def lay_out(tensors: Iterable[tuple[str, tuple[int, ...], int, int]]) -> list[Te
 
 
 def serialize_header(metadata: Metadata, tensors: Sequence[TensorInfo]) -> bytes:
-    """Everything before the data, padded to the alignment: the data starts at the length of the result."""
+    """Everything before the data, padded to the alignment; the data starts right after it."""
     parts = [MAGIC, struct.pack("<IQQ", VERSION, len(tensors), len(metadata))]
     for key, value in metadata.items():
         parts += [_string(key), _meta_value(value)]

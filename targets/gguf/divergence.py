@@ -1,4 +1,4 @@
-"""llama.cpp's hidden states, seen through its evaluation callback and named as the reference names them."""
+"""Collect llama.cpp's hidden states through its evaluation callback, under the reference's names."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from qwen3_export.targets.gguf.llama import LlamaModel
 
 __all__ = ["observe_sites", "site_of"]
 
-# llama.cpp's names (the graph of qwen3 and qwen3moe, llama-graph.cpp).  Qcur and Kcur name two tensors each, before
-# the norm and after RoPE; the later one counts.  What attention adds has no name there.
+# llama.cpp's names (the graph of qwen3 and qwen3moe, llama-graph.cpp). Qcur and Kcur each name two tensors, before the
+# norm and after RoPE; the later one counts. llama.cpp has no name for the output of attention.
 IN_LAYERS = {
     "Qcur": Place.Q_ROPE,
     "Kcur": Place.K_ROPE,
@@ -31,7 +31,7 @@ NAME = re.compile(r"(?P<base>\w+)-(?P<layer>\d+)")
 
 
 def observe_sites(model: LlamaModel, tokens: Sequence[int]) -> dict[Site, np.ndarray]:
-    """Run one prefill in the exact form and keep what the reference also shows, flat."""
+    """Run one prefill in the exact form, and keep the values that the reference can show too, flat."""
     found: dict[Site, np.ndarray] = {}
 
     def keep(name: str, values: np.ndarray) -> None:

@@ -1,8 +1,8 @@
-"""From a quantized graph to a GGUF file in one pass: no tensor is ever whole in memory.
+"""Write a quantized graph to a GGUF file in one pass, without holding a whole tensor in memory.
 
-``plan_files`` lays out every file to the last byte from shapes and formats alone.  ``emit`` then lets a few
-threads draw blocks of rows, each of which is read from the checkpoint, quantized and written at the offset that
-the plan gives it; order does not matter, so the bytes are the same from run to run and for any thread count.
+``plan_files`` lays out every file to the last byte, from shapes and formats alone. ``emit`` then lets a few threads
+take blocks of rows. Each block is read from the checkpoint, quantized and written at its planned offset. The order of
+blocks does not matter, so the bytes are the same for every run and any number of threads.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ WEIGHTS_PER_BLOCK = 1 << 19
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FilePlan:
-    """One file to be: its header, and where each tensor goes (``offset`` from the end of the header)."""
+    """One planned file: its header, and the place of each tensor (``offset`` counts from the end of the header)."""
 
     path: Path
     header: bytes
@@ -37,13 +37,13 @@ class FilePlan:
 
     @property
     def num_bytes(self) -> int:
-        # The last tensor is padded too, as llama.cpp's own writer does.
+        # The last tensor is padded too, as in files that llama.cpp writes.
         return len(self.header) + sum(aligned(info.num_bytes) for _, info in self.tensors)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RowBlock:
-    """A block of rows of one weight, and where in which file its bytes go."""
+    """A block of rows of one weight, and the file and offset where its bytes go."""
 
     weight: BlockWeight
     rows: slice
@@ -55,7 +55,7 @@ class RowBlock:
 def plan_files(
     graph: Graph, metadata: Mapping[str, MetaValue], path: Path, *, split_max_size: int | None = None
 ) -> list[FilePlan]:
-    """Lay out the file (or with ``split_max_size``, in bytes of tensor data, the files) for a quantized graph.
+    """Lay out the file for a quantized graph, or several files of at most ``split_max_size`` bytes of tensor data.
 
     Raises OutputError if a single tensor is larger than ``split_max_size``.
     """
@@ -84,10 +84,10 @@ def part_paths(path: Path, count: int) -> list[Path]:
 def emit(
     plans: Sequence[FilePlan], *, threads: int | None = None, progress: Callable[[int], None] | None = None
 ) -> None:
-    """Quantize and write what was planned; files appear under their names when all of them are whole.
+    """Quantize and write the planned files. They get their names when all of them are complete.
 
-    ``progress`` is called with the number of weights of each block that was written.  Raises CheckpointError for
-    weights that cannot be read or are not finite, OutputError for a full disk; nothing is left behind then.
+    ``progress`` is called with the number of weights of each written block. Raises CheckpointError for weights that
+    cannot be read or are not finite, and OutputError for a full disk; then no files are left behind.
     """
     with partial_files([(plan.path, plan.num_bytes) for plan in plans]) as descriptors:
         for descriptor, plan in zip(descriptors, plans, strict=True):
@@ -102,14 +102,14 @@ def emit(
 
 
 def _split(tensors: Sequence[GgufTensor], max_size: int) -> list[list[GgufTensor]]:
-    """Tensors in their order, a new part whenever the next one would not fit."""
+    """Keep the order of tensors, and start a new part whenever the next tensor does not fit."""
     parts: list[list[GgufTensor]] = [[]]
     size = 0
     for tensor in tensors:
         num_bytes = _num_bytes(tensor)
         if num_bytes > max_size:
             raise OutputError(
-                f"{tensor.name}: takes {num_bytes:,} bytes, more than --split-max-size {max_size:,}; allow larger parts"
+                f"{tensor.name}: takes {num_bytes:,} bytes, more than `split_max_size` {max_size:,}; allow larger parts"
             )
         if size + num_bytes > max_size:
             parts.append([])
@@ -141,7 +141,7 @@ def _quantized(weight: object) -> BlockWeight:
 
 
 def _row_blocks(plans: Sequence[FilePlan]) -> Iterator[RowBlock]:
-    """Every block of rows to be written, in the order of the files."""
+    """Every block of rows to write, in the order of the files."""
     for file, plan in enumerate(plans):
         for tensor, info in plan.tensors:
             offset = len(plan.header) + info.offset

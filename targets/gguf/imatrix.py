@@ -1,11 +1,11 @@
 """llama.cpp's importance matrices: how much each input column of each matrix matters.
 
-For every matrix, ``llama-imatrix`` sums the squares of the activations that met it, column by column, over the
-tokens of a text; the mean square says by how much an error in a column's weights moves the output.  The GGUF form
-holds ``NAME.in_sum2`` (the sums) and ``NAME.counts`` (the tokens), both fp32: [I] and [1] for a matrix, [E, I] and
-[E, 1] for the stacked experts of a layer, each of which has seen other tokens.  (Read off ``save_imatrix`` in
-llama.cpp's ``tools/imatrix``; the reader skips the ``NAME.in_sum`` that later versions add.)  The older binary
-form is in ``imatrix_dat.py``.
+For every matrix, ``llama-imatrix`` sums the squares of its input activations, column by column, over the tokens of a
+text. The mean square tells how much an error in a column's weights moves the output. The GGUF form holds
+``NAME.in_sum2`` (the sums) and ``NAME.counts`` (the tokens), both fp32: [I] and [1] for a matrix, [E, I] and [E, 1] for
+the stacked experts of a layer, each of which has seen different tokens. (This follows ``save_imatrix`` in llama.cpp's
+``tools/imatrix``; the reader skips the ``NAME.in_sum`` that later versions add.) The older binary form is in
+``imatrix_dat.py``.
 
 Shapes: # E experts (1 for an ordinary matrix)  I input columns
 """
@@ -44,7 +44,7 @@ class ImatrixEntry:
     count_E: NDArray[np.int64]
 
     def mean(self, expert: int = 0) -> Floats:
-        """Mean squared activation [I]; ones for an expert that saw nothing, as in llama.cpp's quantizer."""
+        """Mean squared activation [I]; ones for an expert that saw no tokens, as in llama.cpp's quantizer."""
         count = self.count_E[expert]
         if count <= 0:
             return np.ones_like(self.sum_EI[expert])
@@ -54,7 +54,7 @@ class ImatrixEntry:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Imatrix:
-    """An importance matrix: ``entries`` by tensor name, and the texts and chunks of tokens behind it."""
+    """An importance matrix: ``entries`` by tensor name, and the texts and chunks of tokens it was measured on."""
 
     path: Path
     entries: Mapping[str, ImatrixEntry]
@@ -63,9 +63,9 @@ class Imatrix:
     chunk_size: int = 0
 
     def importance(self, tensor_name: str, expert: int | None = None) -> Floats | None:
-        """Mean squared activation of each input column [I], or None for a tensor it says nothing of.
+        """Mean squared activation of each input column [I], or None if the matrix has no entry for the tensor.
 
-        ``expert`` is needed for stacked tensors, and for them alone.
+        ``expert`` is required for stacked tensors, and only for them.
         """
         assert is_stacked(tensor_name) == (expert is not None), f"{tensor_name}: expert is {expert}"
         entry = self.entries.get(tensor_name)
@@ -73,7 +73,7 @@ class Imatrix:
 
 
 def read_imatrix(path: Path) -> Imatrix:
-    """Read either form.  Raises CheckpointError for what is no importance matrix, or a damaged one."""
+    """Read either form. Raises CheckpointError if the file is damaged or not an importance matrix."""
     try:
         with path.open("rb") as file:
             magic = file.read(4)
@@ -82,7 +82,7 @@ def read_imatrix(path: Path) -> Imatrix:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
     for name, entry in imatrix.entries.items():
         if not (np.isfinite(entry.sum_EI).all() and (entry.sum_EI >= 0).all()):
-            raise CheckpointError(f"{path}: {name} has sums of squares that are negative or not finite; make it anew")
+            raise CheckpointError(f"{path}: {name} has sums of squares that are negative or not finite; make it again")
     return imatrix
 
 
@@ -94,9 +94,9 @@ def write_imatrix(
     chunks: int,
     chunk_size: int,
 ) -> None:
-    """Write the GGUF form, as ``llama-imatrix`` does; the file appears when it is whole.
+    """Write the GGUF form, as ``llama-imatrix`` does. The file gets its name when it is complete.
 
-    The bytes depend on the arguments alone.  Raises OutputError where the file cannot be written.
+    The bytes depend only on the arguments. Raises OutputError if the file cannot be written.
     """
     arrays = {key: array for name in sorted(entries) for key, array in _arrays(name, entries[name])}
     infos = lay_out((name, array.shape, F32, array.nbytes) for name, array in arrays.items())
@@ -120,8 +120,8 @@ def write_imatrix(
 def check_fits(imatrix: Imatrix, tensors: Sequence[GgufTensor]) -> None:
     """Refuse an importance matrix that was made for another model.
 
-    It must cover every matrix inside the layers, with its very shape, and have no other layers.  Embedding and
-    output may be missing: llama-imatrix leaves them out unless asked.  Raises CheckpointError.
+    It must cover every matrix inside the layers, with the same shape, and no other layers. Embedding and output may be
+    missing, because llama-imatrix leaves them out unless asked. Raises CheckpointError.
     """
     known = {tensor.name: tensor for tensor in tensors}
     for name, entry in imatrix.entries.items():
@@ -151,7 +151,7 @@ def _described(shape: tuple[int, ...]) -> str:
 
 
 def _arrays(name: str, entry: ImatrixEntry) -> Iterator[tuple[str, Floats]]:
-    """The two tensors of one entry; a single matrix has no dimension for experts."""
+    """The two tensors of one entry. A matrix without experts has no expert dimension."""
     count_E1 = entry.count_E.astype(np.float32)[:, None]
     is_single = len(count_E1) == 1
     yield f"{name}.in_sum2", entry.sum_EI[0] if is_single else entry.sum_EI
@@ -164,7 +164,7 @@ def _read_gguf(path: Path) -> Imatrix:
               if tensor.name.endswith((".in_sum2", ".counts"))}  # fmt: skip
     names = sorted({name.rpartition(".")[0] for name in arrays})
     if not names:
-        raise CheckpointError(f"{path}: a GGUF file, but no importance matrix; use what calibrate writes")
+        raise CheckpointError(f"{path}: a GGUF file, but no importance matrix; use one that calibrate writes")
     entries: dict[str, ImatrixEntry] = {}
     for name in names:
         sums, counts = arrays.get(f"{name}.in_sum2"), arrays.get(f"{name}.counts")
@@ -184,7 +184,7 @@ def _read_dat(path: Path) -> Imatrix:
     try:
         content = parse_dat(path.read_bytes())
     except ValueError as error:
-        raise CheckpointError(f"{path}: no importance matrix ({error}); use what calibrate writes") from error
+        raise CheckpointError(f"{path}: no importance matrix ({error}); use one that calibrate writes") from error
     entries = {
         name: ImatrixEntry(values[None], np.array([max(calls, 1)], dtype=np.int64))
         for name, (values, calls) in content.entries.items()
@@ -198,10 +198,10 @@ def _read_dat(path: Path) -> Imatrix:
 
 
 def _split_experts(entries: Mapping[str, ImatrixEntry]) -> dict[str, ImatrixEntry]:
-    """Give stacked experts that were stored as one long row, with one count, a row each.
+    """Give each stacked expert its own row if all of them were stored as one long row with one count.
 
-    The binary form knows rows alone, and so do GGUF files that were converted from it.  How many experts there
-    are follows from the layer's gate_proj, whose input is as wide as q_proj's.
+    The binary form has only rows, and so have GGUF files that were converted from it. The number of experts follows
+    from the layer's gate_proj, whose input is as wide as q_proj's.
     """
     widths = {name: entry.sum_EI.shape[1] for name, entry in entries.items() if len(entry.count_E) == 1}
 
@@ -224,7 +224,7 @@ def _open_gguf(path: Path) -> Any:
     try:
         return GGUFReader(path)
     except (ValueError, IndexError, KeyError, OverflowError) as error:
-        raise CheckpointError(f"{path}: a damaged GGUF file ({error}); make it anew") from error
+        raise CheckpointError(f"{path}: a damaged GGUF file ({error}); make it again") from error
 
 
 def _field(reader: Any, key: str, default: Any) -> Any:

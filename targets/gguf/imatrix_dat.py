@@ -1,9 +1,9 @@
-"""The binary form of llama.cpp's importance matrices, from before they were GGUF files (``imatrix.dat``).
+"""The old binary form of llama.cpp's importance matrices (``imatrix.dat``), from before they were GGUF files.
 
-Layout, all little-endian (``save_imatrix_legacy`` in llama.cpp's ``tools/imatrix``): int32 number of entries; for
-each an int32 length and a name, int32 calls, int32 number of values, and the values as fp32; then, in all but the
-oldest, int32 number of chunks, an int32 length and the name of the text.  A value is the mean square times
-``calls``; the experts of a layer stand in one row, unseen ones with a mean of 1.
+Layout, all little-endian (``save_imatrix_legacy`` in llama.cpp's ``tools/imatrix``): int32 number of entries. For each
+entry: an int32 length and a name, int32 calls, int32 number of values, and the values as fp32. Then, in all but the
+oldest files: int32 number of chunks, an int32 length and the name of the text. A value is the mean square times
+``calls``. The experts of a layer share one row; experts that saw no token have a mean of 1.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ __all__ = ["DatFile", "parse_dat"]
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class DatFile:
-    """Values and calls by tensor name; ``dataset`` is empty and ``chunks`` 0 where the file does not say."""
+    """Values and calls by tensor name; ``dataset`` is empty and ``chunks`` is 0 if the file does not say."""
 
     entries: Mapping[str, tuple[NDArray[np.float32], int]]
     chunks: int
@@ -29,7 +29,7 @@ class DatFile:
 
 
 def parse_dat(data: bytes) -> DatFile:
-    """Read the binary form.  It has no magic number: ValueError for whatever does not add up."""
+    """Read the binary form. It has no magic number; raises ValueError if the contents are not consistent."""
     cursor = Cursor(data)
     count = cursor.integer()
     if count <= 0:
@@ -41,7 +41,7 @@ def parse_dat(data: bytes) -> DatFile:
 
 @dataclass(slots=True)
 class Cursor:
-    """A place in the bytes of the file."""
+    """A position in the bytes of the file."""
 
     data: bytes
     position: int = 0

@@ -1,8 +1,8 @@
-"""Calibration statistics as llama.cpp's importance matrix.
+"""Convert calibration statistics to llama.cpp's importance matrix.
 
-``llama-imatrix`` would find the same: for every matrix the sum over tokens of each input column's square, and the
-tokens; for the experts of a layer a row each.  It leaves the head out; here it is in, under the name of the
-tensor that it lies in, which is the embedding where the two are tied.
+The entries are what ``llama-imatrix`` would measure: for every matrix, the sum over tokens of the square of each input
+column, and the number of tokens; for the experts of a layer, one row each. ``llama-imatrix`` leaves the head out. Here
+it is included, under the name of the tensor that stores it: the embedding if the two are tied.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""llama.cpp through llama-cpp-python's low-level API: load a file, tokenize, every position's logits.
+"""Run llama.cpp through llama-cpp-python's low-level API: load a file, tokenize, get logits of every position.
 
-The only file that knows that API.  It is ctypes over C structs whose fields come and go between releases, so
-fields are set where they exist, and nothing but plain numbers and arrays leaves this file.
+This is the only file that uses that API. The API is ctypes over C structs whose fields come and go between releases. So
+fields are set only if they exist, and only plain numbers and arrays leave this file.
 """
 
 # T tokens  V vocabulary
@@ -33,7 +33,7 @@ GGML_TYPE_F32 = 0
 KEY_TYPES = {"F32": GGML_TYPE_F32, "F16": 1, "Q8_0": 8, "Q4_0": 2}
 LOG_LEVELS = {1: logging.DEBUG, 2: logging.DEBUG, 3: logging.INFO, 4: logging.DEBUG}
 
-# name of the tensor in llama.cpp's graph, its values (flat, token by token)
+# Called with the name of a tensor in llama.cpp's graph and its values (flat, token by token).
 Observer = Callable[[str, np.ndarray], None]
 
 
@@ -42,7 +42,7 @@ def is_installed() -> bool:
 
 
 def runtime_version() -> str | None:
-    """The version of llama-cpp-python, which pins one llama.cpp; None where it is not installed."""
+    """The version of llama-cpp-python, which pins one llama.cpp, or None if it is not installed."""
     try:
         return importlib.metadata.version("llama-cpp-python")
     except importlib.metadata.PackageNotFoundError:
@@ -50,7 +50,7 @@ def runtime_version() -> str | None:
 
 
 class LlamaModel:
-    """A GGUF file opened by llama.cpp.  Use ``open_model``, which also closes it."""
+    """A GGUF file opened by llama.cpp. Use ``open_model``, which also closes it."""
 
     def __init__(self, path: Path, *, threads: int | None = None, vocabulary_only: bool = False) -> None:
         self._api = api = _library().api
@@ -72,28 +72,28 @@ class LlamaModel:
 
     @property
     def context_length(self) -> int:
-        """The positions that the model was made for."""
+        """The number of positions that the model was made for."""
         return int(self._api.llama_model_n_ctx_train(self.handle))
 
     @property
     def chat_template(self) -> str | None:
-        """The file's template, a Jinja text; None where it has none."""
+        """The file's chat template in Jinja, or None if it has none."""
         found = self._api.llama_model_chat_template(self.handle, None)
         return None if found is None else str(found.decode())
 
     def metadata(self, key: str) -> str | None:
-        """A single value of the file's metadata, as text; None where there is none of this name."""
+        """One value of the file's metadata as text, or None if there is no such key."""
         room = 256
         buffer = ctypes.create_string_buffer(room)
         length = self._api.llama_model_meta_val_str(self.handle, key.encode(), buffer, room)
         return None if length < 0 else buffer.value.decode(errors="replace")
 
     def is_end(self, token: int) -> bool:
-        """Whether generation ends at this token."""
+        """True if generation ends at this token."""
         return bool(self._api.llama_vocab_is_eog(self._vocabulary, token))
 
     def piece(self, token: int) -> bytes:
-        """The bytes that a token stands for; none for one that is never shown, such as ``<|im_end|>``."""
+        """The bytes of a token; empty for a token that is never shown, such as ``<|im_end|>``."""
         room = 64
         while True:
             buffer = ctypes.create_string_buffer(room)
@@ -103,7 +103,7 @@ class LlamaModel:
             room = -length
 
     def tokenize(self, text: str) -> list[int]:
-        """Token ids of ``text``, with markup such as ``<|im_start|>`` parsed, and no BOS added."""
+        """Token ids of ``text``, with markup such as ``<|im_start|>`` parsed and no BOS added."""
         data = text.encode()
         room = len(data) + 8
         ids = (ctypes.c_int32 * room)()
@@ -122,11 +122,11 @@ class LlamaModel:
         key_type: str | None = None,
         observer: Observer | None = None,
     ) -> Iterator[LlamaSession]:
-        """A context for sequences of up to ``positions`` tokens, of which ``batch`` (all) are computed at once.
+        """Open a context for sequences of up to ``positions`` tokens, ``batch`` of them (default: all) at once.
 
-        ``is_exact`` keeps the KV cache in F32 and flash attention off; otherwise llama.cpp's defaults hold
-        (F16, automatic).  ``key_type`` (one of KEY_TYPES) is what cached keys are kept in.  ``observer`` is shown the
-        named tensors of the graph as they are computed.
+        ``is_exact`` keeps the KV cache in F32 and flash attention off; otherwise llama.cpp's defaults apply (F16,
+        automatic). ``key_type`` (one of KEY_TYPES) is the type of cached keys. ``observer`` is called with the named
+        tensors of the graph as they are computed.
         """
         session = LlamaSession(
             self, positions=positions, batch=batch or positions, is_exact=is_exact, key_type=key_type, observer=observer
@@ -138,7 +138,7 @@ class LlamaModel:
 
 
 class LlamaSession:
-    """One llama.cpp context; each ``run`` starts from an empty KV cache, ``append`` goes on with what is in it."""
+    """One llama.cpp context. Each ``run`` starts with an empty KV cache; ``append`` continues with the current one."""
 
     def __init__(
         self,
@@ -160,7 +160,7 @@ class LlamaSession:
         )  # fmt: skip
         if is_exact:
             _set_where_known(params, type_k=GGML_TYPE_F32, type_v=GGML_TYPE_F32)
-            # Before this field existed (2025), flash attention was off unless asked for.
+            # Before this field existed (2025), flash attention was off by default.
             _set_where_known(params, flash_attn_type=getattr(api, "LLAMA_FLASH_ATTN_TYPE_DISABLED", 0))
         if key_type is not None:
             _set_where_known(params, type_k=KEY_TYPES[key_type])
@@ -174,22 +174,22 @@ class LlamaSession:
         self.close = weakref.finalize(self, _close_session, api, self._handle, self._batch)
 
     def logits(self, tokens: Sequence[int]) -> np.ndarray:
-        """Logits of every position in one prefill, [T, V] fp32: a view, overwritten by the next call."""
+        """Logits of every position in one prefill, [T, V] fp32: a view that the next call overwrites."""
         return next(self.run(tokens))
 
     def run(self, tokens: Sequence[int], *, chunk: int | None = None) -> Iterator[np.ndarray]:
-        """Logits chunk by chunk through the KV cache, each [chunk, V] fp32 and a view until the next one."""
+        """Run tokens in chunks through the KV cache; yields logits, [chunk, V] fp32, each a view until the next."""
         self._api.llama_memory_clear(self._api.llama_get_memory(self._handle), True)
         step = chunk or len(tokens)
         for start in range(0, len(tokens), step):
             yield self._decode(tokens[start : start + step], start)
 
     def append(self, tokens: Sequence[int], *, start: int) -> np.ndarray:
-        """The logits [V] of the last of some tokens, of which the first stands at ``start``, where the cache ends."""
+        """The logits [V] of the last token. The first token is at position ``start``, where the cache ends."""
         return np.array(self._decode(tokens, start, first_wanted=len(tokens) - 1)[0])
 
     def _decode(self, tokens: Sequence[int], start: int, *, first_wanted: int = 0) -> np.ndarray:
-        """Logits from the ``first_wanted`` of some tokens on."""
+        """Logits of the tokens from index ``first_wanted`` on."""
         batch = self._batch
         batch.n_tokens = len(tokens)
         for i, token in enumerate(tokens):
@@ -205,7 +205,7 @@ class LlamaSession:
         return np.ctypeslib.as_array(pointer, shape=(len(tokens) - first_wanted, self._model.vocab_size))
 
     def _observe(self, observer: Observer) -> Callable[[int, bool, object], bool]:
-        """A callback that hands F32 tensors to the observer; an exception is raised after the run."""
+        """A callback that passes F32 tensors to the observer. An exception in it is raised after the run."""
         read = _library().tensor_reader()
 
         def callback(tensor: int, is_question: bool, _user_data: object) -> bool:
@@ -225,7 +225,7 @@ class LlamaSession:
 def open_model(path: Path, *, threads: int | None = None, vocabulary_only: bool = False) -> Iterator[LlamaModel]:
     """Load a GGUF file (for a split one: its first part).
 
-    Raises MissingExtraError without llama-cpp-python, CheckpointError where llama.cpp refuses the file.
+    Raises MissingExtraError without llama-cpp-python, and CheckpointError if llama.cpp refuses the file.
     """
     model = LlamaModel(path, threads=threads, vocabulary_only=vocabulary_only)
     try:
@@ -235,7 +235,7 @@ def open_model(path: Path, *, threads: int | None = None, vocabulary_only: bool 
 
 
 class _Library:
-    """llama_cpp with its log redirected; the callback must live as long as the library."""
+    """llama_cpp with its log redirected. The callback must live as long as the library."""
 
     def __init__(self) -> None:
         try:
@@ -248,7 +248,7 @@ class _Library:
         llama_cpp.llama_backend_init()
 
     def listen(self) -> None:
-        """Take the log over, which another user of the library in this process may have redirected meanwhile."""
+        """Take over the log, which another user of the library in this process may have redirected."""
         self._errors.clear()
         self.api.llama_log_set(self._log_callback, ctypes.c_void_p(0))
 
@@ -266,7 +266,7 @@ class _Library:
         return message
 
     def tensor_reader(self) -> Callable[[int], tuple[str, np.ndarray] | None]:
-        """A function from a ggml_tensor* to its name and values, flat; None where they are not F32."""
+        """A function from a ggml_tensor* to its name and flat values, or None if they are not F32."""
         from llama_cpp._ggml import libggml
 
         def function(name: str, result: Any, *arguments: Any) -> Any:

@@ -1,7 +1,7 @@
-"""What a GGUF file says of itself: hyperparameters, tokenizer, chat template, sampling defaults, origin.
+"""The metadata of a GGUF file: hyperparameters, tokenizer, chat template, sampling defaults, origin.
 
-Keys and their types are those that llama.cpp's loader reads for ``qwen3`` and ``qwen3moe`` (llama-model.cpp,
-llama-vocab.cpp).  Two of them have loader defaults that are silently wrong for Qwen3, and are always written:
+Keys and types are those that llama.cpp's loader reads for ``qwen3`` and ``qwen3moe`` (llama-model.cpp,
+llama-vocab.cpp). Two of them are always written, because the loader's defaults are wrong for Qwen3 and give no error:
 ``rope.freq_base`` (default 10,000) and ``attention.key_length`` (default embedding / heads).
 """
 
@@ -35,11 +35,11 @@ NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CalibrationOrigin:
-    """What a solver was calibrated on, and how well it did.
+    """The text on which a solver was calibrated, and the error that it reached.
 
-    ``tensor_errors`` has a number for each tensor of the file, in its order: the output error that storing it costs
-    relative to its output, tr(ΔW H ΔWᵀ) / tr(W H Wᵀ), with H or (awq) its diagonal; -1 for tensors that no solver
-    touched.
+    ``tensor_errors`` has one number for each tensor of the file, in its order: the output error from storing the
+    tensor, relative to its output, tr(ΔW H ΔWᵀ) / tr(W H Wᵀ), with H or (awq) its diagonal; -1 for tensors that no
+    solver changed.
     """
 
     dataset: str
@@ -50,7 +50,7 @@ class CalibrationOrigin:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Provenance:
-    """How the stored values were chosen, for whoever finds the file later."""
+    """How the stored values were chosen, recorded in the file."""
 
     recipe: str
     file_type: int
@@ -64,7 +64,7 @@ class Provenance:
 
 
 def architecture(config: Qwen3Config) -> str:
-    """llama.cpp's name of the graph."""
+    """llama.cpp's name for the model's graph."""
     return "qwen3moe" if config.is_moe else "qwen3"
 
 
@@ -82,7 +82,7 @@ def build_metadata(model: Model, provenance: Provenance) -> dict[str, MetaValue]
 
 
 def split_metadata(index: int, count: int, num_tensors: int) -> dict[str, MetaValue]:
-    """What each part of a split file says of its place (llama.cpp's gguf-split)."""
+    """The place of one part within a split file (llama.cpp's gguf-split)."""
     return {
         "split.no": MetaValue(MetaType.UINT16, index),
         "split.count": MetaValue(MetaType.UINT16, count),
@@ -124,7 +124,7 @@ def _general(model: Model, provenance: Provenance) -> dict[str, MetaValue]:
 
 
 def _size_label(model: Model) -> str:
-    """The label of the GGUF naming convention: ``1.7B``, ``128x1.9B``."""
+    """The size label of the GGUF naming convention: ``1.7B``, ``128x1.9B``."""
     from gguf import size_label
 
     expert = sum(_count(weight.shape) for weight in model.graph if weight.role.expert is not None)
@@ -137,7 +137,7 @@ def _count(shape: tuple[int, ...]) -> int:
 
 
 def _card_fields(card: Mapping[str, Any]) -> dict[str, MetaValue]:
-    """Licence, base models, tags and languages, as far as the checkpoint's card states them."""
+    """Licence, base models, tags and languages, if the checkpoint's card states them."""
     result: dict[str, MetaValue] = {}
     for name, key in (("license", "general.license"), ("license_link", "general.license.link")):
         if isinstance(card.get(name), str):
@@ -167,7 +167,7 @@ def _string_list(value: object) -> list[str]:
 
 
 def _sampling(tokenizer: Tokenizer) -> dict[str, MetaValue]:
-    """The makers' sampling defaults; nothing for a model whose default is greedy."""
+    """The makers' sampling defaults; empty if the model's default is greedy."""
     generation = tokenizer.generation
     if generation.do_sample is False:
         return {}
@@ -239,7 +239,7 @@ def _tokenizer(tokenizer: Tokenizer, vocab_size: int) -> dict[str, MetaValue]:
 
 
 def _token_table(tokenizer: Tokenizer, vocab_size: int) -> tuple[list[str], list[int]]:
-    """Token texts and types for every row of the embedding; rows that no token uses are padding."""
+    """Token texts and types for every row of the embedding. Rows without a token are padding."""
     tokens = [f"[PAD{i}]" for i in range(vocab_size)]
     types = [UNUSED] * vocab_size
     for token, i in tokenizer.vocabulary.items():

@@ -134,7 +134,7 @@ def _tokenizer_fields(tokenizer: Tokenizer, vocab_size: int) -> dict[str, object
 
 def _difference(key: str, stored: object, expected: object) -> str | None:
     if key.endswith(("add_bos_token", "add_eos_token")):
-        stored = bool(stored)  # missing means no
+        stored = bool(stored)  # missing means False
     if isinstance(expected, list) and isinstance(stored, list):
         return _list_difference(key, stored, expected)
     if stored == expected:
@@ -159,7 +159,7 @@ def _is_same(stored: object, expected: object) -> bool:
     """Whether two values are equal; floats are compared as float32, which is how a file stores them."""
     if isinstance(stored, (int, float)) and isinstance(expected, float):
         return bool(np.float32(stored) == np.float32(expected))
-    if isinstance(stored, list):  # a value for each layer
+    if isinstance(stored, list):  # one value per layer
         return all(entry == expected for entry in stored)
     return stored == expected
 

@@ -1,11 +1,11 @@
-"""llama.cpp's quantization mixes, as data: which format each role takes, and where in the model.
+"""llama.cpp's quantization mixes as data: the format of each role, depending on its place in the model.
 
-Source: ``llama_tensor_get_type_impl`` in llama.cpp's ``src/llama-quant.cpp``; a test compares every recipe
-with what ``llama_model_quantize`` writes.  A mix has a base format and, for the three roles whose errors cost
-most, a list of choices: the first whose condition holds at a place in the model wins over the base.  "More
-bits" means the first and last eighth of the layers and every third one between.
+Source: ``llama_tensor_get_type_impl`` in llama.cpp's ``src/llama-quant.cpp``; a test compares every recipe with the
+output of ``llama_model_quantize``. A mix has a base format. For the three roles whose errors cost most, it also has a
+list of choices: the first one whose condition holds at a place in the model is used instead of the base. "More bits"
+means the first and last eighth of the layers, and every third layer between.
 
-All divisions are whole-number divisions, so a model of seven layers has an empty first eighth.
+All divisions are integer divisions, so in a model of seven layers the first eighth is empty.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ Choices = tuple[tuple[Callable[[Place], bool], str], ...]
 class Recipe:
     """One of llama.cpp's file types: its number in ``general.file_type`` and its mix.
 
-    ``needs_imatrix``: llama.cpp refuses to write this one without an importance matrix.
+    ``needs_imatrix``: llama.cpp refuses to write this type without an importance matrix.
     """
 
     name: str
@@ -89,7 +89,7 @@ def four_heads_per_kv(place: Place) -> bool:
 
 
 def eight_experts(place: Place) -> bool:
-    """Mixtral's number of experts: there the attention is a small part of the file, and gets more bits."""
+    """True for Mixtral's number of experts: there attention is a small part of the file, and gets more bits."""
     return place.num_experts == 8
 
 
@@ -183,9 +183,9 @@ ALIASES: Mapping[str, str] = MappingProxyType({"q3_k": "q3_k_m", "q4_k": "q4_k_m
 
 
 def find_recipe(name: str) -> Recipe:
-    """The recipe of this name, in any case; ``q4_k`` and its like are llama.cpp's short names.
+    """Find a recipe by name, in any case; ``q4_k`` and the like are llama.cpp's short names.
 
-    Raises QuantizationError, with the names there are, for any other name.
+    Raises QuantizationError, with the list of recipes, for an unknown name.
     """
     key = name.lower()
     recipe = RECIPES.get(ALIASES.get(key, key))

@@ -1,8 +1,8 @@
-"""A Modelfile with which Ollama runs the exported file: ``ollama create NAME -f Modelfile``.
+"""Write a Modelfile, with which Ollama runs the exported file: ``ollama create NAME -f Modelfile``.
 
-Ollama cuts the context at a small default and does not evaluate Jinja, so the dialogue's form is given in
-Go's template language (docs/modelfile.md and docs/template.md of Ollama) with the sampling defaults and a
-context that fits.  Checkpoints whose template is not ChatML get no TEMPLATE, and Ollama falls back on the file.
+By default Ollama uses a small context, and it does not evaluate Jinja. So the Modelfile gives the dialogue format in
+Go's template language (docs/modelfile.md and docs/template.md of Ollama), the sampling defaults, and a larger context.
+Checkpoints whose template is not ChatML get no TEMPLATE, and Ollama uses the template in the file.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ DIALOGUE = """{{- range .Messages }}<|im_start|>{{ .Role }}
 {{ .Content }}<|im_end|>
 {{ end }}<|im_start|>assistant
 """
-# An empty thought is how Qwen3 is told not to think.
+# An empty thought tells Qwen3 not to think.
 WITHOUT_THINKING = "{{ if and .IsThinkSet (not .Think) }}<think>\n\n</think>\n\n{{ end }}"
 
 
 def build_modelfile(model: Model, gguf: Path) -> str:
-    """The text of a Modelfile beside ``gguf``."""
+    """The text of a Modelfile for the file ``gguf`` in the same folder."""
     lines = [f"FROM ./{gguf.name}", ""]
     template = _template(model.tokenizer.chat_template)
     if template is not None:

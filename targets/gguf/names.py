@@ -1,8 +1,8 @@
 """The tensors of a GGUF file, each with the weights of the graph that it holds.
 
-A graph keeps every expert apart; a GGUF file stacks the experts of a layer into one tensor, [E, out, in].
-``gguf_tensors`` gives the file's tensors in file order, each with the weights of the graph that make it up.
-Shapes are the graph's, outermost first; GGUF itself lists dimensions innermost first.
+A graph has each expert apart; a GGUF file stacks the experts of a layer into one tensor, [E, out, in]. ``gguf_tensors``
+gives the file's tensors in file order, each with the graph's weights that form it. Shapes are the graph's, outermost
+first; GGUF itself lists dimensions innermost first.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ _POSITION = {kind: i for i, kind in enumerate([*BEFORE_BLOCKS, *BLOCK, *AFTER_BL
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GgufTensor:
-    """One tensor of the file: ``shape`` [out, in], [size] for a vector, [E, out, in] for stacked experts.
+    """One tensor of the file; ``shape`` is [out, in], [size] for a vector, [E, out, in] for stacked experts.
 
-    ``members`` are the graph's weights that it is made of, in expert order; a single one when not stacked.
+    ``members`` are the graph's weights that form it, in expert order; only one if it is not stacked.
     """
 
     name: str
@@ -49,22 +49,22 @@ class GgufTensor:
 
     @property
     def columns(self) -> int:
-        """Length of a row, the dimension that quantization blocks divide."""
+        """Length of a row, which must be a multiple of a quantization block."""
         return self.shape[-1]
 
 
 def gguf_tensors(graph: Graph) -> list[GgufTensor]:
     """The file's tensors in file order: embedding, blocks, final norm, output.
 
-    The order depends on names alone, not on the order of the graph's weights.
-    Raises UnsupportedModelError where llama.cpp has no graph for the model.
+    The order depends only on names, not on the order of the graph's weights. Raises UnsupportedModelError if llama.cpp
+    has no graph for the model.
     """
     check_representable(graph.config)
     return stack_weights(graph)
 
 
 def stack_weights(weights: Iterable[Weight]) -> list[GgufTensor]:
-    """The same for bare weights: group them by tensor, experts in order, tensors in file order."""
+    """Group weights by tensor: experts in order, tensors in file order."""
     members: dict[str, list[Weight]] = {}
     for weight in weights:
         members.setdefault(tensor_name(weight.role), []).append(weight)
@@ -72,10 +72,10 @@ def stack_weights(weights: Iterable[Weight]) -> list[GgufTensor]:
 
 
 def check_representable(config: Qwen3Config) -> None:
-    """Refuse what llama.cpp's ``qwen3moe`` graph would compute differently, or not load.
+    """Refuse models that llama.cpp's ``qwen3moe`` graph would compute differently or not load.
 
-    It builds a mixture of experts in every layer (it asks for ``ffn_gate_inp`` and never for ``ffn_gate``),
-    and renormalises the top-k routing weights whatever the file says: no key turns that off.
+    It builds a mixture of experts in every layer (it reads ``ffn_gate_inp`` and never ``ffn_gate``). It also always
+    renormalises the top-k routing weights; no key turns that off.
     """
     if not config.is_moe:
         return

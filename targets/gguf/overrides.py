@@ -1,9 +1,10 @@
-"""What a user may ask for beside a recipe: another format for some tensors.
+"""A user's overrides of a recipe: other formats for some tensors.
 
-Tensors are named by GGUF's base names: ``attn_v`` is that tensor of every layer, ``blk.3.attn_v`` of one; the
-latter wins over the former.  llama.cpp takes regular expressions here and searches for them anywhere in a
-name, so that its ``output=q8_0`` also hits ``attn_output``; exact names cannot surprise.
-An override holds or is refused, with a reason: it is never weakened to what fits.
+Tensors are named by GGUF's base names: ``attn_v`` is that tensor in every layer, ``blk.3.attn_v`` in one layer; the
+latter wins. llama.cpp takes regular expressions here and searches for them anywhere in a name, so its ``output=q8_0``
+also matches ``attn_output``. Exact names avoid such surprises.
+
+An override is applied exactly or refused with a reason. It is never replaced by a format that fits.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ __all__ = ["Overrides", "check_overrides", "is_always_f32", "override_for", "par
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Overrides:
-    """Formats by tensor name, and for the two ends of the model.
+    """Formats by tensor name, and for the embedding and the output.
 
     ``output_type`` is for the output projection, which in a tied model is the embedding.
     """
@@ -35,35 +36,35 @@ class Overrides:
 def parse_overrides(
     assignments: Iterable[str], *, output_type: str | None = None, embedding_type: str | None = None
 ) -> Overrides:
-    """Read ``attn_v=q6_k`` and its like, as the command line gives them.
+    """Parse assignments such as ``attn_v=q6_k``.
 
-    Raises QuantizationError for what is no assignment, an unknown format, and two formats of one name.
+    Raises QuantizationError for text that is not an assignment, for an unknown format, and for two formats of one name.
     """
     types: dict[str, str] = {}
     for text in assignments:
         name, equals, format_name = text.partition("=")
         if not (name and equals and format_name):
-            raise QuantizationError(f"--tensor-type {text}: write it as attn_v=q6_k or blk.3.attn_v=q6_k")
+            raise QuantizationError(f"`tensor_type` {text}: write it as attn_v=q6_k or blk.3.attn_v=q6_k")
         name = name.strip().lower().removesuffix(".weight")
-        found = _format_name(format_name.strip(), option=f"--tensor-type {text}")
+        found = _format_name(format_name.strip(), option=f"`tensor_type` {text}")
         if types.setdefault(name, found) != found:
-            raise QuantizationError(f"--tensor-type: {name} is given {types[name]} and {found}; give one")
+            raise QuantizationError(f"`tensor_type`: {name} is given {types[name]} and {found}; give one")
     return Overrides(
         tensor_types=MappingProxyType(types),
-        output_type=output_type and _format_name(output_type, option="--output-type"),
-        embedding_type=embedding_type and _format_name(embedding_type, option="--embedding-type"),
+        output_type=output_type and _format_name(output_type, option="`output_type`"),
+        embedding_type=embedding_type and _format_name(embedding_type, option="`embedding_type`"),
     )
 
 
 def is_always_f32(tensor: GgufTensor) -> bool:
-    """Vectors, norms and the router: small, and no runtime expects them in another format."""
+    """True for vectors, norms and the router: they are small, and no runtime expects them in another format."""
     return len(tensor.shape) == 1 or tensor.kind is Kind.ROUTER
 
 
 def override_for(tensor: GgufTensor, overrides: Overrides, *, is_tied: bool) -> str | None:
     """The format that the user asked for, or None.
 
-    Raises QuantizationError where the tensor cannot have it, or where two requests contradict each other.
+    Raises QuantizationError if the tensor cannot have it, or if two requests contradict each other.
     """
     requests = _requests(tensor, overrides, is_tied=is_tied)
     if not requests:
@@ -86,30 +87,30 @@ def override_for(tensor: GgufTensor, overrides: Overrides, *, is_tied: bool) -> 
 
 
 def check_overrides(overrides: Overrides, tensors: Sequence[GgufTensor]) -> None:
-    """Refuse an override that names no tensor of the model: it would silently do nothing."""
+    """Refuse an override that names no tensor of the model, because it would have no effect."""
     known = {tensor.base for tensor in tensors} | {_stem(tensor) for tensor in tensors}
     for name in overrides.tensor_types:
         if name not in known:
             names = sorted({tensor.base for tensor in tensors if not is_always_f32(tensor)})
             raise QuantizationError(
-                f"--tensor-type: the model has no tensor {name}; use one of {', '.join(names)}, or a single "
-                "layer's, such as blk.3.attn_v"
+                f"`tensor_type`: the model has no tensor {name}; use one of {', '.join(names)}, or a tensor of one "
+                "layer, such as blk.3.attn_v"
             )
 
 
 def _requests(tensor: GgufTensor, overrides: Overrides, *, is_tied: bool) -> dict[str, str]:
-    """All that was asked for this tensor, by the option that asked."""
+    """All formats requested for this tensor, by the option that requested them."""
     is_embedding = tensor.kind is Kind.EMBED_TOKENS
     is_output = tensor.kind is Kind.LM_HEAD or (is_tied and is_embedding)
     requests: dict[str, str] = {}
     for name in (_stem(tensor), tensor.base):
         if name in overrides.tensor_types:
-            requests[f"--tensor-type {name}"] = overrides.tensor_types[name]
+            requests[f"`tensor_type` {name}"] = overrides.tensor_types[name]
             break
     if is_embedding and overrides.embedding_type:
-        requests["--embedding-type"] = overrides.embedding_type
+        requests["`embedding_type`"] = overrides.embedding_type
     if is_output and overrides.output_type:
-        requests["--output-type"] = overrides.output_type
+        requests["`output_type`"] = overrides.output_type
     return requests
 
 

@@ -1,8 +1,8 @@
-"""Reading a GGUF file back: values from the file, wiring and hyperparameters from the checkpoint.
+"""Read a GGUF file back: values from the file, wiring and hyperparameters from the checkpoint.
 
-gguf-py's reader says what is in the file and where; rows are then fetched by position, because pages of its
-memory map would count as resident.  Any Qwen3 GGUF can be read, whoever wrote it; what is missing, surplus or of
-another shape is a list of sentences and no exception, since a report wants all of them.
+gguf-py's reader lists the contents and their places. Rows are then read by position, because pages of its memory map
+would count as resident memory. Any Qwen3 GGUF can be read, whichever program wrote it. Missing tensors, extra tensors
+and wrong shapes are returned as a list of sentences, not raised, because a report shows all of them.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ SPLIT_NAME = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gg
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredTensor:
-    """One tensor of the file: ``shape`` outermost first, ``offset`` in bytes from the start of ``path``."""
+    """One tensor of the file; ``shape`` is outermost first, ``offset`` counts bytes from the start of ``path``."""
 
     name: str
     format: str
@@ -53,7 +53,7 @@ class StoredTensor:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GgufFile:
-    """What a GGUF file (or all parts of a split one) holds; ``paths`` in order, metadata as plain values.
+    """The contents of a GGUF file, or of all parts of a split one, in order; metadata as plain values.
 
     ``types`` are gguf-py's value types: one for a scalar, two for an array (itself, its items).
     """
@@ -69,7 +69,7 @@ class GgufFile:
 
     @property
     def bits_per_weight(self) -> float:
-        """Bytes of tensor data, in bits, over the number of weights."""
+        """Bits of tensor data per weight."""
         count = sum(int(np.prod(tensor.shape)) for tensor in self.tensors.values())
         return 8 * sum(tensor.num_bytes for tensor in self.tensors.values()) / max(count, 1)
 
@@ -78,7 +78,7 @@ class GgufFile:
 class GgufWeight:
     """A weight of the graph as the file stores it; an expert is its slice of the stacked tensor.
 
-    ``decoder`` chooses our decoding or gguf-py's, which was written by others and serves as the oracle.
+    ``decoder`` selects our decoding or gguf-py's. gguf-py's was written independently, so ours is tested against it.
     """
 
     role: Role
@@ -111,13 +111,13 @@ class GgufWeight:
 
 
 def open_gguf(path: Path) -> GgufFile:
-    """Read metadata and tensor table; of a split file, any part names all of them.
+    """Read metadata and tensor table. For a split file, ``path`` may be any part.
 
-    Raises CheckpointError if it is no GGUF file, is cut short, or parts are missing.
+    Raises CheckpointError if it is not a GGUF file, is cut short, or if parts are missing.
     """
     paths = split_parts(path)
     parts = [_read_part(part) for part in paths]
-    # The first part has the metadata; the others repeat little more than their place.
+    # The first part has all the metadata; the others have little more than their place.
     metadata = {key: value for part in reversed(parts) for key, value in part.metadata.items()}
     types = {key: value for part in reversed(parts) for key, value in part.types.items()}
     tensors = {name: tensor for part in parts for name, tensor in part.tensors.items()}
@@ -130,7 +130,7 @@ def open_gguf(path: Path) -> GgufFile:
 
 
 def read_graph(file: GgufFile, checkpoint: Graph, *, decoder: Decoder = "own") -> Graph:
-    """The checkpoint's graph with the file's values.  Raises CheckpointError if ``tensor_differences`` has any."""
+    """The checkpoint's graph with the file's values. Raises CheckpointError if ``tensor_differences`` finds any."""
     differences = tensor_differences(file, checkpoint)
     if differences:
         raise CheckpointError(f"{file.paths[0]}: {differences[0]}")
@@ -148,7 +148,7 @@ def read_graph(file: GgufFile, checkpoint: Graph, *, decoder: Decoder = "own") -
 
 
 def recorded_calibration(file: GgufFile) -> dict[str, Any] | None:
-    """What a file says of the text that its values were calibrated on, and of each tensor's error; None if nothing."""
+    """The calibration text that a file records, and each tensor's error; None if it records none."""
     errors = file.metadata.get(TENSOR_ERRORS)
     if errors is None:
         return None
@@ -158,7 +158,7 @@ def recorded_calibration(file: GgufFile) -> dict[str, Any] | None:
 
 
 def tensor_differences(file: GgufFile, checkpoint: Graph) -> list[str]:
-    """Tensors that are missing, surplus, of another shape, or of a format that cannot be decoded."""
+    """List tensors that are missing, extra, of another shape, or of a format that cannot be decoded."""
     expected = {tensor.name: tensor.shape for tensor in gguf_tensors(checkpoint)}
     found = []
     for name, shape in expected.items():
@@ -174,7 +174,7 @@ def tensor_differences(file: GgufFile, checkpoint: Graph) -> list[str]:
 
 
 def split_parts(path: Path) -> list[Path]:
-    """All parts of a split file, of which any is named; a file that is not split is its only part."""
+    """All parts of a split file, given any of them. A file that is not split is its only part."""
     match = SPLIT_NAME.fullmatch(path.name)
     if match is None:
         return [path]
@@ -211,9 +211,9 @@ def _read_part(path: Path) -> GgufFile:
 
 
 def _reader(path: Path) -> Any:
-    """gguf-py's reader, made to see its memory map as a plain array: a view of that costs a tenth.
+    """gguf-py's reader with its memory map seen as a plain array, because then a view costs a tenth.
 
-    A vocabulary of 152k tokens is two million views.
+    A vocabulary of 152k tokens needs two million views.
     """
     from gguf import GGUFReader
 
@@ -237,7 +237,7 @@ def _decode_by_gguf(format_name: str, blocks_RY: np.ndarray) -> np.ndarray:
     from gguf import GGMLQuantizationType
     from gguf.quants import dequantize
 
-    # For F32 and F16, gguf-py expects the type itself where everything else is bytes.
+    # For F32 and F16, gguf-py expects the type itself; for all other formats, bytes.
     typed = {"F32": np.float32, "F16": np.float16}.get(format_name)
     data = blocks_RY if typed is None else blocks_RY.view(typed)
     return np.asarray(dequantize(data, GGMLQuantizationType[format_name]), dtype=np.float32)

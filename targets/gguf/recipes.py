@@ -1,14 +1,14 @@
-"""Which format each tensor of a GGUF file takes, under a recipe and a user's overrides.
+"""Choose the format of each tensor of a GGUF file, from a recipe and a user's overrides.
 
-The recipes are llama.cpp's mixes (``mixes.py``); ``assign`` applies one to a model and gives, tensor by
-tensor, what ``llama_model_quantize`` would choose (a test compares them).  Besides the mix it knows llama.cpp's
-general rules: what stays F32, that the output projection gets more bits, and what a row falls back to that
-blocks of 256 or of 32 do not divide.
+The recipes are llama.cpp's mixes (``mixes.py``). ``assign`` applies one to a model and gives, for each tensor, the
+format that ``llama_model_quantize`` would choose (a test compares them). Besides the mix, it applies llama.cpp's
+general rules: which tensors stay F32, more bits for the output projection, and which format replaces one whose blocks
+of 256 or 32 do not divide a row.
 
-Overrides differ on purpose.  llama.cpp finds a dense layer's number by counting the tensors that no override
-took, so its ``--tensor-type blk.0.attn_v=q8_0`` shifts the mix of all later layers, and it drops overrides
-silently where the recipe is a float format.  Here an override always holds, for the tensors that it names and
-no others.
+Overrides differ from llama.cpp on purpose. llama.cpp finds a dense layer's number by counting the tensors without an
+override, so its ``--tensor-type blk.0.attn_v=q8_0`` shifts the mix of all later layers. It also silently drops
+overrides if the recipe is a float format. Here an override always applies to the tensors that it names, and to no
+others.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from qwen3_export.targets.gguf.overrides import (
 
 __all__ = ["ALIASES", "RECIPES", "Overrides", "Recipe", "assign", "find_recipe", "parse_overrides"]
 
-# What takes the place of a format with blocks of 256 where these do not divide the row.
+# The replacement for a format with blocks of 256 if these do not divide the row.
 FALLBACKS = {
     "Q2_K": "Q4_0",
     "Q3_K": "Q4_0",
@@ -54,9 +54,8 @@ def assign(
 ) -> dict[str, str]:
     """The format of every tensor, by tensor name, in the order of ``tensors``.
 
-    ``has_imatrix``: whether the whole file is quantized under an importance matrix; some mixes ask.
-    Raises QuantizationError for an override that cannot be met, and where llama.cpp insists on an importance
-    matrix.
+    ``has_imatrix`` is True if the whole file is quantized with an importance matrix; some mixes depend on it. Raises
+    QuantizationError for an override that cannot be applied, and if llama.cpp requires an importance matrix.
     """
     check_overrides(overrides, tensors)
     is_tied = all(tensor.kind is not Kind.LM_HEAD for tensor in tensors)
@@ -82,7 +81,7 @@ def _chosen_by_recipe(recipe: Recipe, tensor: GgufTensor, *, place: Place, is_ti
 
 
 def _output_format(recipe: Recipe, columns: int) -> str:
-    """The output projection gets 6 bits at least, and 8 where the base's blocks do not divide its rows."""
+    """The output projection gets at least 6 bits, or 8 if the base's blocks do not divide its rows."""
     if columns % GGML_FORMATS[recipe.base].block_size or recipe.base == "Q8_0":
         return "Q8_0"
     return "Q6_K"
@@ -120,12 +119,12 @@ def _place(tensor: GgufTensor, config: Qwen3Config, *, has_imatrix: bool) -> Pla
 def _check_imatrix(
     recipe: Recipe, tensors: Sequence[GgufTensor], *, formats: dict[str, str], has_imatrix: bool
 ) -> None:
-    """llama.cpp's rule: 2 bits inside the layers of such a file only under an importance matrix."""
+    """llama.cpp's rule: such a file may have 2 bits inside the layers only with an importance matrix."""
     if has_imatrix or not recipe.needs_imatrix:
         return
     for tensor in tensors:
         if tensor.layer is not None and formats[tensor.name] == recipe.base:
             raise QuantizationError(
                 f"{tensor.name}: {recipe.name} stores it in 2 bits, which is useless without an importance "
-                "matrix; give --imatrix, or use q2_k"
+                "matrix; give `imatrix`, or use q2_k"
             )

@@ -1,12 +1,12 @@
-"""Scales that were moved before rounding (AWQ), as metadata of a GGUF file.
+"""Scales that were moved before rounding (AWQ), stored as metadata of a GGUF file.
 
-A file whose norms and columns were rescaled computes the same function from other numbers.  Whoever compares its
-tensors with the checkpoint's needs the scales; llama.cpp does not, and passes over these keys:
+A file whose norms and columns were rescaled computes the same function from other numbers. A program that compares its
+tensors with the checkpoint's needs the scales. llama.cpp does not, and ignores these keys:
 
     qwen3_export.scales.places   "input_layernorm.3", "up_proj.3.17" (layer 3, expert 17), …
     qwen3_export.scales.values   fp32, little-endian, in base64, one string a place
 
-Strings, because readers take an array of numbers one by one: millions of them in a mixture of experts.
+They are strings because readers parse an array of numbers one by one, and a mixture of experts has millions.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Scales = Mapping[Fold, NDArray[np.float32]]
 
 
 def scales_metadata(scales: Scales) -> dict[str, MetaValue]:
-    """The metadata of some scales; none at all where nothing was moved."""
+    """The metadata for some scales; empty if nothing was moved."""
     if not scales:
         return {}
     values = [base64.b64encode(np.ascontiguousarray(scale, "<f4").tobytes()).decode() for scale in scales.values()]
@@ -42,7 +42,7 @@ def scales_metadata(scales: Scales) -> dict[str, MetaValue]:
 
 
 def read_scales(metadata: Mapping[str, Any]) -> Scales:
-    """The scales that a file records; CheckpointError where they cannot be read."""
+    """The scales that a file records. Raises CheckpointError if they cannot be read."""
     places, values = metadata.get(PLACES, []), metadata.get(VALUES, [])
     try:
         return {

@@ -1,13 +1,12 @@
-"""An F32 twin of a GGUF file: the form in which llama.cpp computes exactly enough to be judged tightly.
+"""An F32 twin of a GGUF file, with which llama.cpp computes exactly enough for a tight bound.
 
-llama.cpp multiplies quantized weights with int8 activations, and an error of 1e-6 in a norm would drown in the
-1e-4 that this costs.  The twin holds the same metadata and the tensors' values as gguf-py decodes them, in F32,
-so that everything is left in except that rounding.  It is written by gguf-py too: neither our container nor
-our decoding takes part.
+llama.cpp multiplies quantized weights with int8 activations. This costs 1e-4, which would hide an error of 1e-6 in a
+norm. The twin holds the same metadata, and the tensors' values in F32 as gguf-py decodes them, so only that rounding is
+left out. gguf-py also writes it: neither our container nor our decoding takes part.
 
-A twin of a large model does not fit.  Then it is made of a few layers (``block_count`` lowered), and of a part
-of the vocabulary: the rows of embedding and head that the texts use, and some more.  llama.cpp wants a token
-table that matches, so such a twin has none (tokenizer ``no_vocab``), and token ids are those of the part.
+A twin of a large model does not fit in memory. Then it has only a few layers (``block_count`` lowered) and a part of
+the vocabulary: the rows of embedding and head that the texts use, and some more. llama.cpp requires a token table that
+matches, so such a twin has none (tokenizer ``no_vocab``), and token ids count within the part.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from qwen3_export.targets.gguf.read import GgufFile
 __all__ = ["PickedRows", "Window", "plan_windows", "window_graph", "write_twin"]
 
 VALUES_PER_BLOCK = 1 << 22
-# A part of the vocabulary has these many rows beside those that the texts use, in runs.
+# A part of the vocabulary has this many more rows, in runs, beside those that the texts use.
 SAMPLED_RUNS, SAMPLED_RUN_ROWS = 8, 256
 
 TABLES = frozenset({Kind.EMBED_TOKENS, Kind.LM_HEAD})
@@ -35,7 +34,7 @@ TABLES = frozenset({Kind.EMBED_TOKENS, Kind.LM_HEAD})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Window:
-    """Layers [first, first + count) and the vocabulary rows of one twin; ``vocabulary`` None for all rows."""
+    """Layers [first, first + count) and the vocabulary rows of one twin; ``vocabulary`` is None for all rows."""
 
     first: int
     count: int
@@ -50,7 +49,7 @@ class Window:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PickedRows(DerivedWeight):
-    """Some rows of a matrix, by index in rising order."""
+    """Some rows of a matrix, by rising index."""
 
     picked: tuple[int, ...]
 
@@ -67,10 +66,10 @@ class PickedRows(DerivedWeight):
 
 
 def plan_windows(graph: Graph, prompts: Sequence[Sequence[int]], *, max_bytes: int, is_full: bool) -> list[Window]:
-    """The twins to make, each of at most ``max_bytes`` if a single layer allows it.
+    """Plan the twins, each of at most ``max_bytes`` if a single layer allows it.
 
-    The whole model where it fits.  Otherwise a part of the vocabulary, and the first layers; with ``is_full``,
-    every layer in turn.
+    One twin has the whole model if that fits. Otherwise a twin has a part of the vocabulary and the first layers; with
+    ``is_full``, several twins visit all layers in turn.
     """
     layers = graph.config.num_hidden_layers
     if 4 * graph.num_parameters <= max_bytes:
@@ -84,7 +83,7 @@ def plan_windows(graph: Graph, prompts: Sequence[Sequence[int]], *, max_bytes: i
 
 
 def window_graph(graph: Graph, window: Window) -> Graph:
-    """The model that a window leaves of a graph."""
+    """The part of a graph that a window selects."""
     part = graph.truncated(window.first, window.count)
     if window.vocabulary is None:
         return part
@@ -98,7 +97,7 @@ def window_graph(graph: Graph, window: Window) -> Graph:
 
 
 def write_twin(file: GgufFile, stored: Graph, path: Path, *, window: Window) -> None:
-    """Write the twin of a file whose values ``stored`` decodes (by gguf-py, to be independent)."""
+    """Write the twin of a file; ``stored`` has its values (decoded by gguf-py, to be independent)."""
     from gguf import GGMLQuantizationType, GGUFWriter
 
     writer = GGUFWriter(path, file.metadata["general.architecture"])
@@ -111,7 +110,7 @@ def write_twin(file: GgufFile, stored: Graph, path: Path, *, window: Window) -> 
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
-    # gguf-py writes whole tensors only; rows are appended to its file instead.
+    # gguf-py only writes whole tensors, so rows are appended to its file here.
     assert writer.fout is not None
     output = writer.fout[0]
     for tensor in tensors:

@@ -1,10 +1,10 @@
-"""A GGUF file's tensors against the checkpoint's (``parity.values``), and our decoding against gguf-py's.
+"""Compare a GGUF file's tensors with the checkpoint's (``parity.values``), and our decoding with gguf-py's.
 
-How far off a format may be: with a step of s times the largest magnitude of a group of n values, rounding errors
-are uniform in ±s/2, so that the error of the group relative to its values is at most s·sqrt(n/12), reached
-where all but one value are near zero.  ``BLOCK_LIMITS`` is twice that (solvers that pass errors on, such as
-GPTQ, round to other than the nearest), and below 1, which is what a block read as zeros would give.
-``TENSOR_LIMITS`` is about three times what round-to-nearest gives on trained weights.
+The error limits: if a group of n values has a step of s times its largest magnitude, rounding errors are uniform in
+±s/2. So the error of the group relative to its values is at most s·sqrt(n/12), reached if all values but one are near
+zero. ``BLOCK_LIMITS`` is twice that, because solvers that pass errors on, such as GPTQ, do not round to nearest; and it
+is below 1, the error of a block read as zeros. ``TENSOR_LIMITS`` is about three times the error of round-to-nearest on
+trained weights.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def check_values(
 ) -> ValueCheck:
     """Compare the values read back (``stored``, of GgufWeights) with the graph that was meant to be stored.
 
-    ``is_solved``: a solver has chosen the values, and may have aimed elsewhere than at the checkpoint's.
+    ``is_solved``: a solver has chosen the values, so they need not be the nearest to the checkpoint's.
     """
     return compare_values(
         stored, expected, limits=_limits, is_full=is_full, is_solved=is_solved, verify=_verify, progress=progress
@@ -61,7 +61,7 @@ def _limits(weight: Weight) -> Limits | None:
 
 
 def _verify(weight: Weight, rows: slice, ours: np.ndarray) -> str | None:
-    """gguf-py must decode the first of these rows to the same bits."""
+    """Check that gguf-py decodes the first of these rows to the same bits."""
     assert isinstance(weight, GgufWeight)
     part = slice(rows.start, min(rows.stop, rows.start + ORACLE_ROWS))
     if np.array_equal(weight.decoded_by("gguf-py").read(part), ours[: part.stop - part.start]):

@@ -1,4 +1,4 @@
-"""A thin hand on onnx-ir: nodes in order, initializers that point into the data file, and types of values."""
+"""A thin wrapper over onnx-ir: nodes in order, initializers in the data file, and types of values."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ DATA_TYPES = {
 
 
 class GraphBuilder:
-    """Gathers nodes and initializers; ``data_file`` is where the latter lie."""
+    """Collects nodes and initializers; ``data_file`` holds the initializers' bytes."""
 
     def __init__(self, data_file: str) -> None:
         self.data_file = data_file
@@ -38,7 +38,7 @@ class GraphBuilder:
         dtype: ir.DataType | None = None,
         **attributes: int | float | str,
     ) -> ir.Value:
-        """One node with one output, which has the node's name."""
+        """Add a node with one output, which takes the name ``name``."""
         return self.ops(op_type, *inputs, names=[name], domain=domain, dtype=dtype, **attributes)[0]
 
     def ops(
@@ -50,7 +50,7 @@ class GraphBuilder:
         dtype: ir.DataType | None = None,
         **attributes: int | float | str,
     ) -> list[ir.Value]:
-        """One node; an empty name is an output that is left out."""
+        """Add a node with several outputs; an empty name leaves an output out."""
         kind = None if dtype is None else ir.TensorType(dtype)
         outputs = [ir.Value(name=name, type=kind if name else None) for name in names]
         node = ir.node(op_type, list(inputs), attributes, domain=domain, outputs=outputs, name=f"{names[0]}/{op_type}")
@@ -58,7 +58,7 @@ class GraphBuilder:
         return list(node.outputs)
 
     def stored(self, place: Initializer, *, name: str | None = None, shape: tuple[int, ...] | None = None) -> ir.Value:
-        """An initializer in the data file; under another name and shape, the same bytes again."""
+        """An initializer in the data file. Another name and shape give a second view of the same bytes."""
         name, shape = name or place.name, shape or place.shape
         if name not in self.initializers:
             tensor = ir.ExternalTensor(

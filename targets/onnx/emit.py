@@ -1,7 +1,7 @@
-"""From a quantized graph to the external data file in one pass: no matrix is ever whole in memory.
+"""Write a quantized graph to the external data file, without holding a whole matrix in memory.
 
-A few threads draw blocks of rows, each of which is read from the checkpoint, rounded, packed and written where the
-plan says; order does not matter, so the bytes are the same from run to run and for any thread count.
+A few threads take blocks of rows. Each block is read from the checkpoint, rounded, packed and written at its planned
+place. The order of blocks does not matter, so the bytes are the same for every run and any number of threads.
 """
 
 # R rows  I columns  G groups a row  Y bytes a group
@@ -30,7 +30,7 @@ WEIGHTS_PER_BLOCK = 1 << 19
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RowBlock:
-    """The same rows of weights that are stored in turn, and the row of the stored matrix where they begin."""
+    """The same rows of weights that are stored alternately; ``first`` is their first row in the stored matrix."""
 
     matrix: StoredMatrix
     weights: tuple[Weight, ...]
@@ -53,7 +53,7 @@ def write_data(
 ) -> None:
     """Fill the open data file. ``progress`` is called with the number of weights of each block.
 
-    Raises CheckpointError for weights that cannot be read, QuantizationError for those that cannot be stored.
+    Raises CheckpointError for weights that cannot be read, and QuantizationError for weights that cannot be stored.
     """
     for place, array in plan.constants.values():
         _write(descriptor, np.ascontiguousarray(array).tobytes(), place.offset)
@@ -96,7 +96,7 @@ def _ready(weight: Weight, matrix: StoredMatrix) -> Weight:
 
 
 def _encode(block: RowBlock) -> Mapping[str, np.ndarray]:
-    """The bytes of each part, [R, …]; rows of several weights alternate."""
+    """The bytes of each part, [R, …]. Rows of several weights alternate."""
     encoded = [_encode_one(weight, block.rows, block.matrix.number_format) for weight in block.weights]
     if len(encoded) == 1:
         return encoded[0]

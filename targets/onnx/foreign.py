@@ -1,6 +1,6 @@
-"""Other writers' names for what this toolkit's graphs hold, so that their files can be read and checked too.
+"""Translate other exporters' initializer names to this toolkit's, so that their files can be checked too.
 
-onnxruntime-genai's model builder (``onnxruntime_genai/models/builder.py``) names them after its own modules:
+onnxruntime-genai's model builder (``onnxruntime_genai/models/builder.py``) names initializers after its own modules:
 ``model.layers.0.attn.qkv_proj.MatMul.weight_Q4``, ``model.layers.0.attn.q_norm.layernorm.weight``.
 """
 
@@ -13,7 +13,7 @@ from qwen3_export.reference.probe import Place, Site
 
 __all__ = ["builder_sites", "own_names"]
 
-# Applied in order; what matches none stays as it is.
+# Applied in order; a name that matches no rule stays as it is.
 RULES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
     (re.compile(pattern), replacement)
     for pattern, replacement in (
@@ -29,7 +29,7 @@ HEAD, EMBEDDING = "lm_head.", "model.embed_tokens."
 
 
 def own_names(names: Iterable[str]) -> dict[str, str]:
-    """This toolkit's name for each initializer; a head that is the embedding too goes by the embedding's."""
+    """This toolkit's name for each initializer. A head that is also the embedding gets the embedding's name."""
     found = {name: _own_name(name) for name in names}
     if not any(name.startswith(EMBEDDING) for name in found.values()):
         found = {name: re.sub(f"^{re.escape(HEAD)}", EMBEDDING, own) for name, own in found.items()}
@@ -37,7 +37,7 @@ def own_names(names: Iterable[str]) -> dict[str, str]:
 
 
 def builder_sites(layers: int) -> dict[str, Site]:
-    """The values of the builder's graphs that the reference shows too, by name."""
+    """The values in the builder's graphs that the reference can show too, by name."""
     found = {f"/model/layers.{layers}/final_norm_layernorm/output_0": Site(Place.FINAL)}
     for layer in range(layers):
         prefix, last = f"/model/layers.{layer}", layer == layers - 1

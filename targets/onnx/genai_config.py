@@ -1,4 +1,4 @@
-"""``genai_config.json``: what onnxruntime-genai has to know beside the graph."""
+"""Write ``genai_config.json``, which onnxruntime-genai reads beside the graph."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["build_genai_config"]
 
 
 def build_genai_config(model: Model, *, graph_file: str) -> dict[str, Any]:
-    """The document; keys as onnxruntime-genai's config.cpp reads them."""
+    """Build the document, with the keys that onnxruntime-genai's config.cpp reads."""
     config, generation = model.graph.config, model.tokenizer.generation
     eos = list(generation.eos_token_ids)
     return {

@@ -3,11 +3,11 @@
     input_ids ─ embed ─┬─ norm ─ q, k, v ─ head norms ─ GroupQueryAttention ─ o ─┬─ norm ─ gate, up ─ down ─ … ─ logits
                        └─────────────────────── residual ────────────────────────┘
 
-Residual sum and norm are one node (SkipSimplifiedLayerNormalization); attention with its KV cache, causal mask and
-(in genai's flavour) RoPE is another. transformers.js hands position_ids in, so that RoPE is a node of its own there.
-Values that the reference shows too are named after its sites (``site_names``).
+The residual sum and the norm are one node (SkipSimplifiedLayerNormalization). Attention is another, with its KV cache,
+causal mask and, in the genai flavour, RoPE. transformers.js passes position_ids, so there RoPE is a node of its own.
+Values that the reference can show are named after its sites (``site_names``).
 
-Sources: onnxruntime's ContribOperators.md, and the schemas that it prints; GroupQueryAttention on CPU takes prompts
+Sources: onnxruntime's ContribOperators.md, and the schemas that it prints. On CPU, GroupQueryAttention takes prompts
 padded on the right.
 """
 
@@ -44,7 +44,7 @@ OPSET, IR_VERSION = 21, 10
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GraphOptions:
-    """``float_type`` of activations, ``accuracy_level`` of MatMulNBits (1 fp32, 4 int8 activations)."""
+    """``float_type`` is the type of activations; ``accuracy_level`` is MatMulNBits' (1 fp32, 4 int8 activations)."""
 
     float_type: str
     accuracy_level: int
@@ -53,12 +53,12 @@ class GraphOptions:
 
 
 def build_model(config: Qwen3Config, plan: DataPlan, options: GraphOptions, *, metadata: Mapping[str, str]) -> ir.Model:
-    """The whole graph, its weights in the data file."""
+    """Build the whole graph; its weights are in the data file."""
     return _Writer(config, plan, options).model(metadata)
 
 
 class _Writer:
-    """One graph in the making; methods add nodes and return values, [batch, sequence, …]."""
+    """Writes one graph; its methods add nodes and return values, [batch, sequence, …]."""
 
     def __init__(self, config: Qwen3Config, plan: DataPlan, options: GraphOptions) -> None:
         self.config, self.plan, self.options = config, plan, options
@@ -100,7 +100,7 @@ class _Writer:
         return key, value
 
     def _lengths(self) -> tuple[ir.Value, ir.Value]:
-        """What GroupQueryAttention asks: the last position of each sequence, and the longest length, as int32."""
+        """Inputs of GroupQueryAttention: the last position of each sequence, and the longest length, as int32."""
         build = self.build
         counts = build.op("ReduceSum", self.attention_mask, build.integers(1), name="counts", keepdims=0)
         last = build.op("Sub", counts, build.integers(1), name="last_positions")
@@ -121,7 +121,7 @@ class _Writer:
             return build.op("Gather", build.stored(places[VALUES]), self.input_ids, name=output, dtype=self.dtype)
         codes = places[CODES]
         rows, groups, size = codes.shape
-        # The head multiplies with the very bytes of which rows are gathered here; the two operators see other shapes.
+        # The head multiplies with the same bytes whose rows are gathered here; the two operators see different shapes.
         inputs = [build.stored(codes, name=f"{name}.{ROWS}", shape=(rows, groups * size)), self.input_ids]
         inputs += [build.stored(places[part]) for part in (SCALES, ZERO_POINTS) if part in places]
         return build.op(
@@ -139,7 +139,7 @@ class _Writer:
     def _norm(
         self, residual: ir.Value, added: ir.Value | None, kind: Kind, layer: int | None
     ) -> tuple[ir.Value, ir.Value]:
-        """The residual stream with ``added`` in it, and its norm; a norm without a sum begins the first layer."""
+        """Add ``added`` to the residual stream, and normalize it. The first layer begins with a norm alone."""
         weight = self._vector(kind, layer)
         eps = self.config.rms_norm_eps
         final = kind is Kind.NORM
@@ -230,7 +230,7 @@ class _Writer:
         )
 
     def _head_norm(self, x: ir.Value, kind: Kind, layer: int, heads: int) -> ir.Value:
-        """RMSNorm of each head: rows of head_dim, and back to [batch, sequence, heads · head_dim]."""
+        """RMSNorm of each head: reshape to rows of head_dim, and back to [batch, sequence, heads · head_dim]."""
         build, name = self.build, module_name(Role(kind, layer))
         head_dim = self.config.head_dim
         apart = build.op("Reshape", x, build.integers(0, -1, head_dim), name=f"{name}.heads", dtype=self.dtype)
@@ -268,7 +268,7 @@ class _Writer:
         return self._multiply(gated, module_name(Role(Kind.DOWN_PROJ, layer)), output)
 
     def _mixture(self, x: ir.Value, layer: int, output: str) -> ir.Value:
-        """Experts as one node: softmax over the router's scores, the best few, SwiGLU, and the weighted sum."""
+        """All experts as one node: softmax over the router's scores, the best few, SwiGLU, and the weighted sum."""
         config, build = self.config, self.build
         router = module_name(Role(Kind.ROUTER, layer))
         scores = self._multiply(x, router, f"{router}.output")
@@ -280,7 +280,7 @@ class _Writer:
         return mixed if config.norm_topk_prob else self._unnormalized(mixed, scores, layer, output)
 
     def _unnormalized(self, mixed: ir.Value, scores: ir.Value, layer: int, output: str) -> ir.Value:
-        """The sum that the chosen experts' shares have is put back: the operator on CPU always brings it to one."""
+        """Multiply by the sum of the chosen experts' shares, because the CPU operator scales them to sum to one."""
         config, build, prefix = self.config, self.build, f"model.layers.{layer}.mlp.shares"
         shares = build.op("Softmax", scores, name=f"{prefix}.all", dtype=self.dtype, axis=-1)
         count = build.integers(config.num_experts_per_tok)
@@ -318,7 +318,7 @@ class _Writer:
         return build.op("QMoE", *inputs, name=output, domain=MICROSOFT, dtype=self.dtype, **shared)
 
     def _stacked(self, name: str, part: str) -> ir.Value:
-        """An initializer of all experts, [experts, rows, …]."""
+        """An initializer that holds all experts, [experts, rows, …]."""
         place, experts = self.plan.initializers[name][part], self.config.num_experts
         shape = (experts, place.shape[0] // experts, int(np.prod(place.shape[1:])))
         return self.build.stored(place, shape=shape)
@@ -330,7 +330,7 @@ class _Writer:
         return logits
 
     def _multiply(self, x: ir.Value, name: str, output: str) -> ir.Value:
-        """x Wᵀ with a stored matrix of floats, or of codes."""
+        """x Wᵀ with a stored matrix of floats or codes."""
         places, build = self.plan.initializers[name], self.build
         matrix: StoredMatrix = self.plan.matrices[name]
         if not isinstance(matrix.number_format, AffineFormat):

@@ -1,14 +1,14 @@
-"""What lies where in the external data file: every initializer, laid out before a weight is read.
+"""The layout of the external data file: the place of every initializer, decided before any weight is read.
 
-A matrix of the graph is stored as one initializer (floats) or as two or three (packed codes, scales, zero points).
-Some matrices are stored together, because onnxruntime multiplies with them at once:
+A matrix of the graph is stored as one initializer (floats) or as two or three (packed codes, scales, zero points). Some
+matrices are stored together, because one onnxruntime operator multiplies with all of them:
 
-    qkv_proj        q_proj, k_proj and v_proj, one below the other, where they have one format
-    experts.fc1     gate_proj and up_proj of every expert, row by row in turn, [experts, 2 · intermediate, hidden]
+    qkv_proj        q_proj, k_proj and v_proj, one below the other, if they have the same format
+    experts.fc1     gate_proj and up_proj of every expert, alternating row by row, [experts, 2 · intermediate, hidden]
     experts.fc2     down_proj of every expert, [experts, hidden, intermediate]
 
-Rows of the graph's matrices stay rows here (MatMulNBits, and FusedMatMul with transB), so that a block of rows of a
-weight is a block of bytes of each initializer, and can be written on its own.
+Rows of the graph's matrices stay rows here (for MatMulNBits, and for FusedMatMul with transB). So a block of rows of a
+weight is a block of bytes of each initializer, and can be written alone.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ __all__ = [
 
 CODES, SCALES, ZERO_POINTS, VALUES = "weight_codes", "weight_scales", "weight_zero_points", "weight"
 
-# The codes of the embedding as rows without groups, which is how they are gathered: the same bytes.
+# The embedding's codes as rows without groups, the shape in which they are gathered; the bytes are the same.
 ROWS = "weight_rows"
 
-# onnxruntime maps large initializers into memory; they begin at a page.
+# onnxruntime maps large initializers into memory, so they begin at a page.
 PAGE, ALIGNMENT, PAGED_BYTES = 4096, 64, 1 << 20
 
 FLOAT_TYPES: Mapping[str, str] = {"F32": "<f4", "F16": "<f2"}
@@ -51,7 +51,7 @@ FLOAT_TYPES: Mapping[str, str] = {"F32": "<f4", "F16": "<f2"}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Initializer:
-    """One array in the data file; ``dtype`` is numpy's name."""
+    """One array in the data file; ``dtype`` is numpy's name of its type."""
 
     name: str
     dtype: str
@@ -64,7 +64,7 @@ class Initializer:
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of a row of the graph's weights: all of a vector's."""
+        """Bytes of one row of the graph's weights; of a vector, all its bytes."""
         return self.num_bytes // self.num_rows
 
     @property
@@ -74,7 +74,7 @@ class Initializer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredMatrix:
-    """Weights stored together: ``segments`` follow one another, and the roles of one alternate row by row."""
+    """Weights stored together. ``segments`` follow one another; the roles within a segment alternate row by row."""
 
     name: str
     segments: tuple[tuple[Role, ...], ...]
@@ -88,7 +88,7 @@ class StoredMatrix:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataPlan:
-    """The data file to be: matrices, the initializers of each by the name of what they hold, and constants."""
+    """The planned data file: matrices, the initializers of each by part, and constants."""
 
     matrices: Mapping[str, StoredMatrix]
     initializers: Mapping[str, Mapping[str, Initializer]]
@@ -97,7 +97,7 @@ class DataPlan:
 
 
 def stored_matrices(config: Qwen3Config, formats: Mapping[str, OnnxFormat]) -> list[StoredMatrix]:
-    """Everything that the graph reads, in the order of a forward pass, with the format that it is stored in."""
+    """Everything that the graph reads, in the order of a forward pass, with its storage format."""
 
     def alone(kind: Kind, layer: int | None = None) -> StoredMatrix:
         role = Role(kind, layer)
@@ -117,7 +117,7 @@ def stored_matrices(config: Qwen3Config, formats: Mapping[str, OnnxFormat]) -> l
 
 
 def plan_data(graph: Graph, matrices: Sequence[StoredMatrix], constants: Mapping[str, np.ndarray]) -> DataPlan:
-    """Offsets of everything, from shapes and formats alone."""
+    """Place every initializer, from shapes and formats alone."""
     wanted = {
         f"{matrix.name}.{part}": described
         for matrix in matrices
@@ -139,7 +139,7 @@ def fused_name(layer: int) -> str:
 
 
 def experts_names(layer: int) -> tuple[str, str]:
-    """fc1 (gate_proj and up_proj) and fc2 (down_proj)."""
+    """Names of fc1 (gate_proj and up_proj) and fc2 (down_proj)."""
     return f"model.layers.{layer}.mlp.experts.fc1", f"model.layers.{layer}.mlp.experts.fc2"
 
 
@@ -175,7 +175,7 @@ def _shape(graph: Graph, matrix: StoredMatrix) -> tuple[int, ...]:
 
 
 def _parts(matrix: StoredMatrix, shape: tuple[int, ...]) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """What a matrix is stored as, as rows [rows, …], whatever dimensions the operator wants above."""
+    """Type and shape of each part of a matrix as rows [rows, …], even if the operator wants more axes."""
     number_format = matrix.number_format
     if not isinstance(number_format, AffineFormat):
         return {VALUES: (FLOAT_TYPES[number_format], shape)}
@@ -190,7 +190,7 @@ def _parts(matrix: StoredMatrix, shape: tuple[int, ...]) -> dict[str, tuple[str,
 
 
 def _lay_out(wanted: Mapping[str, tuple[str, tuple[int, ...]]]) -> tuple[dict[str, Initializer], int]:
-    """Large arrays first, which are whole pages as a rule, so that hardly anything lies between; and the end."""
+    """Place large arrays first: they are usually whole pages, so little padding lies between. Also returns the end."""
     places: dict[str, Initializer] = {}
     end = 0
     for name in sorted(wanted, key=lambda name: _num_bytes(*wanted[name]) < PAGED_BYTES):

@@ -1,6 +1,6 @@
-"""What an ONNX folder says of the model, against the checkpoint: attributes of operators, RoPE tables, configs.
+"""Compare what an ONNX folder declares with the checkpoint: operator attributes, RoPE tables, configs.
 
-Expected values come from the checkpoint's config and tokenizer, not from what this toolkit writes.
+Expected values come from the checkpoint's config and tokenizer, not from the code that writes graphs.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ __all__ = ["metadata_differences"]
 
 Attributes = Mapping[str, Any]
 
-# Positions of the RoPE tables that are compared.
+# Only this many positions of the RoPE tables are compared.
 COMPARED_POSITIONS = 4096
 
 
 def metadata_differences(file: OnnxFile, graph: Graph, tokenizer: Tokenizer) -> list[str]:
-    """One sentence for each thing that is not the checkpoint's."""
+    """List everything that differs from the checkpoint, one sentence each."""
     config = graph.config
     return [
         *_operators(file, config),
@@ -41,7 +41,7 @@ def metadata_differences(file: OnnxFile, graph: Graph, tokenizer: Tokenizer) -> 
 
 
 def _operators(file: OnnxFile, config: Qwen3Config) -> Iterator[str]:
-    """Each kind of operator's attributes; the first node that differs stands for all of its kind."""
+    """Compare the attributes of each kind of operator. Only the first node that differs is listed for each kind."""
     told: set[tuple[str, str]] = set()
     counts = {"GroupQueryAttention": 0}
     for node, attributes in nodes_with_attributes(file.proto.graph):

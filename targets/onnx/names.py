@@ -1,4 +1,4 @@
-"""Names and tables that whoever writes a graph and whoever reads it have in common; needs no ONNX package."""
+"""Names and tables shared by the code that writes graphs and the code that reads them; needs no ONNX package."""
 
 from __future__ import annotations
 
@@ -21,5 +21,5 @@ def rope_caches(config: Qwen3Config, *, length: int, float_type: str) -> dict[st
 
 
 def site_name(site: Site) -> str:
-    """The value that holds what the reference shows at a site."""
+    """The graph value that corresponds to a site of the reference."""
     return f"model.{site.place.value}" if site.layer is None else f"model.layers.{site.layer}.{site.place.value}"

@@ -1,7 +1,8 @@
-"""Reading an ONNX folder back: values from the data file, wiring and hyperparameters from the checkpoint.
+"""Read an ONNX folder back: values from the data file, wiring and hyperparameters from the checkpoint.
 
-Initializers say where their bytes lie, and the operators that use them how codes are to be read (bits, block size);
-rows are fetched by position. What is missing or of another shape is a list of sentences: a report wants all of them.
+Each initializer says where its bytes are. The operators that use it say how to read its codes (bits, block size). Rows
+are read by position. Missing weights and wrong shapes are returned as a list of sentences, because a report shows all
+of them.
 """
 
 from __future__ import annotations
@@ -45,7 +46,10 @@ ATTENTION = (Kind.Q_PROJ, Kind.K_PROJ, Kind.V_PROJ)
 
 @dataclass(frozen=True, kw_only=True)
 class OnnxFile:
-    """An ONNX graph without its weights, ``proto``, and where they lie; ``folder`` is what was exported."""
+    """An ONNX graph without its weights.
+
+    ``proto`` is the graph, ``folder`` is the exported folder.
+    """
 
     folder: Path
     graph_path: Path
@@ -53,18 +57,18 @@ class OnnxFile:
 
     @cached_property
     def own_names(self) -> Mapping[str, str]:
-        """What this toolkit calls each initializer."""
+        """This toolkit's name for each initializer."""
         return own_names(tensor.name for tensor in self.proto.graph.initializer)
 
     @cached_property
     def initializers(self) -> Mapping[str, Initializer]:
-        """Those in the data file, by the names that this toolkit gives them."""
+        """The initializers in the data file, by this toolkit's names."""
         places = [place for place in map(_place, self.proto.graph.initializer) if place is not None]
         return {self.own_names[place.name]: place for place in places}
 
     @cached_property
     def attributes(self) -> Mapping[str, Mapping[str, Any]]:
-        """The attributes of the operator that reads each codes initializer, by its name."""
+        """The attributes of the operator that reads each codes initializer, by initializer name."""
         return {
             self.own_names.get(name, name): attributes
             for node, attributes in nodes_with_attributes(self.proto.graph)
@@ -78,7 +82,7 @@ class OnnxFile:
 
     @property
     def data_path(self) -> Path:
-        """Of all external initializers; CheckpointError where there are none, or several files."""
+        """The file that holds all external initializers. Raises CheckpointError if there is not exactly one."""
         names: set[str] = {
             str(entry.value)
             for tensor in self.proto.graph.initializer
@@ -96,7 +100,7 @@ class OnnxFile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FloatWeight:
-    """A weight of the graph stored as floats; rows begin at ``first`` and come ``stride`` rows apart."""
+    """A weight of the graph stored as floats; its rows begin at ``first`` and are ``stride`` rows apart."""
 
     role: Role
     shape: tuple[int, ...]
@@ -121,7 +125,7 @@ class FloatWeight:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OnnxWeight:
-    """A weight of the graph stored as codes; the parts lie in places of their own."""
+    """A weight of the graph stored as codes, with one place for each part."""
 
     role: Role
     shape: tuple[int, ...]
@@ -156,9 +160,9 @@ class OnnxWeight:
 
 
 def open_onnx(folder: Path) -> OnnxFile:
-    """Read the graph of an exported folder (or the graph's own path), not its weights.
+    """Read the graph of an exported folder (or the graph's own path), without its weights.
 
-    Raises CheckpointError if there is no graph in it, or several, or it cannot be parsed.
+    Raises CheckpointError if there is no graph, if there are several, or if the graph cannot be parsed.
     """
     try:
         import onnx
@@ -180,9 +184,9 @@ def open_onnx(folder: Path) -> OnnxFile:
 
 
 def read_graph(file: OnnxFile, checkpoint: Graph) -> Graph:
-    """The checkpoint's graph with the values that the data file holds.
+    """The checkpoint's graph with the values in the data file.
 
-    Raises CheckpointError where ``tensor_differences`` finds something.
+    Raises CheckpointError if ``tensor_differences`` finds a difference.
     """
     missing = tensor_differences(file, checkpoint)
     if missing:
@@ -192,7 +196,7 @@ def read_graph(file: OnnxFile, checkpoint: Graph) -> Graph:
 
 
 def tensor_differences(file: OnnxFile, checkpoint: Graph) -> list[str]:
-    """Weights that are missing or of another shape, one sentence each."""
+    """List weights that are missing or have another shape, one sentence each."""
     found = []
     for weight in checkpoint:
         try:
@@ -222,7 +226,7 @@ def nodes_with_attributes(graph: GraphProto) -> Iterator[tuple[Any, dict[str, An
 
 
 def _stored(file: OnnxFile, weight: Weight) -> FloatWeight | OnnxWeight:
-    """Where a weight of the checkpoint lies in the file; KeyError where it does not."""
+    """A weight of the checkpoint as the file stores it. Raises KeyError if it is not there."""
     role, shape = weight.role, weight.shape
     name, first, stride = module_name(role), 0, 1
     is_alone = any(f"{name}.{part}" in file.initializers for part in (VALUES, CODES))
@@ -254,7 +258,7 @@ def _stored(file: OnnxFile, weight: Weight) -> FloatWeight | OnnxWeight:
 
 
 def _rows_before(file: OnnxFile, weight: Weight) -> int:
-    """The rows of the weights above this one in a fused matrix: q_proj, then k_proj, then v_proj."""
+    """The number of rows above this weight in a fused matrix of q_proj, k_proj and v_proj."""
     kind = weight.role.kind
     if kind is Kind.Q_PROJ:
         return 0
@@ -282,7 +286,7 @@ def _number_format(attributes: Mapping[str, Any], places: Mapping[str, Initializ
 
 
 def _rows(weight: FloatWeight | OnnxWeight, place: Initializer, rows: slice) -> np.ndarray:
-    """Rows of one part: one contiguous read, of which every ``stride``-th row is kept."""
+    """Rows of one part: one contiguous read that keeps every ``stride``-th row."""
     start, stop = (0, 1) if len(weight.shape) == 1 else rows.indices(weight.shape[0])[:2]
     count = max(stop - start, 0)
     first, size = weight.first + start * weight.stride, max((count - 1) * weight.stride + 1, 0)
@@ -291,7 +295,7 @@ def _rows(weight: FloatWeight | OnnxWeight, place: Initializer, rows: slice) -> 
 
 
 def _place(tensor: Any) -> Initializer | None:
-    """An initializer in the data file; stacked ones [experts, rows, …] as rows."""
+    """An initializer's place in the data file. Stacked experts, [experts, rows, …], become rows."""
     entries = {entry.key: entry.value for entry in tensor.external_data}
     if "location" not in entries or tensor.data_type not in NUMPY_TYPES:
         return None
@@ -314,7 +318,7 @@ def graph_path_of(folder: Path) -> Path:
 
 
 def _check_length(file: OnnxFile) -> None:
-    """A data file that is cut short must not look like one."""
+    """Refuse a data file that is cut short."""
     path = file.data_path
     if not path.exists():
         raise CheckpointError(f"{path}: is missing; the graph keeps its weights there")

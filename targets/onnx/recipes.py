@@ -1,7 +1,7 @@
-"""The ONNX recipes: which number format each weight takes.
+"""The ONNX recipes: the number format of each weight.
 
-MatMulNBits (onnxruntime's operator for weights of a few bits) multiplies with weights in blocks of columns, each with
-a scale, and perhaps a zero point. The tied embedding is the output head too: it is stored once and has one format.
+MatMulNBits, onnxruntime's operator for weights of a few bits, stores weights in blocks of columns. Each block has a
+scale and, optionally, a zero point. A tied embedding is also the output head, so it is stored once and has one format.
 """
 
 from __future__ import annotations
@@ -26,7 +26,10 @@ OnnxFormat = str | AffineFormat
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
-    """``float_type`` is that of activations, scales and what is not quantized; ``num_bits`` by role, None for none."""
+    """How weights are stored; ``num_bits`` gives the bits of a role, or None if it is not quantized.
+
+    ``float_type`` is the type of activations, scales and unquantized weights.
+    """
 
     name: str
     description: str
@@ -51,9 +54,9 @@ def _eight(_role: Role, _layers: int) -> int:
 
 
 def _four_or_eight(role: Role, layers: int) -> int:
-    """Eight for the embedding and the head, and for v_proj and down_proj where errors weigh most (as in Q4_K_M).
+    """Eight for embedding, head, and v_proj and down_proj where errors matter most (as in Q4_K_M); else four.
 
-    Experts stay at four: they are most of a mixture's bytes, and its operator has no fp32 kernel for eight.
+    Experts stay at four: they are most of a mixture's bytes, and their operator has no fp32 kernel for eight.
     """
     if role.layer is None:
         return 8
@@ -84,26 +87,26 @@ _ALL = (
 )
 RECIPES: Mapping[str, Recipe] = MappingProxyType({recipe.name: recipe for recipe in _ALL})
 
-# What transformers.js calls them.
+# The names that transformers.js uses.
 ALIASES: Mapping[str, str] = MappingProxyType({"q4": "int4", "q4f16": "int4_fp16", "q8": "int8"})
 
 
 def find_recipe(name: str) -> Recipe:
-    """The recipe of this name, in any case; QuantizationError for another name."""
+    """Find a recipe by name, in any case. Raises QuantizationError for an unknown name."""
     lowered = name.lower().replace("-", "_")
     found = RECIPES.get(ALIASES.get(lowered, lowered))
     if found is None:
-        raise QuantizationError(f"--quant {name}: no ONNX recipe; there is {', '.join(RECIPES)}")
+        raise QuantizationError(f"`recipe` {name}: not an ONNX recipe; use one of {', '.join(RECIPES)}")
     return found
 
 
 def assign(graph: Graph, recipe: Recipe, *, block_size: int = 32, is_symmetric: bool = True) -> dict[str, OnnxFormat]:
-    """The format of every weight by its name: ``F32`` or ``F16``, or affine integers in blocks.
+    """Choose the format of every weight, by name: ``F32`` or ``F16``, or affine integers in blocks.
 
-    Raises QuantizationError for a block size that onnxruntime lacks, or that does not divide a weight's rows.
+    Raises QuantizationError for a block size that onnxruntime lacks or that does not divide a weight's columns.
     """
     if block_size not in BLOCK_SIZES:
-        raise QuantizationError(f"--block-size {block_size}: onnxruntime has {', '.join(map(str, BLOCK_SIZES))}")
+        raise QuantizationError(f"`group_size` {block_size}: onnxruntime has {', '.join(map(str, BLOCK_SIZES))}")
     return {
         weight.name: _format(weight, graph, recipe, block_size=block_size, is_symmetric=is_symmetric)
         for weight in graph
@@ -126,11 +129,11 @@ def _format(weight: Weight, graph: Graph, recipe: Recipe, *, block_size: int, is
         fitting = [size for size in BLOCK_SIZES if weight.shape[-1] % size == 0]
         advice = f"use {' or '.join(map(str, fitting))}" if fitting else "this model can only be stored as fp32 or fp16"
         raise QuantizationError(
-            f"{weight.name}: in_features {weight.shape[-1]} is not a multiple of --block-size {block_size}; {advice}"
+            f"{weight.name}: in_features {weight.shape[-1]} is not a multiple of `group_size` {block_size}; {advice}"
         )
     return number_format
 
 
 def is_float(number_format: OnnxFormat) -> bool:
-    """Whether a format has no codes."""
+    """True if a format has no codes."""
     return isinstance(number_format, str) and number_format in UNBLOCKED

@@ -1,7 +1,7 @@
-"""An ONNX folder through onnxruntime: tokens in, every position's logits out, with a KV cache between.
+"""Run an ONNX folder in onnxruntime: tokens in, logits of every position out, with a KV cache between calls.
 
-A session can be made of an altered graph (another accuracy level, more outputs) over the same data file, which is how
-the check gets onnxruntime's exact form and its hidden states.
+A session can also run an altered graph (another accuracy level, more outputs) over the same data file. The check uses
+this for onnxruntime's exact form and for hidden states.
 """
 
 # B batch  T tokens  V vocabulary
@@ -32,7 +32,7 @@ def is_installed() -> bool:
 
 
 def runtime_version() -> str | None:
-    """The version of onnxruntime; None where it is not installed."""
+    """The version of onnxruntime, or None if it is not installed."""
     try:
         return importlib.metadata.version("onnxruntime")
     except importlib.metadata.PackageNotFoundError:
@@ -41,7 +41,7 @@ def runtime_version() -> str | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CacheSize:
-    """What of a config a cache is made by, where there is no more of it; the fields are ``config.json``'s."""
+    """Fields that size the KV cache, named as in ``config.json``, for use without a whole config."""
 
     num_key_value_heads: int
     head_dim: int
@@ -50,9 +50,9 @@ class CacheSize:
 class OnnxSession:
     """One graph in onnxruntime on the CPU.
 
-    ``graph`` is the file, or its bytes with ``folder`` where the data file lies; without ``config``, the graph's
-    inputs say what its caches look like. Raises MissingExtraError without onnxruntime, CheckpointError where it refuses
-    the graph.
+    ``graph`` is the file, or its bytes together with ``folder``, which holds the data file. Without ``config``, the
+    sizes of the caches come from the graph's inputs. Raises MissingExtraError without onnxruntime, and CheckpointError
+    if onnxruntime refuses the graph.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class OnnxSession:
             if name.startswith("past_key_values.")
         }
         if not all(isinstance(size, int) for sizes in self._cache_sizes.values() for size in sizes):
-            raise CheckpointError(f"{where}: nothing says how large its caches are; name the checkpoint with --model")
+            raise CheckpointError(f"{where}: nothing says how large its caches are; name the checkpoint with `model`")
         self._outputs = [value.name for value in self._session.get_outputs()]
 
     def logits(self, tokens: Sequence[int]) -> np.ndarray:
@@ -98,7 +98,7 @@ class OnnxSession:
         return next(self.run(tokens))
 
     def run(self, tokens: Sequence[int], *, chunk: int | None = None) -> Iterator[np.ndarray]:
-        """Logits chunk by chunk through the KV cache, each [chunk, V] fp32."""
+        """Run tokens in chunks through the KV cache; yields the logits of each chunk, [chunk, V] fp32."""
         for found in self._run_outputs(tokens, chunk or len(tokens)):
             yield found["logits"][0].astype(np.float32, copy=False)
 
@@ -113,7 +113,7 @@ class OnnxSession:
             yield found
 
     def caches(self, tokens: Sequence[int], *, chunk: int) -> dict[int, tuple[np.ndarray, np.ndarray]]:
-        """Keys and values of each layer, [S, K, H], after tokens that came in chunks."""
+        """Keys and values of each layer, [S, K, H], after a run in chunks."""
         caches: dict[str, np.ndarray] = {}
         for found in self._run_outputs(tokens, chunk):
             caches = self._next_caches(found)
@@ -124,11 +124,11 @@ class OnnxSession:
         }
 
     def stream(self) -> OnnxStream:
-        """One sequence, to be continued as its tokens become known."""
+        """Start a sequence that can be continued as its tokens become known."""
         return OnnxStream(self)
 
     def padded_logits(self, texts: Sequence[Sequence[int]], *, pad: int = 0) -> list[np.ndarray]:
-        """Logits of several texts in one batch, padded on the right; [T, V] each."""
+        """Logits of several texts in one batch, padded on the right; [T, V] for each text."""
         longest = max(map(len, texts))
         ids_BT = np.full((len(texts), longest), pad, np.int64)
         mask_BT = np.zeros((len(texts), longest), np.int64)
@@ -153,7 +153,7 @@ class OnnxSession:
             raise CheckpointError(f"onnxruntime cannot run the graph ({_first_line(error)})") from error
 
     def _run_values(self, feeds: Mapping[str, Any]) -> dict[str, Any]:
-        """The same for values that onnxruntime already holds: nothing is copied to numpy."""
+        """Like ``_call``, for values that onnxruntime already holds: nothing is copied to numpy."""
         try:
             return dict(zip(self._outputs, self._session.run_with_ort_values(None, dict(feeds)), strict=True))
         except Exception as error:  # onnxruntime raises many types
@@ -185,14 +185,14 @@ class OnnxSession:
 
 
 class OnnxStream:
-    """A sequence that grows: its caches stay in onnxruntime's own values from one call to the next."""
+    """A growing sequence; its caches stay in onnxruntime's own values between calls."""
 
     def __init__(self, session: OnnxSession) -> None:
         self._session, self._caches = session, session._ort_values(session._empty_caches(1))
         self._length = 0
 
     def append(self, tokens: Sequence[int]) -> np.ndarray:
-        """The logits [V] of the last of some tokens, which are added at the end."""
+        """Append tokens and return the logits [V] of the last one."""
         ids = np.array([tokens], np.int64)
         feeds = self._session._token_feeds(ids, np.ones((1, self._length + len(tokens)), np.int64), self._length)
         found = self._session._run_values({**self._session._ort_values(feeds), **self._caches})

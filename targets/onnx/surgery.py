@@ -1,9 +1,9 @@
-"""Other forms of an exported graph, over the same data file: what the check runs beside the shipped one.
+"""Altered copies of an exported graph over the same data file, which the check runs beside the shipped graph.
 
-``exact``       activations stay fp32: MatMulNBits at accuracy level 1, and what is fp16 computed in fp32, with RoPE's
-                tables anew. For 8-bit experts onnxruntime has no such kernel: they are dequantized by an operator of
-                their own, which takes the memory of fp32 experts.
-``observed``    the hidden states that the reference shows too, as further outputs.
+``exact``       activations stay fp32: MatMulNBits runs at accuracy level 1, and fp16 parts are computed in fp32 with
+                new RoPE tables. onnxruntime has no such kernel for 8-bit experts: a separate operator dequantizes
+                them, which takes the memory of fp32 experts.
+``observed``    the hidden states that the reference can show are added as outputs.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ __all__ = ["exact", "observed", "observed_sites", "to_sites"]
 FLOAT, UINT8, FLOAT16 = 1, 2, 10
 EXPERT_BITS = 8
 
-# QMoE's inputs of fc1 and fc2: codes, scales and zero points; and where MoE takes the matrix.
+# Inputs of QMoE for fc1 and fc2: codes, scales, zero points; then the input of MoE that takes the matrix.
 EXPERTS = ((2, 3, 11, 2), (5, 6, 12, 4))
 MOE_ATTRIBUTES = (
     "k",
@@ -50,7 +50,7 @@ def exact(proto: ModelProto, config: Qwen3Config) -> ModelProto:
 
 
 def observed(proto: ModelProto, graph: Graph) -> ModelProto:
-    """A copy with an output for each site that the graph has a value for."""
+    """A copy with an output for each site for which the graph has a value."""
     from onnx import ValueInfoProto
 
     found = _copy(proto)
@@ -63,7 +63,7 @@ def observed(proto: ModelProto, graph: Graph) -> ModelProto:
 
 
 def observed_sites(graph: Graph) -> dict[str, Site]:
-    """Sites by the names of their values; rotated keys are what the cache gets."""
+    """Sites by the names of their values. For rotated keys, this is the value that goes to the cache."""
     layers = range(graph.config.num_hidden_layers)
     inside = (Place.Q_ROPE, Place.ATTENTION, Place.AFTER_ATTENTION, Place.MLP, Place.OUTPUT)
     sites = [Site(Place.INPUT, 0), Site(Place.FINAL), *(Site(place, layer) for layer in layers for place in inside)]
@@ -72,7 +72,7 @@ def observed_sites(graph: Graph) -> dict[str, Site]:
 
 
 def to_sites(outputs: dict[str, np.ndarray], graph: Graph) -> dict[Site, np.ndarray]:
-    """Outputs of one sequence as the reference lays them out; keys are [K, T, H] here and [T, K, H] there."""
+    """Outputs of one sequence in the reference's layout. Keys are [K, T, H] here and [T, K, H] there."""
     sites = observed_sites(graph)
     return {
         sites[name]: values[0].transpose(1, 0, 2) if sites[name].place is Place.K_ROPE else values[0]
@@ -96,7 +96,7 @@ def _set(node: NodeProto, name: str, value: int) -> None:
 
 
 def _dequantize_experts(proto: ModelProto) -> None:
-    """MoE over DequantizeLinear in the place of each QMoE of 8 bits."""
+    """Replace each QMoE of 8 bits by MoE over DequantizeLinear."""
     from onnx.helper import make_node, make_tensor
 
     dims = {tensor.name: tuple(tensor.dims) for tensor in proto.graph.initializer}
@@ -127,7 +127,7 @@ def _dequantize_experts(proto: ModelProto) -> None:
 
 
 def _to_fp32(proto: ModelProto, config: Qwen3Config) -> None:
-    """Stored fp16 initializers are cast where they enter, and values between are fp32."""
+    """Cast stored fp16 initializers to fp32 where they are used, so that all values are fp32."""
     from onnx.helper import make_node
     from onnx.numpy_helper import from_array
 

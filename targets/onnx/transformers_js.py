@@ -1,4 +1,4 @@
-"""What transformers.js reads beside the graph: the checkpoint's own configs, and one object of its own."""
+"""The configs that transformers.js reads beside the graph."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ __all__ = ["build_config", "build_generation_config"]
 
 
 def build_config(model: Model, *, graph_file: str, has_fp16_cache: bool) -> dict[str, Any]:
-    """The checkpoint's ``config.json`` with ``transformers.js_config``: which graphs keep their weights beside them.
+    """The checkpoint's ``config.json`` plus ``transformers.js_config``, which lists graphs with external weights.
 
-    The value is the number of data files: ``model_q4.onnx_data`` is the first and only one. The number type of the
-    KV cache is for releases that do not take it from the graph.
+    The value for a graph is its number of data files: ``model_q4.onnx_data`` is the first and only one. The number type
+    of the KV cache is there for releases that do not read it from the graph.
     """
     document = json.loads((model.folder / "config.json").read_text(encoding="utf-8"))
     own: dict[str, Any] = {"use_external_data_format": {PurePosixPath(graph_file).name: 1}}
@@ -24,7 +24,7 @@ def build_config(model: Model, *, graph_file: str, has_fp16_cache: bool) -> dict
 
 
 def build_generation_config(model: Model) -> dict[str, Any]:
-    """The checkpoint's ``generation_config.json``, or what its tokenizer says of it."""
+    """The checkpoint's ``generation_config.json``, or one made from its tokenizer's settings."""
     path = model.folder / "generation_config.json"
     if path.exists():
         document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))

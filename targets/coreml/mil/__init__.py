@@ -1,4 +1,4 @@
-"""The MIL executor: a saved .mlpackage, run op by op in torch on any machine."""
+"""Run a saved .mlpackage operation by operation in torch, on any machine."""
 
 from __future__ import annotations
 

@@ -1,14 +1,15 @@
-"""The two arithmetics in which a program is run, and how the step from finite to infinite is noticed.
+"""The two modes in which a program can run, exact and fp16, and the detection of overflow.
 
-*exact* asks whether the graph is right. Every float is fp32, whatever its declared type; a ``cast`` to fp16 rounds
-nothing, nor does a state, nor the product of a compressed weight's scale and code. Constants are what the file holds.
+*exact* answers: is the graph right? Every float is computed in fp32, whatever its declared type. Nothing is rounded to
+fp16: no ``cast``, no state, and no product of a compressed weight's scale and code. Constants have the values that the
+file stores.
 
-*fp16* asks whether a device that computes in fp16 would stay finite, and what it would lose. Every result that is
-declared fp16 is rounded to fp16 once it is whole, with overflow to infinity; what is declared fp32 stays fp32. Within
-an operation sums are fp32, as fp16 hardware that multiplies matrices keeps them; only attention, one operation for
-four, is rounded at each of its steps. No kernel of the Neural Engine or of a GPU is modelled: neither their order of
-summation, nor approximate exponentials, nor which operations they fuse, nor what the Neural Engine does to numbers
-that are very small. On a device, numbers differ from these in their last bits.
+*fp16* answers: would a device that computes in fp16 stay finite, and how much accuracy would it lose? Each result that
+is declared fp16 is rounded to fp16 when its operation is complete, and may overflow to infinity. Results declared fp32
+stay fp32. Sums inside an operation are fp32, as fp16 matrix hardware keeps them. Attention is the exception: it is one
+operation that stands for four, so each of its steps is rounded. No kernel of the Neural Engine or of a GPU is modelled:
+not the order of summation, not approximate exponentials, not fused operations, not how the Neural Engine treats very
+small numbers. Results on a device differ from these in the last bits.
 """
 
 from __future__ import annotations
@@ -27,19 +28,19 @@ __all__ = ["EXACT", "FP16", "Arithmetic", "Overflow", "arithmetic", "broken"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Arithmetic:
-    """Whether results that are declared fp16 are rounded to it."""
+    """One of the two modes; ``rounds`` is True if results declared fp16 are rounded to fp16."""
 
     name: str
     rounds: bool
 
     def stored(self, result: Tensor, element: ElementType, *, moved: bool = False) -> Tensor:
-        """A result as it is kept; ``moved`` where it holds only elements that are rounded already."""
+        """Convert a result to the type in which it is kept. Use ``moved`` if all its elements are already rounded."""
         if element.torch_type is not None and result.dtype != element.torch_type:
             result = result.to(element.torch_type)
         return result if moved else self.rounding(element)(result)
 
     def round_in_place(self, result: Tensor, element: ElementType) -> Tensor:
-        """A large result that nobody else holds, some elements at a time: a copy of an embedding is a lot."""
+        """Round a large result part by part, without a second copy. Nobody else may hold the tensor."""
         if not self.rounds or element.name != "fp16":
             return result
         whole = result.contiguous()
@@ -50,7 +51,7 @@ class Arithmetic:
         return whole
 
     def rounding(self, element: ElementType) -> Rounding:
-        """What every number of a type goes through."""
+        """The function that rounds the numbers of a type."""
         return _to_fp16 if self.rounds and element.name == "fp16" else _unchanged
 
 
@@ -61,7 +62,7 @@ FP16 = Arithmetic(name="fp16", rounds=True)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Overflow:
-    """The first operation of a run whose result was not finite though its inputs were, or NaN though none was."""
+    """The first operation that gave inf from finite inputs, or NaN from inputs without NaN."""
 
     op: str
     output: str
@@ -69,7 +70,7 @@ class Overflow:
 
 
 def arithmetic(mode: str) -> Arithmetic:
-    """The arithmetic by its name; ValueError for another name."""
+    """Get a mode by name. Raises ValueError for an unknown name."""
     for known in (EXACT, FP16):
         if known.name == mode:
             return known
@@ -77,7 +78,7 @@ def arithmetic(mode: str) -> Arithmetic:
 
 
 def broken(results: Iterable[Tensor], inputs: Iterable[Tensor]) -> tuple[int, str] | None:
-    """Which result is "inf" or "nan" by the operation's own doing. Infinities that came in may go out (a mask's)."""
+    """Find the result that the operation itself made "inf" or "nan". Infinities in its inputs (a mask) may pass."""
     found = [(i, result) for i, result in enumerate(results) if not _is_finite(result)]
     if not found:
         return None

@@ -1,9 +1,10 @@
-"""weight.bin: the file beside the program that holds its large constants.
+"""Read weight.bin, the file beside the program that holds its large constants.
 
-A header of 64 bytes (how many blobs, format version 2), then for each blob a record of 64 bytes (sentinel, element
-type, size in bytes, offset of the data, bits of padding in its last byte) and, at a multiple of 64, its data. The
-program names blobs by the offset of their records. Source: what coremltools' ``libmilstoragepython`` writes. The writer
-of our own packages (``coreml/blobs.py``) shares nothing with this, so that no mistake of one is repeated by the other.
+It begins with a header of 64 bytes (number of blobs, format version 2). Each blob is a record of 64 bytes (sentinel,
+element type, size in bytes, offset of the data, bits of padding in the last byte), followed by its data at a multiple
+of 64. The program refers to a blob by the offset of its record. Source: the files that coremltools'
+``libmilstoragepython`` writes. The code that writes our own packages (``coreml/blobs.py``) shares nothing with this
+reader, so a mistake in one is not repeated in the other.
 """
 
 from __future__ import annotations
@@ -24,12 +25,12 @@ __all__ = ["Blob", "check_blob", "read_blob", "unpack_elements"]
 
 HEADER, RECORD = struct.Struct("<II"), struct.Struct("<IIQQ")
 VERSION, SENTINEL = 2, 0xDEADBEEF
-CHUNK_BYTES = 3 << 18  # a multiple of 3, so that 3 and 6 bits fill it with whole elements
+CHUNK_BYTES = 3 << 18  # a multiple of 3, so that whole elements of 3 and 6 bits fill it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Blob:
-    """A constant in a weight file: where its record lies, and what the program says of it."""
+    """A constant in a weight file: the place of its record, and the type and shape that the program declares."""
 
     path: Path
     offset: int
@@ -46,7 +47,10 @@ class Blob:
 
 
 def check_blob(blob: Blob) -> None:
-    """Read the record only; CheckpointError where file, record or data are missing, cut off or of another type."""
+    """Check a blob's record without reading its data.
+
+    Raises CheckpointError if the file, the record or the data is missing, cut off or of another type.
+    """
     end = _data_offset(blob) + blob.bytes
     size = blob.path.stat().st_size
     if end > size:
@@ -54,13 +58,13 @@ def check_blob(blob: Blob) -> None:
 
 
 def read_blob(blob: Blob) -> NDArray[np.generic]:
-    """The elements in numpy, in the blob's shape; those of fewer than 8 bits take one byte each."""
+    """Read a blob as a numpy array in its shape. Elements of fewer than 8 bits take one byte each."""
     stored = read_exactly(blob.path, _data_offset(blob), blob.bytes, part="a constant of the program")
     return unpack_elements(np.frombuffer(stored, np.uint8), blob.element, blob.elements).reshape(blob.shape)
 
 
 def unpack_elements(stored_Y: NDArray[np.uint8], element: ElementType, count: int) -> NDArray[np.generic]:
-    """Stored bytes, [Y], to so many elements; integers of fewer than 8 bits lie in one bit stream."""
+    """Decode ``count`` elements from stored bytes, [Y]. Integers of fewer than 8 bits lie in one bit stream."""
     if element.bits >= 8:
         return stored_Y.view(element.numpy_type)
     unsigned = np.empty(stored_Y.size * 8 // element.bits + 8, np.uint8)
@@ -78,7 +82,7 @@ def unpack_elements(stored_Y: NDArray[np.uint8], element: ElementType, count: in
 
 
 def _nibbles(bytes_Y: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """What ``unpack_bits`` does for 4 bits, without its detour over single bits."""
+    """Like ``unpack_bits`` for 4 bits, but faster: it does not go through single bits."""
     unsigned = np.empty(2 * bytes_Y.size, np.uint8)
     np.bitwise_and(bytes_Y, 15, out=unsigned[0::2])
     np.right_shift(bytes_Y, 4, out=unsigned[1::2])
@@ -90,7 +94,7 @@ def _padded(bytes_Y: NDArray[np.uint8], num_bits: int) -> NDArray[np.uint8]:
 
 
 def _data_offset(blob: Blob) -> int:
-    """Where the data lies, after header and record were held to what the program says."""
+    """Check the header and the record against the program, and return the offset of the data."""
     _, version = HEADER.unpack(read_exactly(blob.path, 0, HEADER.size, part="the header of the weights"))
     if version != VERSION:
         raise CheckpointError(f"{blob.path}: is not a weight file of Core ML in its format version {VERSION}")

@@ -1,8 +1,8 @@
-"""From a program's values to the arguments of the function that stands for an operation.
+"""Turn a program's values into the arguments of the Python function that computes an operation.
 
-The functions in ``ops_*.py`` take tensors and plain Python values, under MIL's parameter names. Which of the two a
-parameter is, its annotation says; here the annotations are read once, and values converted by them. Two annotations
-ask for something that is no input of the operation: ``Rounding`` and ``SpecVersion``.
+The functions in ``ops_*.py`` take tensors and plain Python values under MIL's parameter names. Their annotations say
+which type each parameter has. This module reads the annotations once and converts values accordingly. Two annotations
+ask for something that is not an input of the operation: ``Rounding`` and ``SpecVersion``.
 """
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ __all__ = ["Call", "Ints", "Rounding", "SpecVersion", "Tensors", "Value", "call_
 Value = Tensor | str | tuple[Any, ...]
 Ints = tuple[int, ...]
 Tensors = tuple[Tensor, ...]
-SpecVersion = NewType("SpecVersion", int)  # the package's: a few operators changed their meaning
+SpecVersion = NewType("SpecVersion", int)  # of the package: a few operators changed their meaning between versions
 
 
 class Rounding(Protocol):
-    """What a result inside an operation goes through, as the operation's own result does."""
+    """Rounds an intermediate value inside an operation as the operation's result is rounded."""
 
     def __call__(self, value: Tensor, /) -> Tensor: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Call:
-    """A function with its parameters' converters; ``injected`` are those that no input of the operation fills."""
+    """A function with the converters of its parameters; ``injected`` are the parameters that are not inputs."""
 
     function: Callable[..., Tensor | Tensors]
     converters: Mapping[str, Callable[[Value], Any]]
     injected: Mapping[str, Any]
 
     def __call__(self, values: Mapping[str, Value], *, rounding: Rounding, version: SpecVersion) -> Tensors:
-        """The results. ValueError where the operation has an input that the function does not know."""
+        """Compute the results. Raises ValueError if the operation has an input that the function does not have."""
         unknown = sorted(values.keys() - self.converters.keys())
         if unknown:
             raise ValueError(f"its input {', '.join(unknown)} is not known to this executor")
@@ -49,7 +49,7 @@ class Call:
 
 
 def call_of(function: Callable[..., Tensor | Tensors]) -> Call:
-    """Read a function's annotations."""
+    """Build a Call from a function's annotations."""
     kinds = {name: p.annotation for name, p in inspect.signature(function, eval_str=True).parameters.items()}
     return Call(
         function=function,
@@ -69,7 +69,7 @@ def _tensors(value: Value) -> Tensors:
 
 
 def _ints(value: Value) -> Ints:
-    """A vector or a scalar; several values where the program binds an element each."""
+    """Integers of a vector or a scalar, or of several values if the program binds each element separately."""
     if isinstance(value, tuple):
         return tuple(number for element in value for number in _ints(element))
     return tuple(int(number) for number in _tensor(value).reshape(-1).tolist())

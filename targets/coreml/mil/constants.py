@@ -1,7 +1,7 @@
-"""The constants of a program, read and decoded when an operation asks for them.
+"""The constants of a program, read and decoded when an operation needs them.
 
-A model's weights in fp32 would not fit where its package does, so what is large is decoded again each time it is used,
-unless ``keep`` asks for it to stay. What is small stays anyway: axes, shapes and norms are asked for all the time.
+A model's weights in fp32 can be larger than memory, so a large constant is decoded again at each use unless ``keep`` is
+set. Small constants always stay in memory: axes, shapes and norms are used all the time.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ SMALL_BYTES = 1 << 20
 
 
 class Constants:
-    """By name; ``keep`` holds on to all of them once decoded, in fp32."""
+    """Constants by name. With ``keep``, all of them stay in memory in fp32 once decoded."""
 
     def __init__(self, operations: Iterable[Operation], *, keep: bool = False) -> None:
         self._makers = {v.name: (o, i) for o in operations for i, v in enumerate(o.outputs)}
@@ -35,7 +35,7 @@ class Constants:
         return name in self._makers
 
     def get(self, name: str, arithmetic: Arithmetic) -> Value:
-        """The value under an arithmetic, which decides whether products of scales are rounded to fp16."""
+        """Get a constant. The mode decides whether decoded weights are rounded to fp16."""
         operation, index = self._makers[name]
         key = (name, arithmetic.name if operation.kind in CONSTEXPR else "")
         if key in self._kept:
@@ -56,14 +56,14 @@ class Constants:
         return arithmetic.round_in_place(arithmetic.stored(result, element, moved=True), element)
 
     def _stored(self, binding: Binding, arithmetic: Arithmetic) -> Any:
-        """What a constexpr is made from: as it lies in the file, so that integers of few bits take a byte each."""
+        """An input of a constexpr as the file stores it; integers of few bits take one byte each."""
         if isinstance(binding, Literal):
             return binding.value if binding.blob is None else read_blob(binding.blob)
         return self.get(binding, arithmetic)
 
 
 def value_of(literal: Literal) -> Value:
-    """A literal as an operation's argument."""
+    """Convert a literal to an argument of an operation."""
     if literal.blob is not None:
         return to_torch(read_blob(literal.blob))
     return _value(literal.value)

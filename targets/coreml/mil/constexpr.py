@@ -1,9 +1,9 @@
-"""Compressed constants to dense ones: what each ``constexpr`` of a package stands for.
+"""Decode compressed constants to dense ones, one function for each kind of ``constexpr``.
 
-Sources: coremltools' ``defs/iOS16/constexpr_ops.py`` and ``defs/iOS18/compression.py``. Two operators changed with
-iOS 18 under their old names: ``constexpr_lut_to_dense`` (flat packed indices with a shape, then indices in their own
-shape) and ``constexpr_sparse_to_dense`` (likewise); the parameters tell which one it is. Products are fp32; whether
-they are then rounded to the declared fp16 is the mode's affair (``arithmetic.py``), as with any other operation.
+Sources: coremltools' ``defs/iOS16/constexpr_ops.py`` and ``defs/iOS18/compression.py``. iOS 18 changed two operators
+without renaming them: ``constexpr_lut_to_dense`` (before: flat packed indices and a shape; now: indices in their own
+shape) and ``constexpr_sparse_to_dense`` (likewise). Their parameters tell the versions apart. Products are fp32; the
+mode decides whether they are then rounded to the declared fp16 (``arithmetic.py``), as for any other operation.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from qwen3_export.quantizers.packing.bits import unpack_bits
 __all__ = ["CONSTEXPR"]
 
 Array = NDArray[Any]
-Inputs = Mapping[str, Any]  # by the operator's parameter names: arrays, strings, or tensors of other constexprs
+Inputs = Mapping[str, Any]  # by parameter name: arrays, strings, or tensors from other constexprs
 
 
 def _blockwise_shift_scale(inputs: Inputs) -> Tensor:
@@ -30,7 +30,7 @@ def _blockwise_shift_scale(inputs: Inputs) -> Tensor:
 
 
 def _shift_scale(data: Any, scale: Any, offset: Any) -> Tensor:
-    """``scale * (data - offset)``, where one scale and offset serve a block of data along every axis."""
+    """``scale * (data - offset)``; one scale and one offset serve a block of data along every axis."""
     dense, scale = _float(data), _float(scale)
     interleaved = [size for pair in zip(scale.shape, _blocks(dense, scale), strict=True) for size in pair]
     blocks = dense.view(interleaved)
@@ -59,7 +59,10 @@ def _lut_to_dense(inputs: Inputs) -> Tensor:
 
 
 def _look_up(indices: Any, lut: Any, vector_axis: Any) -> Tensor:
-    """Tables lie in all but the last two axes of ``lut``, each for a block of indices; an entry may be a vector."""
+    """Look indices up in tables.
+
+    The tables fill all axes of ``lut`` but the last two, one table for each block of indices. An entry may be a vector.
+    """
     table, codes = _float(lut), _tensor(indices)
     entries, size = table.shape[-2:]
     counts = table.shape[:-2]
@@ -69,14 +72,14 @@ def _look_up(indices: Any, lut: Any, vector_axis: Any) -> Tensor:
         number = number.repeat_interleave(block, axis) if axis and block > 1 else number
     vectors = torch.empty(*codes.shape, size)
     block = codes.shape[0] // counts[0]
-    for row in range(counts[0]):  # one row of tables at a time: indices of 8 bytes an element stay few
+    for row in range(counts[0]):  # one row of tables at a time, because indices take 8 bytes an element
         rows = slice(row * block, (row + 1) * block)
         vectors[rows] = flat[number[row] * entries + codes[rows].long()]
     return vectors[..., 0] if size == 1 else _along(vectors, int(vector_axis) % codes.dim())
 
 
 def _along(vectors: Tensor, axis: int) -> Tensor:
-    """Vectors in the last axis laid out along another one, which grows by their size."""
+    """Lay the vectors of the last axis out along another axis, which grows by their size."""
     return vectors.movedim(-1, axis + 1).flatten(axis, axis + 1)
 
 
@@ -114,7 +117,7 @@ def _cast(inputs: Inputs) -> Tensor:
 
 
 def _blocks(dense: Tensor, parameters: Tensor) -> list[int]:
-    """How many elements along each axis share a parameter."""
+    """How many elements along each axis share one parameter."""
     return [size // count for size, count in zip(dense.shape, parameters.shape, strict=True)]
 
 
@@ -130,7 +133,7 @@ def _tensor(value: Any) -> Tensor:
 
 
 def _float(value: Any) -> Tensor:
-    """A new fp32 tensor, which may be written."""
+    """Convert to a new fp32 tensor that may be overwritten."""
     return _tensor(value).to(torch.float32, copy=True)
 
 

@@ -1,9 +1,9 @@
-"""MIL's element types: their numbers in the program and in weight.bin, and what holds them in numpy and torch.
+"""MIL's element types: their numbers in the program and in weight.bin, and their numpy and torch types.
 
-Sources: the enumeration ``DataType`` of coremltools' ``MIL.proto``; the codes of weight.bin as coremltools'
-``libmilstoragepython`` writes them. In torch every float is fp32, whatever its declared type: which results are
-rounded is decided elsewhere (``arithmetic.py``). Unsigned integers of 16 and 32 bits take torch's next larger signed
-type, because torch has few operations for them.
+Sources: the enumeration ``DataType`` in coremltools' ``MIL.proto``; for weight.bin, the codes that coremltools'
+``libmilstoragepython`` writes. In torch every float is fp32, whatever its declared type; ``arithmetic.py`` decides
+which results are rounded. Unsigned integers of 16 and 32 bits use torch's next larger signed type, because torch has
+few operations for them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ __all__ = ["ElementType", "by_name", "by_number", "to_torch"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ElementType:
-    """One element type; ``torch_type`` is None for strings, ``blob_code`` None for what weight.bin cannot hold."""
+    """One element type; ``torch_type`` is None for strings, ``blob_code`` is None if weight.bin cannot hold it."""
 
     name: str
     number: int
@@ -40,12 +40,12 @@ class ElementType:
         return self.numpy_type.kind == "i"
 
     def byte_count(self, elements: int) -> int:
-        """The bytes that so many elements take in weight.bin, where they lie without gaps."""
+        """Bytes that this many elements take in weight.bin, where they lie without gaps."""
         return -(-elements * self.bits // 8)
 
 
 def by_number(number: int) -> ElementType:
-    """The type with a number of ``MIL.proto``; UnsupportedModelError for one that is not executed."""
+    """The type with this number in ``MIL.proto``. Raises UnsupportedModelError for an unknown one."""
     try:
         return BY_NUMBER[number]
     except KeyError:
@@ -55,7 +55,7 @@ def by_number(number: int) -> ElementType:
 
 
 def by_name(name: str) -> ElementType:
-    """The type by the name that ``cast`` and others give it: fp16, int32, bool, and so on."""
+    """The type with this name (fp16, int32, bool, …), as ``cast`` and others spell it."""
     try:
         return BY_NAME[name]
     except KeyError:
@@ -65,7 +65,7 @@ def by_name(name: str) -> ElementType:
 
 
 def to_torch(array: NDArray[np.generic]) -> Tensor:
-    """An array as the executor holds it: floats in fp32, unsigned integers where torch has room for them."""
+    """Convert an array to torch: floats become fp32, unsigned integers a type that torch supports."""
     held = HELD.get(array.dtype.name, array.dtype)
     return torch.from_numpy(np.array(array, held, order="C"))
 

@@ -1,4 +1,4 @@
-"""Running a plan: operation after operation, with the values that are alive in a dictionary."""
+"""Run a plan: one operation after another, with the live values in a dictionary."""
 
 from __future__ import annotations
 
@@ -27,10 +27,11 @@ WRITE_SLICE = call_of(write_slice)
 
 @dataclass(kw_only=True)
 class Execution:
-    """One run of a function. ``states`` is the caller's, and written to; ``overflow`` is there when the run is over.
+    """One run of a function.
 
-    ``watch`` is called with each operation's kind, the name of its result, and the result, which is only good until it
-    returns: it may be a view of a state.
+    ``states`` belongs to the caller and is written to. ``overflow`` is set by the end of the run. ``watch`` is called
+    with each operation's kind, the name of its result, and the result. The result is valid only during the call,
+    because it may be a view of a state.
     """
 
     path: Path
@@ -42,7 +43,7 @@ class Execution:
     overflow: Overflow | None = field(default=None, init=False)
 
     def run(self, plan: Plan, values: Values) -> list[Tensor]:
-        """The outputs of a block, for the values of its inputs and of what surrounds it. ``values`` is used up."""
+        """Compute a block's outputs from its inputs and the values around it. ``values`` is consumed."""
         for step in plan.steps:
             results = self._step(step, values)
             for variable, result in zip(step.operation.outputs, results, strict=True):
@@ -106,7 +107,7 @@ class Execution:
         return value
 
     def _may_write(self, step: Step, inputs: Mapping[str, Value], values: Values) -> bool:
-        """Whether the state itself was read, and no other value that is alive shares its memory."""
+        """True if the operation reads the state itself, and no other live value shares the state's memory."""
         if step.in_place is None or inputs["x"] is not self.states[step.in_place]:
             return False
         memory = self.states[step.in_place].untyped_storage().data_ptr()
@@ -118,7 +119,7 @@ class Execution:
         return (self.states[str(step.operation.inputs["input"][0])],)
 
     def _write_state(self, step: Step, values: Values) -> Tensors:
-        """A state never shares memory with a constant or an input, so it can be written in place."""
+        """Write a state in place. This is safe: a state never shares memory with a constant or an input."""
         inputs = step.operation.inputs
         name = str(inputs["input" if "input" in inputs else "state"][0])
         value = self._value(inputs["data" if "data" in inputs else "value"][0], values)

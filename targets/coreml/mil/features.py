@@ -1,4 +1,4 @@
-"""What a package says of its inputs, outputs and states: names, element types, and the shapes that they may have."""
+"""Inputs, outputs and states that a package declares: names, element types and allowed shapes."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from qwen3_export.targets.coreml.mil.program import Variable
 
 __all__ = ["Feature", "checked", "feature_of"]
 
-Range = tuple[int, int | None]  # both included; None is no upper limit
+Range = tuple[int, int | None]  # inclusive; None means no upper limit
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Feature:
     """An input, output or state.
 
-    ``ranges`` has the sizes that each axis may have; ``shapes`` the only shapes allowed, where the package lists them
-    (else it is empty); ``shape`` the one that is meant where nothing is said. ``default`` is what an optional input
-    holds that is left out, None where it must be given.
+    ``ranges`` has the smallest and largest size of each axis. ``shapes`` lists the only allowed shapes if the package
+    enumerates them, else it is empty. ``shape`` is the default shape. ``default`` is the value of an optional input
+    that is left out, or None if the input is required.
     """
 
     name: str
@@ -44,7 +44,7 @@ class Feature:
         )
 
     def __str__(self) -> str:
-        """Its type as messages show it: ``int32 [1, 1..2048]``."""
+        """The type as messages show it, for example ``int32 [1, 1..2048]``."""
         if self.shapes:
             return f"{self.dtype} {' or '.join(str(list(shape)) for shape in self.shapes)}"
         sizes = (str(low) if low == high else f"{low}..{'' if high is None else high}" for low, high in self.ranges)
@@ -52,7 +52,7 @@ class Feature:
 
 
 def feature_of(variable: Variable, description: Any | None) -> Feature:
-    """A variable of the program with what the model's description (a ``FeatureDescription``) adds to its type."""
+    """Combine a variable of the program with the model's description of it (a ``FeatureDescription``)."""
     declared = variable.type.shape
     ranges: tuple[Range, ...] = tuple((1, None) if size is None else (size, size) for size in declared)
     shapes: tuple[tuple[int, ...], ...] = ()
@@ -80,7 +80,7 @@ def feature_of(variable: Variable, description: Any | None) -> Feature:
 def checked(
     given: Mapping[str, NDArray[Any]], features: Mapping[str, Feature], elements: Mapping[str, ElementType]
 ) -> dict[str, Tensor]:
-    """Inputs as tensors; CheckpointError where a name, a shape or a kind of number is not what the package takes."""
+    """Convert inputs to tensors. Raises CheckpointError if a name, a shape or a type is not what the package takes."""
     unknown = sorted(given.keys() - features.keys())
     missing = sorted(n for n, f in features.items() if n not in given and f.default is None)
     if unknown or missing:

@@ -1,4 +1,4 @@
-"""Activations. Source of the formulas: coremltools' ``defs/iOS15/activation.py``."""
+"""Activation functions. Source of the formulas: coremltools' ``defs/iOS15/activation.py``."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def _thresholded_relu(x: Tensor, alpha: float) -> Tensor:
 
 
 def _of_channels(values_C: Tensor, x: Tensor) -> Tensor:
-    """One value a channel, the second axis of x, so that it broadcasts over the others."""
+    """Reshape one value per channel (the second axis of x) so that it broadcasts over the other axes."""
     return values_C.reshape(1, -1, *[1] * (x.dim() - 2))
 
 

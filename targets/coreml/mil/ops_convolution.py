@@ -1,10 +1,10 @@
 """Convolution and pooling over one, two or three spatial axes.
 
-Sources: coremltools' ``defs/iOS15/conv.py`` and ``pool.py``. torch pads both sides alike, Core ML does not have to, so
-inputs are extended first.
+Sources: coremltools' ``defs/iOS15/conv.py`` and ``pool.py``. torch pads both sides of an axis equally and Core ML need
+not, so inputs are padded first.
 """
 
-# N batch  C channels  then spatial axes
+# N batch  C channels  then the spatial axes
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def _conv_transpose(
     dilations: Ints | None = None,
     groups: int = 1,
 ) -> Tensor:
-    """The whole result, of which padding cuts off the edges; where a given shape is larger, zeros are behind it."""
+    """Compute the whole result, then cut off the padding. A larger ``output_shape`` adds zeros at the end."""
     axes = x.dim() - 2
     strides, dilations = strides or (1,) * axes, dilations or (1,) * axes
     whole = CONV_TRANSPOSE[axes - 1](x, weight, None, strides, 0, 0, groups, dilations)
@@ -95,7 +95,7 @@ def _avg_pool(
     exclude_padding_from_average: bool = False,
     ceil_mode: bool = False,
 ) -> Tensor:
-    """Sums over counts: padding counts unless it is excluded, what rounding up adds behind it never does."""
+    """Sums over counts. Padding counts unless it is excluded; the elements that ``ceil_mode`` adds never count."""
     strides = strides or (1,) * len(kernel_sizes)
     pads = paddings(pad_type, x.shape[2:], kernel_sizes, strides, pad)
     ragged = _overhang(x, kernel_sizes, strides, pads, ceil_mode)
@@ -124,10 +124,10 @@ def _sums(x: Tensor, kernel_sizes: Ints, strides: Ints) -> Tensor:
 
 
 def _overhang(x: Tensor, kernel_sizes: Ints, strides: Ints, pads: Pads, ceil_mode: bool) -> Pads:
-    """What has to be added behind each axis so that the last window is whole.
+    """How much to add at the end of each axis so that the last window is whole.
 
-    Where strides exceed the kernel and nothing is padded, coremltools counts a window that begins outside; its
-    maximum is minus infinity and its average NaN here, and torch would not have it at all.
+    If strides exceed the kernel and nothing is padded, coremltools counts a window that begins outside the input. Here
+    its maximum is minus infinity and its average is NaN; torch would leave the window out.
     """
     if not ceil_mode:
         return [(0, 0)] * len(kernel_sizes)

@@ -1,7 +1,7 @@
-"""Operations whose results are made from shapes and places rather than from values.
+"""Operations that make their results from shapes and positions rather than from values.
 
-Source of the meanings: coremltools' ``defs/iOS15/tensor_operation.py``, and ``defs/iOS17/quantization_ops.py`` for the
-two that turn values into integers and back.
+Sources: coremltools' ``defs/iOS15/tensor_operation.py``, and ``defs/iOS17/quantization_ops.py`` for ``quantize`` and
+``dequantize``.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def _range_1d(start: Tensor, end: Tensor, step: Tensor) -> Tensor:
 
 
 def _band_part(x: Tensor, lower: int = -1, upper: int = -1) -> Tensor:
-    """The last two axes without what is further from the diagonal; a negative number keeps that whole side."""
+    """Zero all elements of the last two axes outside a diagonal band. A negative number keeps that whole side."""
     rows, columns = torch.arange(x.shape[-2]).unsqueeze(1), torch.arange(x.shape[-1])
     kept = torch.ones(x.shape[-2:], dtype=torch.bool)
     if lower >= 0:
@@ -82,7 +82,7 @@ def _dequantize(input: Tensor, scale: Tensor, zero_point: Tensor | None = None, 
 
 
 def _along(values: Tensor, x: Tensor, axis: int | None) -> Tensor:
-    """A scalar as it is, a vector along an axis of x."""
+    """A scalar unchanged, or a vector reshaped to lie along an axis of x."""
     if values.dim() == 0 or axis is None:
         return values.float()
     return values.float().reshape([-1 if i == axis % x.dim() else 1 for i in range(x.dim())])

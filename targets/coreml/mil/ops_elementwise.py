@@ -1,8 +1,8 @@
-"""Operations on elements: unary and binary arithmetic, comparisons, logic, selection, conversion of types.
+"""Elementwise operations: arithmetic, comparisons, logic, selection and type conversion.
 
-Source of the meanings: coremltools' ``defs/iOS15/elementwise_unary.py`` and ``elementwise_binary.py``. Two points that
-they leave to the reader: ``mod`` has the sign of its divisor and ``floor_div`` rounds down, as numpy does; ``real_div``
-of integers is declared an integer, so its quotient is cut off towards zero when it is stored.
+Source: coremltools' ``defs/iOS15/elementwise_unary.py`` and ``elementwise_binary.py``. These files leave two points
+open. As in numpy, ``mod`` has the sign of its divisor and ``floor_div`` rounds down. ``real_div`` of integers is
+declared an integer, so its quotient is truncated towards zero when it is stored.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def _threshold(x: Tensor, alpha: float) -> Tensor:
 
 
 def _cast(x: Tensor, dtype: str) -> Tensor:
-    """Floats to integers are cut off towards zero; where results are rounded, fp16 is rounded like any result."""
+    """Floats become integers by truncation towards zero. Rounding to fp16 happens later, as for every result."""
     target = by_name(dtype)
     if target.torch_type is None:
         raise ValueError(f"values cannot be cast to {dtype}")
@@ -88,7 +88,7 @@ OPS: Mapping[str, Operator] = {
     "exp2": _unary(torch.exp2),
     "floor": _unary(torch.floor),
     "logical_not": _unary(torch.logical_not),
-    "round": _unary(torch.round),  # halves to the even neighbour
+    "round": _unary(torch.round),  # halves go to the even neighbour
     "sign": _unary(torch.sign),
     "sin": _unary(torch.sin),
     "sinh": _unary(torch.sinh),

@@ -1,8 +1,8 @@
-"""Gathering and scattering by indices. Source: coremltools' ``defs/iOS15/scatter_gather.py`` and its successors.
+"""Gathering and scattering by indices.
 
-Up to iOS 16 negative indices count from the end. From iOS 17 on they are out of bounds, and what a device does out of
-bounds is undefined: here that is an error, whatever ``validate_indices`` says, because a checker must not invent
-values.
+Source: coremltools' ``defs/iOS15/scatter_gather.py`` and its successors. Up to iOS 16, negative indices count from the
+end. From iOS 17 on they are out of bounds, and out of bounds a device's behaviour is undefined. Here such an index is
+an error, whatever ``validate_indices`` says, because a checker must not invent values.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def _gather(
     batch_dims: int = 0,
     validate_indices: bool = False,
 ) -> Tensor:
-    """Shape: x's up to ``axis``, then that of the indices without the batch, then the rest of x's."""
+    """The shape is x's axes before ``axis``, then the indices' axes after the batch, then the rest of x's axes."""
     del validate_indices
     at = axis % x.dim()
     places = _places(indices, x.shape[at], version)
@@ -52,7 +52,7 @@ def _gather_along_axis(
 def _gather_nd(
     x: Tensor, indices: Tensor, version: SpecVersion, batch_dims: int = 0, validate_indices: bool = False
 ) -> Tensor:
-    """The last axis of the indices is a place in the axes of x that follow the batch."""
+    """The last axis of ``indices`` holds coordinates in the axes of x that follow the batch."""
     del validate_indices
     batch, depth = math.prod(x.shape[:batch_dims]), indices.shape[-1]
     sizes, rest = x.shape[batch_dims : batch_dims + depth], x.shape[batch_dims + depth :]
@@ -71,7 +71,7 @@ def _scatter(
     mode: str = "add",
     validate_indices: bool = False,
 ) -> Tensor:
-    """Whole slices across ``axis``."""
+    """Scatter whole slices along ``axis``."""
     del validate_indices
     at = axis % data.dim()
     places = _places(indices, data.shape[at], version)
@@ -109,7 +109,7 @@ def _scatter_nd(
 
 
 def _combine(data: Tensor, places: Tensor, updates: Tensor, axis: int, mode: str) -> Tensor:
-    """Updates put, or worked, into a copy of the data; several at one place all count."""
+    """Write updates into a copy of the data, or combine them with it. All updates at one place count."""
     if mode == "update":
         return data.scatter(axis, places, updates)
     if mode in ("add", "sub"):
@@ -122,7 +122,7 @@ def _combine(data: Tensor, places: Tensor, updates: Tensor, axis: int, mode: str
 
 
 def _flat(indices: Tensor, sizes: torch.Size, version: SpecVersion) -> Tensor:
-    """Places in several axes, [..., axes], as places in those axes laid flat."""
+    """Convert coordinates in several axes, [..., axes], to positions in the flattened axes."""
     flat = torch.zeros(indices.shape[:-1], dtype=torch.int64)
     for axis, size in enumerate(sizes):
         flat = flat * size + _places(indices[..., axis], size, version)

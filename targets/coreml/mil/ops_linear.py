@@ -1,7 +1,8 @@
-"""Matrix products and attention. Sources: coremltools' ``defs/iOS15/linear.py`` and ``defs/iOS18/transformers.py``.
+"""Matrix products and attention.
 
-``scaled_dot_product_attention`` is one operation that a device may compute in fp16 throughout, so each step inside it
-is rounded like a result: scores of finite numbers that overflow, and rows of them that become NaN, are seen.
+Sources: coremltools' ``defs/iOS15/linear.py`` and ``defs/iOS18/transformers.py``. A device may compute
+``scaled_dot_product_attention`` in fp16 throughout, so each of its steps is rounded like a result. This shows scores
+that overflow, and rows of scores that become NaN.
 """
 
 # B batch axes  L queries  S keys  E head size
@@ -25,7 +26,7 @@ def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def _matmul(x: Tensor, y: Tensor, transpose_x: bool = False, transpose_y: bool = False) -> Tensor:
-    """A transposition concerns the last two axes, and a vector not at all."""
+    """A transposition swaps the last two axes, and leaves a vector unchanged."""
     left = x.mT if transpose_x and x.dim() > 1 else x
     right = y.mT if transpose_y and y.dim() > 1 else y
     return torch.matmul(left, right)
@@ -38,7 +39,7 @@ def _einsum(values: Tensors, equation: str) -> Tensor:
 def _attention(
     query: Tensor, key: Tensor, value: Tensor, rounding: Rounding, attn_mask: Tensor | None = None
 ) -> Tensor:
-    """softmax(query @ key.T / sqrt(E) + mask) @ value; a mask of bools says which keys take part."""
+    """softmax(query @ key.T / sqrt(E) + mask) @ value. A boolean mask is True for the keys that take part."""
     scores_BLS = rounding(torch.matmul(query, key.mT) / math.sqrt(query.shape[-1]))
     if attn_mask is not None and attn_mask.dtype == torch.bool:
         scores_BLS = scores_BLS.masked_fill(~attn_mask, -math.inf)

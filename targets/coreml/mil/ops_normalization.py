@@ -1,6 +1,6 @@
 """Normalizations. Source of the formulas: coremltools' ``defs/iOS15/normalization.py``."""
 
-# N batch  C channels  then spatial axes
+# N batch  C channels  then the spatial axes
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def _layer_norm(
 
 
 def _l2_norm(x: Tensor, epsilon: float = 1e-6) -> Tensor:
-    """Over the last three axes together."""
+    """Normalize over the last three axes together."""
     return x / (x.square().sum((-3, -2, -1), keepdim=True) + epsilon).sqrt()
 
 

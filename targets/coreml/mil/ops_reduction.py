@@ -1,7 +1,7 @@
-"""Operations over axes: sums, means, extremes and norms, sorting and cumulative sums.
+"""Reductions over axes (sums, means, extremes, norms), sorting and cumulative sums.
 
-Source of the meanings: coremltools' ``defs/iOS15/reduction.py`` and ``tensor_operation.py``. Where elements are equal,
-the order of their indices is not specified; here the lower index comes first.
+Source: coremltools' ``defs/iOS15/reduction.py`` and ``tensor_operation.py``. MIL does not specify the order of equal
+elements; here the lower index comes first.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def _log_sum_exp(x: Tensor, axes: list[int], keep: bool) -> Tensor:
 
 def _arg(find: Callable[..., Tensor]) -> Operator:
     def apply(x: Tensor, axis: int = -1, keep_dims: bool = False, output_dtype: str = "int32") -> Tensor:
-        del output_dtype  # what is stored is of the declared type, which says the same
+        del output_dtype  # the declared type of the result says the same
         return find(x, dim=axis, keepdim=keep_dims)
 
     return apply
@@ -66,7 +66,7 @@ def _topk(
     return_indices: bool = True,
     output_indices_dtype: str = "int32",
 ) -> Tensors:
-    """Sorted also where ``sort`` is False, which leaves the order open."""
+    """Also sorts if ``sort`` is False, which allows any order."""
     del sort, output_indices_dtype
     values, indices = torch.sort(x, dim=axis, descending=not ascending, stable=True)
     first = (values.narrow(axis, 0, k), indices.narrow(axis, 0, k))

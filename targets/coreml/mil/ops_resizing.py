@@ -1,7 +1,7 @@
-"""Images made larger or smaller along their last two axes.
+"""Resize images along their last two axes.
 
-Source: coremltools' ``defs/iOS15/image_resizing.py`` (which writes out where each output pixel is sampled) and its
-successors of iOS 16 and 17. Sampling is separable: one axis after the other.
+Source: coremltools' ``defs/iOS15/image_resizing.py``, which says where each output pixel is sampled, and its successors
+for iOS 16 and 17. Sampling is separable: one axis after the other.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def _resize_bilinear(
 def _resize(
     x: Tensor, shape: Ints, resized_dims: int, interpolation_mode: str = "LINEAR", sampling_mode: str = "DEFAULT"
 ) -> Tensor:
-    """The last ``resized_dims`` numbers of the shape; 0 leaves an axis as it is."""
+    """``shape`` ends with the sizes of the last ``resized_dims`` axes; 0 leaves an axis unchanged."""
     wanted = shape[len(shape) - resized_dims :]
     sizes = {axis - resized_dims: size or x.shape[axis - resized_dims] for axis, size in enumerate(wanted)}
     if interpolation_mode == "NEAREST_NEIGHBOR":
@@ -76,7 +76,7 @@ def _linear(x: Tensor, sizes: Mapping[int, int], mode: str) -> Tensor:
 
 
 def _grid(before: int, after: int, mode: str) -> Tensor:
-    """Where each of the output's places lies in the input."""
+    """The position in the input of each element of the output."""
     step = torch.arange(after, dtype=torch.float64)
     if mode == "ALIGN_CORNERS" and after == 1:
         return torch.tensor([(before - 1) / 2], dtype=torch.float64)

@@ -1,7 +1,7 @@
-"""Operations that move values without changing them: shapes, orders, joining and splitting.
+"""Operations that move values without changing them: reshaping, reordering, joining and splitting.
 
-Source of the meanings: coremltools' ``defs/iOS15/tensor_transformation.py`` and ``tensor_operation.py``, and their
-successors of iOS 16 and 17.
+Source: coremltools' ``defs/iOS15/tensor_transformation.py`` and ``tensor_operation.py``, and their successors for iOS
+16 and 17.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def _transpose(x: Tensor, perm: Ints) -> Tensor:
 
 
 def _reshape(x: Tensor, shape: Ints) -> Tensor:
-    """-1 takes what is left; 0 takes the size of x at the same place, counted from the right (iOS 17)."""
+    """-1 takes the remaining elements; 0 takes the size of x at the same position, counted from the right (iOS 17)."""
     from_right = [*[1] * len(shape), *x.shape][-len(shape) :] if shape else []
     return x.reshape([own if size == 0 else size for size, own in zip(shape, from_right, strict=True)])
 
@@ -45,7 +45,7 @@ def _expand_dims(x: Tensor, axes: Ints) -> Tensor:
 
 
 def _squeeze(x: Tensor, axes: Ints | None = None) -> Tensor:
-    """Axes of another size than 1 stay, as in torch."""
+    """Axes whose size is not 1 stay, as in torch."""
     return x.squeeze() if axes is None else x.squeeze(tuple(axes))
 
 
@@ -55,7 +55,7 @@ def _flatten2d(x: Tensor, axis: int = 1) -> Tensor:
 
 
 def _concat(values: Tensors, axis: int, interleave: bool = False) -> Tensor:
-    """Scalars stand for vectors of one element: converted programs build shapes of them."""
+    """A scalar counts as a vector of one element: converted programs build shapes from scalars."""
     if not interleave:
         return torch.cat([value.reshape(1) if value.dim() == 0 else value for value in values], axis)
     at = axis % values[0].dim()
@@ -80,7 +80,7 @@ def _tile(x: Tensor, reps: Ints) -> Tensor:
 
 
 def _pad(x: Tensor, pad: Ints, mode: str = "constant", constant_val: Tensor | None = None) -> Tensor:
-    """``pad`` has two numbers for each of the last axes, the outermost of them first."""
+    """``pad`` has two numbers for each of the last axes, outermost axis first."""
     pairs = [(0, 0)] * (x.dim() - len(pad) // 2) + list(zip(pad[0::2], pad[1::2], strict=True))
     if mode == "constant":
         value = 0 if constant_val is None else constant_val.item()
@@ -91,7 +91,7 @@ def _pad(x: Tensor, pad: Ints, mode: str = "constant", constant_val: Tensor | No
 
 
 def _mirror(size: int, before: int, after: int, mode: str) -> Tensor:
-    """Which element stands at each place of an axis that was extended beyond its ends."""
+    """The index of the element at each position of an axis that is extended beyond its ends."""
     places = torch.arange(-before, size + after)
     if mode == "replicate":
         return places.clamp(0, size - 1)
@@ -107,7 +107,7 @@ def _reverse(x: Tensor, axes: Ints | None = None) -> Tensor:
 
 
 def _reverse_sequence(x: Tensor, lengths: Tensor, seq_axis: int = 0, batch_axis: int = 0) -> Tensor:
-    """Each batch's first so many elements in reverse, the rest as they are."""
+    """Reverse the first ``lengths`` elements of each batch and keep the rest."""
     size, rank = x.shape[seq_axis], x.dim()
     counts = lengths.long().reshape([-1 if axis == batch_axis % rank else 1 for axis in range(rank)])
     places = torch.arange(size).reshape([-1 if axis == seq_axis % rank else 1 for axis in range(rank)])
@@ -128,7 +128,7 @@ def _pixel_unshuffle(x: Tensor, downscale_factor: int) -> Tensor:
 
 
 def _depth_to_space(x: Tensor, block_size: int) -> Tensor:
-    """Unlike ``pixel_shuffle``, the blocks' places are the outer part of the channels (TensorFlow's order)."""
+    """Unlike ``pixel_shuffle``, the position in a block is the outer part of the channels (TensorFlow's order)."""
     n, c, h, w = x.shape
     blocks = x.reshape(n, block_size, block_size, c // block_size**2, h, w)
     return blocks.permute(0, 3, 4, 1, 5, 2).reshape(n, c // block_size**2, h * block_size, w * block_size)

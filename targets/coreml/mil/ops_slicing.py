@@ -1,5 +1,8 @@
-"""Slices: taking them, and writing into them. Source: coremltools' ``defs/iOS15/tensor_transformation.py`` (numpy's
-rules, with masks) and ``defs/iOS18/tensor_transformation.py`` (``slice_update``)."""
+"""Take slices, and write into them.
+
+Source: coremltools' ``defs/iOS15/tensor_transformation.py`` (numpy's rules, with masks) and
+``defs/iOS18/tensor_transformation.py`` (``slice_update``).
+"""
 
 from __future__ import annotations
 
@@ -29,7 +32,7 @@ def _slice_by_index(
 
 
 def _slice_by_size(x: Tensor, begin: Ints, size: Ints) -> Tensor:
-    """A size of -1 is all that is left."""
+    """A size of -1 takes all that remains."""
     for axis, (first, count) in enumerate(zip(begin, size, strict=True)):
         start = first % x.shape[axis] if first < 0 else first
         x = x.narrow(axis, start, x.shape[axis] - start if count == -1 else count)
@@ -46,7 +49,7 @@ def write_slice(
     end_mask: Ints | None = None,
     squeeze_mask: Ints | None = None,
 ) -> Tensor:
-    """``slice_update`` in place. An update of another shape than its slice is refused, never broadcast or cut off."""
+    """``slice_update`` in place. An update whose shape differs from its slice is refused, never broadcast."""
     squeezed = _flags(squeeze_mask, x.dim())
     ranges = _ranges(x, begin, end, stride, begin_mask, end_mask, squeezed)
     shape = [len(places) for places, gone in zip(ranges, squeezed, strict=True) if not gone]
@@ -82,7 +85,7 @@ def _ranges(
     end_mask: Ints | None,
     squeezed: list[bool],
 ) -> list[range]:
-    """The elements of each axis that a slice has, as numpy counts them; of squeezed axes the one at ``begin``."""
+    """The indices that a slice has along each axis, by numpy's rules. A squeezed axis has the one at ``begin``."""
     from_start, to_end = _flags(begin_mask, x.dim()), _flags(end_mask, x.dim())
     steps = stride or (1,) * x.dim()
     ranges = []
@@ -99,7 +102,7 @@ def _ranges(
 
 
 def _take(x: Tensor, axis: int, places: range) -> Tensor:
-    """A view where steps are positive, which torch demands of views."""
+    """A view if the step is 1; else a copy."""
     if len(places) == x.shape[axis] and places.step == 1:
         return x
     if places.step == 1:

@@ -1,15 +1,15 @@
-"""A saved .mlpackage, opened on any machine and run without Core ML.
+"""Open a saved .mlpackage on any machine and run it without Core ML.
 
-``open_package`` reads the program and looks at every constant's record in weight.bin, without reading a weight.
-``run`` then computes the outputs, operation by operation in torch on the CPU, in one of two modes (``arithmetic.py``):
+``open_package`` reads the program and checks the record of every constant in weight.bin, without reading a weight.
+``run`` then computes the outputs operation by operation in torch on the CPU, in one of two modes (``arithmetic.py``):
 
     package = open_package("model.mlpackage")
     state = package.new_state()
     outputs = package.run({"inputIds": np.array([[1, 2, 3]], np.int32)}, state=state, mode="fp16")
 
-What this shows is what the *package* says: its graph, its weights, its states, and, in the mode fp16, whether numbers
-stay finite where every result is rounded. What it does not show is what a kernel of the Neural Engine, a GPU or
-Apple's CPU code makes of it: those fuse operations, sum in other orders, approximate functions, and have bugs.
+This shows what the *package* computes: its graph, its weights, its states, and, in fp16 mode, whether numbers stay
+finite when every result is rounded. It does not show what a kernel of the Neural Engine, of a GPU or of Apple's CPU
+code computes: those fuse operations, sum in other orders, approximate functions, and have bugs.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ SYSTEMS = {6: "iOS 15", 7: "iOS 16", 8: "iOS 17", 9: "iOS 18", 10: "iOS 26"}
 
 
 class Outputs(dict[str, NDArray[Any]]):
-    """Outputs by name; ``overflow`` is the first operation that left the finite numbers (looked for in fp16 only)."""
+    """Outputs by name; ``overflow`` is the first operation whose result was not finite (checked in fp16 mode only)."""
 
     overflow: Overflow | None = None
 
 
 class State:
-    """What a package's states hold between calls; made by ``Package.new_state``, written by ``Package.run``."""
+    """The values of a package's states between calls. ``Package.new_state`` makes one, ``Package.run`` writes it."""
 
     def __init__(self, values: dict[str, Tensor]) -> None:
         self.values = values
@@ -60,12 +60,12 @@ class State:
         return self.values[name].numpy().copy()
 
     def copy(self) -> State:
-        """An independent state with the same values: for going on in two ways from one prompt."""
+        """An independent state with the same values, for continuing one prompt in two ways."""
         return State({name: value.clone() for name, value in self.values.items()})
 
 
 class Package:
-    """One function of an opened package. ``open_package`` makes it."""
+    """One function of an opened package; use ``open_package`` to get one."""
 
     def __init__(self, path: Path, spec: Any, function: Function, description: Any, *, keep_weights: bool) -> None:
         self.path = path
@@ -83,21 +83,21 @@ class Package:
 
     @property
     def ops(self) -> Counter[str]:
-        """How many operations of each kind there are, constants among them."""
+        """The number of operations of each kind, constants included."""
         return Counter(operation.kind for operation in self._operations)
 
     @property
     def unknown_ops(self) -> tuple[str, ...]:
-        """The kinds of operation that the executor does not know."""
+        """The kinds of operation that this executor does not know."""
         return tuple(sorted(self.ops.keys() - known()))
 
     def constant(self, name: str, *, mode: str = "exact") -> NDArray[Any] | str:
-        """A constant as operations get it: a compressed one decoded, fp16 in fp32. KeyError for another name."""
+        """Get a constant as operations see it: decoded, fp16 as fp32. Raises KeyError for an unknown name."""
         value = self._constants.get(name, arithmetic(mode))
         return value.numpy().copy() if isinstance(value, Tensor) else str(value)
 
     def new_state(self) -> State:
-        """All states as a device begins with them: zeros."""
+        """Make the initial states, all zeros as on a device."""
         held = {n: self._elements[n].torch_type for n in self.states}
         return State({n: torch.zeros(f.shape, dtype=held[n]) for n, f in self.states.items()})
 
@@ -109,12 +109,13 @@ class Package:
         mode: str = "exact",
         watch: Watch | None = None,
     ) -> Outputs:
-        """The outputs for some inputs; floats in fp32 where the mode is "exact", else in their declared type.
+        """Compute the outputs. Floats are fp32 in the mode "exact", else of their declared type.
 
-        ``state`` is written to; without one, states begin with zeros and are forgotten. ``watch`` is called with the
-        kind, the name and the value of every result, which is good until it returns. Raises UnsupportedModelError
-        where the program has operations that are not known, before any of them is run; CheckpointError where inputs do
-        not fit, or where an operation cannot be run on what reaches it.
+        ``state`` is written to; without one, the states begin with zeros and are discarded. ``watch`` is called with
+        the kind, the name and the value of every result; the value is valid only during the call.
+
+        Raises UnsupportedModelError, before anything runs, if the program has unknown operations, and CheckpointError
+        if the inputs do not fit or an operation cannot run on its inputs.
         """
         if self.unknown_ops:
             raise UnsupportedModelError(
@@ -144,7 +145,7 @@ class Package:
         return plan_of(self._function.body)
 
     def _array(self, name: str, value: Tensor, mode: str) -> NDArray[Any]:
-        """A copy, which shares memory with no state or constant."""
+        """Copy a value, so that it shares memory with no state or constant."""
         element = self._elements.get(name)
         exact_float = element is None or (mode == "exact" and element.is_float)
         return np.array(value.numpy(), None if exact_float else element.numpy_type)  # type: ignore[union-attr]
@@ -162,9 +163,9 @@ class Package:
 def open_package(path: str | Path, *, function_name: str | None = None, keep_weights: bool = False) -> Package:
     """Open a .mlpackage folder for running.
 
-    ``function_name`` is needed where the package has several. ``keep_weights`` keeps every constant in memory, in
-    fp32, once it was decoded; without it only one that is in use is. Raises CheckpointError where something of the
-    package is missing, damaged or newer than known, MissingExtraError without coremltools.
+    ``function_name`` is required if the package has several functions. ``keep_weights`` keeps every decoded constant in
+    memory in fp32; without it, only the constant in use is. Raises CheckpointError if a part of the package is missing,
+    damaged or newer than this executor knows, and MissingExtraError without coremltools.
     """
     path = Path(path)
     model_file = _model_file(path)
@@ -190,7 +191,7 @@ def run(
     mode: str = "exact",
     watch: Watch | None = None,
 ) -> Outputs:
-    """``Package.run``, on a package that is opened for it where it is not yet."""
+    """Run a package; a path is opened first. See ``Package.run``."""
     opened = package if isinstance(package, Package) else open_package(package)
     return opened.run(inputs, state=state, mode=mode, watch=watch)
 
@@ -235,7 +236,7 @@ def _function_name(path: Path, names: list[str], wanted: str | None) -> str:
 
 
 def _description(spec: Any, name: str) -> Any:
-    """Inputs, outputs and states: of the function where there are several, else of the model."""
+    """Descriptions of inputs, outputs and states: the function's if there are several functions, else the model's."""
     return next((each for each in spec.description.functions if each.name == name), spec.description)
 
 

@@ -1,4 +1,4 @@
-"""How much an input is extended before convolution and pooling. Source: coremltools' ``defs/_utils.py``.
+"""Padding of inputs before convolution and pooling. Source: coremltools' ``defs/_utils.py``.
 
 Paddings are pairs (before, after), one for each spatial axis.
 """
@@ -24,7 +24,7 @@ def reach(kernel: Sequence[int], dilations: Sequence[int]) -> list[int]:
 
 
 def paddings(pad_type: str, sizes: Sequence[int], spans: Sequence[int], strides: Ints, pad: Ints | None) -> Pads:
-    """``same`` gives as many outputs as strides fit; where its padding is odd, more of it stands behind."""
+    """Padding of each axis. ``same`` gives ceil(size / stride) outputs and puts an odd element at the end."""
     kind = pad_type.lower()
     if kind == "valid" or (kind == "custom" and pad is None):
         return [(0, 0)] * len(sizes)
@@ -41,6 +41,6 @@ def paddings(pad_type: str, sizes: Sequence[int], spans: Sequence[int], strides:
 
 
 def extend(x: Tensor, pads: Pads, *, value: float = 0.0) -> Tensor:
-    """x with its last axes extended."""
+    """Pad the last axes of x."""
     flat = [size for pair in reversed(pads) for size in pair]
     return functional.pad(x, flat, value=value) if any(flat) else x

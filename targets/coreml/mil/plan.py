@@ -1,8 +1,8 @@
-"""A block of operations with what running it needs to know beforehand: which values are done with, and when.
+"""Plan how to run a block: when each value can be dropped, and which states can be written in place.
 
-Values are dropped after their last use, so that memory holds what is alive. And a slice that is written into a state
-(read, update, write back: how every layer stores its keys and values) is found, because it can be written in place:
-copying a whole cache for every layer would take longer than computing the layer.
+A value is dropped after its last use, so memory holds only live values. Every layer stores its keys and values by
+reading a state, updating a slice and writing the state back. The plan finds these slices, so that they can be written
+in place: copying the whole cache in every layer would take longer than computing the layer.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ __all__ = ["Plan", "Step", "plan_of"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """One operation; ``drops`` are the names that nothing needs after it, ``in_place`` the state that it may write."""
+    """One operation; ``drops`` are names not needed after it, ``in_place`` is the state that it may overwrite."""
 
     operation: Operation
     drops: tuple[str, ...]
@@ -37,7 +37,7 @@ class Plan:
 
 
 def plan_of(block: Block) -> Plan:
-    """Read a block's operations once."""
+    """Make the plan of a block."""
     operations = [operation for operation in block.operations if operation.kind not in CONSTANTS]
     uses = _uses(operations)
     drops = _drops(block, operations, uses)
@@ -54,7 +54,7 @@ def plan_of(block: Block) -> Plan:
 
 
 def _uses(operations: Sequence[Operation]) -> dict[str, list[int]]:
-    """At which places each name is used, states among them."""
+    """The positions at which each name, states included, is used."""
     uses: dict[str, list[int]] = defaultdict(list)
     for place, operation in enumerate(operations):
         for name in set(_names(operation)):
@@ -63,7 +63,7 @@ def _uses(operations: Sequence[Operation]) -> dict[str, list[int]]:
 
 
 def _names(operation: Operation) -> Iterator[str]:
-    """All names that an operation and the blocks within it need."""
+    """All names that an operation and its inner blocks need."""
     for bindings in operation.inputs.values():
         yield from (binding for binding in bindings if isinstance(binding, str))
     for block in operation.blocks:
@@ -73,7 +73,7 @@ def _names(operation: Operation) -> Iterator[str]:
 
 
 def _drops(block: Block, operations: Sequence[Operation], uses: dict[str, list[int]]) -> dict[int, list[str]]:
-    """After which place each value of this block goes: its last use, or where it was made if there is none."""
+    """The position after which each value of this block is dropped: its last use, or its creation if it has none."""
     made = {variable.name: -1 for variable in block.inputs}
     made |= {v.name: place for place, operation in enumerate(operations) for v in operation.outputs}
     drops: dict[int, list[str]] = defaultdict(list)
@@ -86,7 +86,7 @@ def _drops(block: Block, operations: Sequence[Operation], uses: dict[str, list[i
 def _state_written(
     place: int, operations: Sequence[Operation], uses: dict[str, list[int]], outputs: tuple[str, ...]
 ) -> str | None:
-    """The state that a ``slice_update`` may write: it read it, writes it back, and nobody sees it in between."""
+    """The state that a ``slice_update`` may overwrite: it reads it, writes it back, and nothing uses it in between."""
     update = operations[place]
     if update.kind != "slice_update":
         return None

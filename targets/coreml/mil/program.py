@@ -1,8 +1,8 @@
-"""A function of an ML program as plain records: what protobuf says, without protobuf.
+"""A function of an ML program as plain records, without protobuf.
 
 An operation's inputs are names of earlier results, or literal values. Constants are literals too: a ``const`` is an
-operation with one literal, and so is the data of every ``constexpr``; the older ones (iOS 16, 17) keep it in
-attributes, the newer in inputs, here there is no difference. Large literals stay in weight.bin until they are used.
+operation with one literal, and so is the data of every ``constexpr``. Older constexprs (iOS 16 and 17) keep their data
+in attributes and newer ones in inputs; here both are inputs. Large literals stay in weight.bin until they are used.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ MODEL_FOLDER = "@model_path/"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TensorType:
-    """Element type and shape; None is a size that is known when the program runs."""
+    """Element type and shape; None is a size that is known only when the program runs."""
 
     element: ElementType
     shape: tuple[int | None, ...]
@@ -43,7 +43,7 @@ class Variable:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Literal:
-    """A value in the program itself (``value``: array, string or tuple of literals' values) or in weight.bin."""
+    """A value stored in the program (``value``: array, string or tuple of values) or in weight.bin (``blob``)."""
 
     value: NDArray[np.generic] | str | tuple[Any, ...] | None = None
     blob: Blob | None = None
@@ -54,7 +54,7 @@ Binding = str | Literal
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Operation:
-    """One operation; ``inputs`` has every parameter's bindings: one, or several where it takes a tuple."""
+    """One operation; ``inputs`` maps each parameter to its bindings: one, or several if it takes a tuple."""
 
     kind: str
     inputs: Mapping[str, tuple[Binding, ...]]
@@ -63,14 +63,14 @@ class Operation:
 
     @property
     def name(self) -> str:
-        """What to call it in messages: its first result, or the state that it writes."""
+        """The operation's name in messages: its first result, or the state that it writes."""
         named = [binding for bindings in self.inputs.values() for binding in bindings if isinstance(binding, str)]
         return self.outputs[0].name if self.outputs else " ".join(named)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Block:
-    """Operations in order, with what goes in (of a loop's block) and the names of what comes out."""
+    """Operations in order, with the block's inputs (of a loop) and the names of its outputs."""
 
     inputs: tuple[Variable, ...]
     operations: tuple[Operation, ...]
@@ -79,14 +79,14 @@ class Block:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Function:
-    """Inputs (states among them) and body."""
+    """Inputs, states included, and body."""
 
     inputs: tuple[Variable, ...]
     body: Block
 
 
 def read_function(proto: Any, *, folder: Path) -> Function:
-    """A ``MIL.proto`` Function as records; ``folder`` is where the program's file lies."""
+    """Convert a ``MIL.proto`` Function to records; ``folder`` holds the program's file."""
     if proto.opset not in proto.block_specializations:
         raise CheckpointError(f"{folder}: the program has no operations for its own operator set {proto.opset}")
     return Function(
@@ -96,7 +96,7 @@ def read_function(proto: Any, *, folder: Path) -> Function:
 
 
 def all_operations(block: Block) -> Iterator[Operation]:
-    """The operations of a block and of the blocks within them."""
+    """The operations of a block and of its inner blocks."""
     for operation in block.operations:
         yield operation
         for inner in operation.blocks:
@@ -136,7 +136,7 @@ def _variable(proto: Any) -> Variable:
 
 
 def _tensor_type(proto: Any) -> TensorType:
-    """A tensor's type; of lists, which only control flow over lists uses, the type of an element."""
+    """A tensor's type. For a list, which only control flow over lists uses, the type of an element."""
     if proto.WhichOneof("type") == "listType":
         return _tensor_type(proto.listType.type)
     tensor = proto.tensorType
@@ -165,7 +165,7 @@ def _blob(proto: Any, folder: Path) -> Blob:
 
 
 def _immediate(tensor: Any, element: ElementType, shape: tuple[int, ...]) -> NDArray[np.generic] | str:
-    """A value in the program: floats, integers and so on one by one, or as bytes (fp16 and small integers)."""
+    """A value in the program, stored as a list of numbers or as bytes (fp16 and small integers)."""
     field = tensor.WhichOneof("value")
     if field == "strings":
         strings = tensor.strings.values

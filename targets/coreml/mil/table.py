@@ -1,4 +1,4 @@
-"""The operations that the executor knows, by MIL's names."""
+"""The table of operations that the executor knows, by MIL name."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ MODULES: tuple[ModuleType, ...] = (
 CONSTANTS = frozenset({"const", *CONSTEXPR})
 STATES = frozenset({"coreml_update_state", "read_state", "write_state"})
 CONTROL = frozenset({"cond", "while_loop"})
-# Results hold nothing but elements of the inputs: they need no rounding, and cannot overflow.
+# Their results hold only elements of the inputs: they need no rounding and cannot overflow.
 MOVES = frozenset({*ops_shape.OPS, *ops_slicing.OPS, "gather", "gather_along_axis", "gather_nd", "identity", "select"})
 
 
 @functools.cache
 def calls() -> Mapping[str, Call]:
-    """Every operation that is a function of its inputs."""
+    """Every operation that is a function of its inputs, by name."""
     return {kind: call_of(function) for module in MODULES for kind, function in module.OPS.items()}
 
 

@@ -48,7 +48,7 @@ def test_a_template_that_always_thinks() -> None:
 
 def test_a_template_that_never_thinks() -> None:
     assert open_dialogue(with_template(NEVER), ASKED).thinks is False
-    with pytest.raises(ExportError, match="does not think; leave --think away"):
+    with pytest.raises(ExportError, match="does not think; leave `think` out"):
         open_dialogue(with_template(NEVER), ASKED, think=True)
 
 
@@ -59,7 +59,7 @@ def test_templates_that_fail(template: str) -> None:
 
 
 def test_no_template() -> None:
-    with pytest.raises(ExportError, match=r"no chat template; .*--model.*--raw"):
+    with pytest.raises(ExportError, match=r"no chat template; .*`model`.*`raw`"):
         open_dialogue(with_template(None), ASKED)
 
 
@@ -93,7 +93,7 @@ def test_sampling_of_plain_text() -> None:
 
 def test_artifacts_speak_for_themselves_and_borrow_what_they_lack(tmp_path: Path) -> None:
     model = load("demo")
-    with pytest.raises(ExportError, match=r"no tokenizer\.json; name the checkpoint .* --model"):
+    with pytest.raises(ExportError, match=r"no tokenizer\.json; name the checkpoint .* `model`"):
         artifact_speech(tmp_path, None)
     assert artifact_speech(tmp_path, model).origin == str(model.folder)
     shutil.copyfile(DEMO / "tokenizer.json", tmp_path / "tokenizer.json")

@@ -134,7 +134,7 @@ def test_an_onnx_graph_whose_caches_have_names_for_sizes(
         replies(open_artifact(folder))
     assert replies(open_artifact(folder, model)) == expected
     shutil.copyfile(DEMO / "config.json", folder / "config.json")
-    with pytest.raises(CheckpointError, match="how large its caches are; name the checkpoint with --model"):
+    with pytest.raises(CheckpointError, match="how large its caches are; name the checkpoint with `model`"):
         replies(open_artifact(folder))
 
 

@@ -185,18 +185,18 @@ def test_what_cannot_be_exported_is_refused(model_folder: Callable[[str], Path],
     out, tied = tmp_path / "out", load(model_folder("tied"))
     with pytest.raises(UnsupportedModelError, match="a mixture of experts cannot be exported to Core ML"):
         prepare(load(model_folder("moe")), find_recipe("int4"), out=out)
-    with pytest.raises(QuantizationError, match="in_features 72 is not a multiple of --block-size 32; use --channelw"):
+    with pytest.raises(QuantizationError, match="in_features 72 is not a multiple of `group_size` 32; use `channelw"):
         prepare(load(model_folder("rows_of_72")), find_recipe("int4"), out=out)
     for options, told in [
-        ({"block_size": 48}, "--block-size 48: there is 16, 32, 64, 128, 256"),
+        ({"block_size": 48}, "`group_size` 48: use one of 16, 32, 64, 128, 256"),
         ({"context_length": 4096}, "must be from 3 to the model's 2048"),
         ({"context_length": 2}, "must be from 3"),
-        ({"split_lm_head": 1001}, "--split-lm-head 1001: must be a multiple of 8"),
+        ({"split_lm_head": 1001}, "`split_lm_head` 1001: must be a multiple of 8"),
         ({"target": "iOS17"}, "there is iOS18, macOS15"),
     ]:
         with pytest.raises(QuantizationError, match=told):
             prepare(tied, find_recipe("int4"), out=out, **options)  # type: ignore[arg-type]
-    with pytest.raises(QuantizationError, match="no Core ML recipe; there is fp32, fp16"):
+    with pytest.raises(QuantizationError, match="not a Core ML recipe; use one of fp32, fp16"):
         find_recipe("q4_k_m")
     assert find_recipe("Palette4") is RECIPES["palette4"]
     assert not out.exists()

@@ -322,13 +322,13 @@ def test_what_cannot_be_exported_is_refused(model_folder: Callable[[str], Path],
             prepare(load(model_folder(variant)), find_recipe(recipe), out=out)
     for options, told in [
         ({"group_size": 48}, "XNNPACK's int4 has 32, 64, 128, 256"),
-        ({"embedding_bits": 5}, "there is 4, 8, 32"),
+        ({"embedding_bits": 5}, "use one of 4, 8, 32"),
         ({"max_seq_len": 1}, "must be from 2"),
         ({"max_context_len": 1 << 20}, "the model has positions up to 2048"),
     ]:
         with pytest.raises(QuantizationError, match=told):
             prepare(tied, find_recipe("8da4w"), out=out, **options)  # type: ignore[arg-type]
-    with pytest.raises(QuantizationError, match="no ExecuTorch recipe"):
+    with pytest.raises(QuantizationError, match="not an ExecuTorch recipe"):
         find_recipe("int4")
     assert not out.exists()
 

@@ -330,7 +330,7 @@ def test_one_layer_wins_over_the_role_and_touches_nothing_else(base: str) -> Non
     [
         (lambda: parse_overrides(["attn_v"]), "attn_v: write it as attn_v=q6_k"),
         (lambda: parse_overrides(["attn_v=q4_k_m"]), "no format 'q4_k_m'; use one of F32, "),
-        (lambda: parse_overrides([], output_type="q9"), "--output-type: no format 'q9'"),
+        (lambda: parse_overrides([], output_type="q9"), "`output_type`: no format 'q9'"),
         (lambda: parse_overrides(["attn_v=q6_k", "attn_v=q8_0"]), "attn_v is given Q6_K and Q8_0; give one"),
         (lambda: parse_overrides(["attn_vv=q6_k"]), "no tensor attn_vv; use one of attn_k, attn_output"),
         (lambda: parse_overrides(["blk.4.attn_v=q6_k"]), r"no tensor blk\.4\.attn_v"),
@@ -338,16 +338,16 @@ def test_one_layer_wins_over_the_role_and_touches_nothing_else(base: str) -> Non
         (lambda: parse_overrides(["attn_norm=f16"]), r"blk\.0\.attn_norm\.weight: it is always stored as F32"),
         (
             lambda: parse_overrides(["ffn_down=q4_k"]),
-            r"blk\.0\.ffn_down\.weight: rows of 288 are not a multiple of Q4_K's blocks of 256, so --tensor-type "
+            r"blk\.0\.ffn_down\.weight: rows of 288 are not a multiple of Q4_K's blocks of 256, so `tensor_type` "
             r"ffn_down cannot be met; use F32, F16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, IQ4_NL, BF16",
         ),
         (
             lambda: parse_overrides([], output_type="q8_0", embedding_type="q6_k"),
-            r"token_embd\.weight: --embedding-type asks for Q6_K and --output-type for Q8_0; give one of them",
+            r"token_embd\.weight: `embedding_type` asks for Q6_K and `output_type` for Q8_0; give one of them",
         ),
         (
             lambda: parse_overrides(["token_embd=q5_k"], output_type="q8_0"),
-            r"token_embd\.weight: --tensor-type token_embd asks for Q5_K and --output-type for Q8_0",
+            r"token_embd\.weight: `tensor_type` token_embd asks for Q5_K and `output_type` for Q8_0",
         ),
     ],
 )  # fmt: skip
