@@ -22,6 +22,7 @@ from torch import Tensor
 
 from qwen3_export.errors import OutputError
 from qwen3_export.files.atomic import partial_file
+from qwen3_export.files.recognise import is_work_file
 
 __all__ = ["HiddenFile", "HiddenWriter", "num_hidden_bytes", "write_hidden"]
 
@@ -78,7 +79,8 @@ class HiddenWriter:
 @contextmanager
 def write_hidden(path: Path, num_tokens: int, hidden_size: int) -> Iterator[HiddenWriter]:
     """A file to append windows to in order; it appears when it is whole.  Raises OutputError on a full disk."""
-    with partial_file(path, num_bytes=num_hidden_bytes(num_tokens, hidden_size)) as descriptor:
+    size = num_hidden_bytes(num_tokens, hidden_size)
+    with partial_file(path, num_bytes=size, overwrite=True, is_ours=is_work_file) as descriptor:
         yield HiddenWriter(descriptor)
 
 

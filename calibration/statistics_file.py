@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from types import MappingProxyType
@@ -25,12 +25,11 @@ from qwen3_export.calibration.layer_statistics import LayerStatistics
 from qwen3_export.calibration.statistics import Origin, Statistics
 from qwen3_export.errors import CheckpointError
 from qwen3_export.files.atomic import partial_file
+from qwen3_export.files.recognise import STATISTICS_FORMAT, is_statistics, is_work_file
 from qwen3_export.graph import Kind, Role
 from qwen3_export.reference.probe import Place, Site
 
 __all__ = ["read_layer_statistics", "read_statistics", "write_layer_statistics", "write_statistics"]
-
-FORMAT = "qwen3-export statistics 1"
 
 # Field of ColumnStatistics by its name in the file, with the type that is stored.
 FIELDS: Mapping[str, tuple[str, str]] = {
@@ -43,10 +42,14 @@ FIELDS: Mapping[str, tuple[str, str]] = {
 DTYPES: Mapping[str, str] = {"F32": "<f4", "I64": "<i8"}
 
 
-def write_statistics(path: Path, statistics: Statistics) -> None:
-    """Write a file that appears when it is whole; its bytes depend on the statistics alone."""
+def write_statistics(path: Path, statistics: Statistics, *, overwrite: bool = False) -> None:
+    """Write a file that appears when it is whole; its bytes depend on the statistics alone.
+
+    With ``overwrite`` it replaces earlier statistics, and no other file. Raises OutputError.
+    """
     part = LayerStatistics(inputs=statistics.inputs, states=statistics.states)
-    _write(path, part, {"format": FORMAT, "origin": json.dumps(asdict(statistics.origin))})
+    metadata = {"format": STATISTICS_FORMAT, "origin": json.dumps(asdict(statistics.origin))}
+    _write(path, part, metadata, overwrite=overwrite, is_ours=is_statistics)
 
 
 def read_statistics(path: Path) -> Statistics:
@@ -60,14 +63,21 @@ def read_statistics(path: Path) -> Statistics:
 
 
 def write_layer_statistics(path: Path, part: LayerStatistics) -> None:
-    _write(path, part, {"format": FORMAT})
+    _write(path, part, {"format": STATISTICS_FORMAT}, overwrite=True, is_ours=is_work_file)
 
 
 def read_layer_statistics(path: Path) -> LayerStatistics:
     return _read(path)[0]
 
 
-def _write(path: Path, part: LayerStatistics, metadata: Mapping[str, str]) -> None:
+def _write(
+    path: Path,
+    part: LayerStatistics,
+    metadata: Mapping[str, str],
+    *,
+    overwrite: bool,
+    is_ours: Callable[[Path], bool],
+) -> None:
     names = [name for name, _ in _entries(part)]
     header: dict[str, Any] = {"__metadata__": {**metadata, "entries": json.dumps(names)}}
     offset = 0
@@ -77,7 +87,8 @@ def _write(path: Path, part: LayerStatistics, metadata: Mapping[str, str]) -> No
     encoded = json.dumps(header, separators=(",", ":")).encode()
     encoded += b" " * (-len(encoded) % 8)
     size = 8 + len(encoded) + offset
-    with partial_file(path, num_bytes=size) as descriptor, os.fdopen(descriptor, "wb", closefd=False) as file:
+    opened = partial_file(path, num_bytes=size, overwrite=overwrite, is_ours=is_ours)
+    with opened as descriptor, os.fdopen(descriptor, "wb", closefd=False) as file:
         file.write(len(encoded).to_bytes(8, "little") + encoded)
         for _, _, array in _arrays(part):
             file.write(array.tobytes())
@@ -99,7 +110,7 @@ def _read(path: Path) -> tuple[LayerStatistics, Mapping[str, str]]:
     try:
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
-            if metadata.get("format") != FORMAT:
+            if metadata.get("format") != STATISTICS_FORMAT:
                 raise CheckpointError(f"{path}: holds no calibration statistics; make them with calibrate")
             names = json.loads(metadata["entries"])
             found = {name: _columns(file, name) for name in names}

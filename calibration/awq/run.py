@@ -25,6 +25,7 @@ from qwen3_export.calibration.awq.search import ALPHAS, search_layer
 from qwen3_export.calibration.digests import run_key
 from qwen3_export.errors import OutputError, QuantizationError
 from qwen3_export.files.atomic import partial_file
+from qwen3_export.files.recognise import is_work_file
 from qwen3_export.graph import Graph, Kind, Role, Weight
 from qwen3_export.quantizers.ggml import GGML_FORMATS
 from qwen3_export.quantizers.gptq.slab import NumberFormat
@@ -193,7 +194,8 @@ def _open_folder(
 def _save(path: Path, result: _Layer) -> None:
     arrays = {_scale_key(place): scale for place, scale in result.scales.items()}
     arrays |= {f"importance {name}": vector for name, vector in result.importance.items()}
-    with partial_file(path) as descriptor, os.fdopen(descriptor, "wb", closefd=False) as file:
+    opened = partial_file(path, overwrite=True, is_ours=is_work_file)
+    with opened as descriptor, os.fdopen(descriptor, "wb", closefd=False) as file:
         np.savez(file, **arrays)  # type: ignore[arg-type]
 
 

@@ -26,6 +26,7 @@ from qwen3_export.calibration.digests import run_key
 from qwen3_export.calibration.gptq.report import WeightReport
 from qwen3_export.errors import OutputError
 from qwen3_export.files.atomic import partial_file, write_all, write_text
+from qwen3_export.files.recognise import is_work_file
 from qwen3_export.graph import Graph, Weight
 from qwen3_export.quantizers.ggml import GgmlFormat
 from qwen3_export.quantizers.gptq.slab import NumberFormat
@@ -64,11 +65,12 @@ class GptqFolder:
         """Keep a result; returns the weight that reads it."""
         if isinstance(number_format, GgmlFormat):
             data = number_format.pack(result.codes_OI, result.params).tobytes()
-            with partial_file(self._file(weight, "blocks"), num_bytes=len(data)) as descriptor:
+            path = self._file(weight, "blocks")
+            with partial_file(path, num_bytes=len(data), overwrite=True, is_ours=is_work_file) as descriptor:
                 write_all(descriptor, data)
         else:
             save_codes(self.path / weight.name, result.codes_OI, result.params)
-        write_text(self._file(weight, "json"), json.dumps(asdict(report)))
+        write_text(self._file(weight, "json"), json.dumps(asdict(report)), overwrite=True, is_ours=is_work_file)
         return self._stored(weight, number_format)
 
     def _stored(self, weight: Weight, number_format: NumberFormat) -> Weight:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from qwen3_export.files.atomic import partial_file
+from qwen3_export.files.recognise import is_work_file
 from qwen3_export.graph import ALL_ROWS, Role, module_name
 from qwen3_export.quantizers.affine import AffineFormat, AffineParams
 from qwen3_export.quantizers.palette import PaletteParams
@@ -68,7 +69,8 @@ def save_codes(path: Path, codes_RI: np.ndarray, params: AffineParams | PaletteP
     """Write the files of one weight; each appears whole."""
     arrays = {"codes": codes_RI} | {field.name: getattr(params, field.name) for field in fields(params)}
     for part, array in arrays.items():
-        with partial_file(_file(path, part)) as descriptor, os.fdopen(descriptor, "wb", closefd=False) as file:
+        opened = partial_file(_file(path, part), overwrite=True, is_ours=is_work_file)
+        with opened as descriptor, os.fdopen(descriptor, "wb", closefd=False) as file:
             np.save(file, array)
 
 

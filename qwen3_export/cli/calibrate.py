@@ -68,14 +68,15 @@ def calibrate(
     from qwen3_export.calibration.work_folder import open_work_folder
     from qwen3_export.checkpoint.model import load
     from qwen3_export.files.atomic import check_output
+    from qwen3_export.files.recognise import is_gguf, is_statistics
     from qwen3_export.parallel import use_threads
 
     use_threads(threads)
     opened = load(model, revision=revision, offline=offline)
     out = out or Path(f"{opened.name}-imatrix.gguf")
     if not dry_run:
-        for path in (out, _beside(out)):
-            check_output(path, force=force, inputs=opened.files())
+        for path, is_ours in ((out, is_gguf), (_beside(out), is_statistics)):
+            check_output(path, overwrite=force, is_ours=is_ours, inputs=opened.files())
     text = read_calibration(
         calibration, opened.tokenizer, sequence_length=sequence_length, num_samples=samples, seed=seed
     )
@@ -88,7 +89,7 @@ def calibrate(
         print(f"would write {out} and {_beside(out)}")
         return
     statistics, seconds = _measure(opened, text, work, expected=expected)
-    _write(opened, statistics, out=out)
+    _write(opened, statistics, out=out, force=force)
     work.remove()
     _print_result(statistics, out=out, seconds=seconds)
 
@@ -133,19 +134,20 @@ def _measure(model: Model, text: Calibration, work: WorkFolder, *, expected: For
     return statistics, time.perf_counter() - started
 
 
-def _write(model: Model, statistics: Statistics, *, out: Path) -> None:
+def _write(model: Model, statistics: Statistics, *, out: Path, force: bool) -> None:
     from qwen3_export.calibration.statistics_file import write_statistics
     from qwen3_export.targets.gguf.imatrix import write_imatrix
     from qwen3_export.targets.gguf.importance import importance_entries
 
     origin = statistics.origin
-    write_statistics(_beside(out), statistics)
+    write_statistics(_beside(out), statistics, overwrite=force)
     write_imatrix(
         out,
         importance_entries(model.graph, statistics),
         datasets=[f"{origin.dataset} (tokens sha256 {origin.tokens[:16]})"],
         chunks=origin.windows,
         chunk_size=origin.num_tokens // origin.windows,
+        overwrite=force,
     )
 
 

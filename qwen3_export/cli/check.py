@@ -20,7 +20,6 @@ from qwen3_export.cli.options import (
     RevisionOption,
     ThreadsOption,
 )
-from qwen3_export.errors import OutputError
 
 if TYPE_CHECKING:
     from qwen3_export.checkpoint.model import Model
@@ -65,7 +64,7 @@ def check(
     from qwen3_export.targets.artifacts import target_of
 
     target_of(artifact)
-    check_outputs([json, html, junit], inputs=[artifact])
+    check_outputs(json=json, html=html, junit=junit, inputs=[artifact])
     gates = Gates(max_mean_kld=max_mean_kld, max_p99_kld=max_p99_kld, min_top1=min_top1)
     opened = load(model, revision=revision, offline=offline)
     report = run_check(artifact, opened, full=full, gates=gates, threads=threads, revision=revision)
@@ -73,16 +72,16 @@ def check(
     show_and_exit(report)
 
 
-def check_outputs(paths: Sequence[Path | None], *, inputs: Sequence[Path]) -> None:
-    """Refuse reports that have no place, or would take that of what is read, before any work is done."""
+def check_outputs(
+    *, json: Path | None = None, html: Path | None = None, junit: Path | None = None, inputs: Sequence[Path] = ()
+) -> None:
+    """Refuse, before any work is done, reports that have no place or would take that of another file."""
     from qwen3_export.files.atomic import check_output
+    from qwen3_export.files.recognise import is_html_report, is_junit, is_report
 
-    for path in paths:
-        if path is None:
-            continue
-        check_output(path, force=True)
-        if path.exists() and any(source.exists() and path.samefile(source) for source in inputs):
-            raise OutputError(f"{path}: is read from, and would be overwritten; choose another name")
+    for path, is_ours in ((json, is_report), (html, is_html_report), (junit, is_junit)):
+        if path is not None:
+            check_output(path, overwrite=True, is_ours=is_ours, inputs=inputs)
 
 
 def run_check(

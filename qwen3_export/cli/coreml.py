@@ -129,7 +129,7 @@ def coreml(
         export, solving, with_solution=with_solution, is_ours=is_export_file, checkpoint=opened, force=force
     )
     with ready_to_write as ready, progress("weights", ready.num_weights) as advance:
-        write(ready, threads=threads, progress=advance)
+        write(ready, overwrite=force, threads=threads, progress=advance)
     print(f"wrote {export.out} ({export.package.name}: {human_size(export.num_bytes)})")
     print(f"{export.bits_per_weight:.2f} bits a weight, {time.perf_counter() - started:.1f} s")
     print("run it: with swift-transformers, or your own app; docs/coreml.md has the lines of Swift")

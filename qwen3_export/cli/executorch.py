@@ -121,7 +121,7 @@ def executorch(
     )
     with ready_to_write as ready:
         say("lowering to XNNPACK; this takes some seconds a layer")
-        write(ready)
+        write(ready, overwrite=force)
     size = (export.out / "model.pte").stat().st_size
     print(f"wrote {export.out} (model.pte: {human_size(size)})")
     print(f"{8 * size / opened.graph.num_parameters:.2f} bits a weight, {time.perf_counter() - started:.1f} s")

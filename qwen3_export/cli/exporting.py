@@ -193,7 +193,7 @@ def written_folder(
     from qwen3_export.files.atomic import check_output_folder
 
     text = solving.read_text(export.model)
-    check_output_folder(export.out, force=force, is_ours=is_ours, inputs=checkpoint.files())
+    check_output_folder(export.out, overwrite=force, is_ours=is_ours, inputs=checkpoint.files())
     with solving.solved(export, text, with_solution) as ready:
         yield ready
 

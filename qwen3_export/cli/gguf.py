@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -144,14 +145,14 @@ def gguf(
         solving.forecast(export, text)
         print(_tensor_table(export))
         return
-    _check_outputs(export, force=force, modelfile=modelfile)
+    inputs = [*opened.files(), *([] if imatrix is None else [imatrix])]
+    _check_outputs(export, force=force, modelfile=modelfile, inputs=inputs, is_checked=not no_check)
     started = time.perf_counter()
     with solving.solved(export, text, with_solution) as ready:
-        _write(ready, threads=threads, modelfile=modelfile)
+        _write(ready, force=force, inputs=inputs, threads=threads, modelfile=modelfile)
     _print_result(export, time.perf_counter() - started)
     if not no_check:
-        path = export.files[0].path
-        finish_with_check(path, path.with_suffix(".report.json"), opened, threads=threads)
+        finish_with_check(export.files[0].path, _report_path(export), opened, threads=threads)
 
 
 def _balanced(solving: Solving, model: Model) -> dict[Fold, NDArray[float32]]:
@@ -165,29 +166,40 @@ def _balanced(solving: Solving, model: Model) -> dict[Fold, NDArray[float32]]:
         return balance_keys(model.graph, text.windows, progress=lambda _done, _total: advance(1))
 
 
-def _check_outputs(export: GgufExport, *, force: bool, modelfile: bool) -> None:
+def _check_outputs(
+    export: GgufExport, *, force: bool, modelfile: bool, inputs: Sequence[Path], is_checked: bool
+) -> None:
     """Refuse what cannot or should not be written, before anything is computed."""
     from qwen3_export.files.atomic import check_output
+    from qwen3_export.files.recognise import is_gguf, is_modelfile, is_report
 
     for file in export.files:
-        check_output(file.path, force=force, inputs=export.model.files())
+        check_output(file.path, overwrite=force, is_ours=is_gguf, inputs=inputs)
     if modelfile:
-        check_output(_modelfile_path(export), force=force)
+        check_output(_modelfile_path(export), overwrite=force, is_ours=is_modelfile, inputs=inputs)
+    if is_checked:
+        check_output(_report_path(export), overwrite=True, is_ours=is_report, inputs=inputs)
+
+
+def _report_path(export: GgufExport) -> Path:
+    return export.files[0].path.with_suffix(".report.json")
 
 
 def _modelfile_path(export: GgufExport) -> Path:
     return export.files[0].path.with_name("Modelfile")
 
 
-def _write(export: GgufExport, *, threads: int | None, modelfile: bool) -> None:
+def _write(export: GgufExport, *, force: bool, inputs: Sequence[Path], threads: int | None, modelfile: bool) -> None:
     from qwen3_export.files.atomic import write_text
+    from qwen3_export.files.recognise import is_modelfile
     from qwen3_export.targets.gguf.emit import emit
     from qwen3_export.targets.gguf.modelfile import build_modelfile
 
     with progress("writing", export.model.graph.num_parameters) as advance:
-        emit(export.files, threads=threads, progress=advance)
+        emit(export.files, overwrite=force, inputs=inputs, threads=threads, progress=advance)
     if modelfile:
-        write_text(_modelfile_path(export), build_modelfile(export.model, export.files[0].path))
+        text = build_modelfile(export.model, export.files[0].path)
+        write_text(_modelfile_path(export), text, overwrite=force, is_ours=is_modelfile)
 
 
 def _forecast(export: GgufExport) -> str:

@@ -39,8 +39,10 @@ def lint(
         from json import dumps
 
         from qwen3_export.files.atomic import write_text
+        from qwen3_export.files.recognise import is_lint
 
-        write_text(json, dumps({"artifact": artifact.name, **asdict(found)}, indent=2, ensure_ascii=False) + "\n")
+        text = dumps({"artifact": artifact.name, **asdict(found)}, indent=2, ensure_ascii=False) + "\n"
+        write_text(json, text, overwrite=True, is_ours=is_lint)
     if not found.is_clean:
         raise typer.Exit(3)
 

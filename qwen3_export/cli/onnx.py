@@ -116,7 +116,7 @@ def onnx(
         export, solving, with_solution=with_solution, is_ours=is_export_file, checkpoint=opened, force=force
     )
     with ready_to_write as ready, progress("writing", ready.num_weights) as advance:
-        write(ready, threads=threads, progress=advance)
+        write(ready, overwrite=force, threads=threads, progress=advance)
     _print_result(export, time.perf_counter() - started)
     if not no_check:
         finish_with_check(export.out, export.out / "report.json", opened, threads=threads)

@@ -38,7 +38,7 @@ def report(
     from qwen3_export.parity.summary import overview_text
 
     found = [read_report(path) for path in reports]
-    check_outputs([html, junit], inputs=reports)
+    check_outputs(html=html, junit=junit, inputs=reports)
     if html is not None:
         save_overview(found, html)
         say(f"wrote {html}")

@@ -15,6 +15,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from qwen3_export.files.atomic import write_text
+from qwen3_export.files.recognise import JUNIT_NAME, is_junit
 from qwen3_export.parity.metrics import Comparison
 from qwen3_export.parity.report import NUMBERS, Report, number_text
 from qwen3_export.parity.summary import describe_decode, describe_sampling
@@ -39,14 +40,14 @@ class Case:
     skipped: str | None = None
 
 
-def save_junit(reports: Sequence[Report], path: Path) -> None:
-    """Write the XML document of some reports."""
-    write_text(path, to_junit(reports))
+def save_junit(reports: Sequence[Report], path: Path, *, overwrite: bool = True) -> None:
+    """Write reports as JUnit XML; they replace an earlier such file of ours, and no other (OutputError)."""
+    write_text(path, to_junit(reports), overwrite=overwrite, is_ours=is_junit)
 
 
 def to_junit(reports: Sequence[Report]) -> str:
     """The XML document, with a test suite for each report."""
-    root = ElementTree.Element("testsuites", name="qwen3-export")
+    root = ElementTree.Element("testsuites", name=JUNIT_NAME)
     suites = [_suite(report) for report in reports]
     for name in ("tests", "failures", "errors", "skipped"):
         root.set(name, str(sum(int(suite.get(name, "0")) for suite in suites)))

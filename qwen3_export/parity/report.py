@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from qwen3_export.files.atomic import write_text
+from qwen3_export.files.recognise import is_report
 from qwen3_export.parity.curves import CurvePoint
 from qwen3_export.parity.metrics import NOT_RUN, Comparison, Status
 from qwen3_export.parity.values import WeightError
@@ -214,7 +215,9 @@ class Report:
 
 
 def save_report(report: Report, path: Path) -> None:
-    write_text(path, json.dumps(report.to_dict(), indent=2, ensure_ascii=False) + "\n")
+    """Write a report as JSON; it replaces an earlier report, and no other file (OutputError)."""
+    text = json.dumps(report.to_dict(), indent=2, ensure_ascii=False) + "\n"
+    write_text(path, text, overwrite=True, is_ours=is_report)
 
 
 def load_report(path: Path) -> dict[str, Any]:

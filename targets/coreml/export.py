@@ -150,15 +150,24 @@ def with_solution(export: CoremlExport, solution: Solution) -> CoremlExport:
     return replace(export, graph=solution.graph, solution=solution)
 
 
-def write(export: CoremlExport, *, threads: int | None = None, progress: Callable[[int], None] | None = None) -> None:
+def write(
+    export: CoremlExport,
+    *,
+    overwrite: bool = False,
+    threads: int | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> None:
     """Write the folder; it appears under its name when it is whole.
 
-    Raises CheckpointError for weights that cannot be read or are not finite, OutputError for a full disk.
+    With ``overwrite`` it replaces an earlier export, and no folder that holds anything else.
+    Raises CheckpointError for weights that cannot be read or are not finite, OutputError for a full disk and
+    for a place that is taken.
     """
     from qwen3_export.targets.coreml.emit import write_weights
     from qwen3_export.targets.coreml.serialize import manifest_text
 
-    with partial_folder(export.out) as folder:
+    inputs = export.model.files()
+    with partial_folder(export.out, overwrite=overwrite, is_ours=is_export_file, inputs=inputs) as folder:
         package = folder / PACKAGE
         weights = package / WEIGHT_FILE
         weights.parent.mkdir(parents=True)
@@ -197,8 +206,9 @@ def program_bytes(export: CoremlExport) -> bytes:
 
 
 def is_export_file(name: str) -> bool:
-    """Whether a name at the top of a folder is one that an export writes."""
-    return name in {PACKAGE, TEMPLATE, "report.json", "report.html", "transcript.json", *FILES}
+    """Whether an export writes a file of this name, which is its path within the folder."""
+    package = {f"{PACKAGE}/{inside}" for inside in ("Manifest.json", MODEL_FILE, WEIGHT_FILE)}
+    return name in package | {TEMPLATE, "report.json", "report.html", "transcript.json", *FILES}
 
 
 def _count(shape: tuple[int, ...]) -> int:

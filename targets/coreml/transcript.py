@@ -16,6 +16,7 @@ import numpy as np
 
 from qwen3_export.checkpoint.model import Model
 from qwen3_export.files.atomic import write_text
+from qwen3_export.files.recognise import is_transcript
 from qwen3_export.targets.coreml.names import PACKAGE
 from qwen3_export.targets.coreml.run import CoremlSession
 
@@ -42,4 +43,4 @@ def write_transcript(folder: Path, model: Model) -> None:
         "best": best_TB.tolist(),
         "logits": [[round(float(v), 4) for v in row] for row in np.take_along_axis(logits_TV, best_TB, axis=-1)],
     }
-    write_text(folder / TRANSCRIPT, json.dumps(document) + "\n")
+    write_text(folder / TRANSCRIPT, json.dumps(document) + "\n", overwrite=True, is_ours=is_transcript)

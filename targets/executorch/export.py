@@ -129,10 +129,12 @@ def with_solution(export: ExecutorchExport, solution: Solution) -> ExecutorchExp
     return replace(export, graph=solution.graph, solution=solution)
 
 
-def write(export: ExecutorchExport) -> None:
+def write(export: ExecutorchExport, *, overwrite: bool = False) -> None:
     """Lower the module and write the folder; it appears under its name when it is whole.
 
-    Raises CheckpointError for weights that cannot be read or are not finite, OutputError for a full disk.
+    With ``overwrite`` it replaces an earlier export, and no folder that holds anything else.
+    Raises CheckpointError for weights that cannot be read or are not finite, OutputError for a full disk and
+    for a place that is taken.
     """
     from qwen3_export.targets.executorch.lower import lower
     from qwen3_export.targets.executorch.module import ExportModule
@@ -140,7 +142,8 @@ def write(export: ExecutorchExport) -> None:
     from qwen3_export.targets.executorch.stored import INDEX, find_constants, find_weights
 
     quiet_libraries()
-    with partial_folder(export.out) as folder:
+    inputs = export.model.files()
+    with partial_folder(export.out, overwrite=overwrite, is_ours=is_export_file, inputs=inputs) as folder:
         module = ExportModule(
             export.graph, export.formats, max_context_len=export.max_context_len, is_portable=export.is_portable
         )
@@ -179,7 +182,7 @@ def constant_methods(export: ExecutorchExport) -> dict[str, Any]:
 
 
 def is_export_file(name: str) -> bool:
-    """Whether a name in a folder is one that an export writes."""
+    """Whether an export writes a file of this name, which is its path within the folder."""
     return name in {PROGRAM, "qwen3_export.json", "chat_template.jinja", "report.json", *TOKENIZER_FILES}
 
 

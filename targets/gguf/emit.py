@@ -8,12 +8,13 @@ blocks does not matter, so the bytes are the same for every run and any number o
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from qwen3_export.errors import OutputError, QuantizationError
 from qwen3_export.files.atomic import partial_files
+from qwen3_export.files.recognise import is_gguf
 from qwen3_export.graph import ALL_ROWS, Graph
 from qwen3_export.parallel import default_threads, run_jobs
 from qwen3_export.quantizers.ggml import GGML_FORMATS
@@ -82,14 +83,22 @@ def part_paths(path: Path, count: int) -> list[Path]:
 
 
 def emit(
-    plans: Sequence[FilePlan], *, threads: int | None = None, progress: Callable[[int], None] | None = None
+    plans: Sequence[FilePlan],
+    *,
+    overwrite: bool = False,
+    inputs: Iterable[Path] = (),
+    threads: int | None = None,
+    progress: Callable[[int], None] | None = None,
 ) -> None:
     """Quantize and write the planned files. They get their names when all of them are complete.
 
-    ``progress`` is called with the number of weights of each written block. Raises CheckpointError for weights that
-    cannot be read or are not finite, and OutputError for a full disk; then no files are left behind.
+    With ``overwrite`` they replace other GGUF files, and nothing else; ``inputs`` are files that stay in any case.
+    ``progress`` is called with the number of weights of each block that was written.  Raises CheckpointError for
+    weights that cannot be read or are not finite, OutputError for a full disk and for a place that is taken; nothing
+    is left behind then.
     """
-    with partial_files([(plan.path, plan.num_bytes) for plan in plans]) as descriptors:
+    files = [(plan.path, plan.num_bytes) for plan in plans]
+    with partial_files(files, overwrite=overwrite, is_ours=is_gguf, inputs=inputs) as descriptors:
         for descriptor, plan in zip(descriptors, plans, strict=True):
             _write(descriptor, plan.header, 0)
 

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from qwen3_export.errors import CheckpointError
 from qwen3_export.files.atomic import partial_file
+from qwen3_export.files.recognise import is_gguf
 from qwen3_export.llama_names import is_stacked
 from qwen3_export.targets.gguf.container import MetaType, MetaValue, aligned, lay_out, serialize_header
 from qwen3_export.targets.gguf.imatrix_dat import parse_dat
@@ -93,10 +94,12 @@ def write_imatrix(
     datasets: Sequence[str],
     chunks: int,
     chunk_size: int,
+    overwrite: bool = False,
 ) -> None:
     """Write the GGUF form, as ``llama-imatrix`` does. The file gets its name when it is complete.
 
-    The bytes depend only on the arguments. Raises OutputError if the file cannot be written.
+    The bytes depend on the arguments alone.  With ``overwrite`` it replaces another GGUF file, and nothing else.
+    Raises OutputError where the file cannot be written.
     """
     arrays = {key: array for name in sorted(entries) for key, array in _arrays(name, entries[name])}
     infos = lay_out((name, array.shape, F32, array.nbytes) for name, array in arrays.items())
@@ -110,7 +113,8 @@ def write_imatrix(
         infos,
     )
     size = len(header) + sum(aligned(info.num_bytes) for info in infos)
-    with partial_file(path, num_bytes=size) as descriptor, os.fdopen(descriptor, "wb", closefd=False) as file:
+    opened = partial_file(path, num_bytes=size, overwrite=overwrite, is_ours=is_gguf)
+    with opened as descriptor, os.fdopen(descriptor, "wb", closefd=False) as file:
         file.write(header)
         for array in arrays.values():
             data = array.astype("<f4").tobytes()

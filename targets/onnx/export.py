@@ -148,14 +148,23 @@ def with_solution(export: OnnxExport, solution: Solution) -> OnnxExport:
     return replace(export, graph=solution.graph, solution=solution)
 
 
-def write(export: OnnxExport, *, threads: int | None = None, progress: Callable[[int], None] | None = None) -> None:
+def write(
+    export: OnnxExport,
+    *,
+    overwrite: bool = False,
+    threads: int | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> None:
     """Write the folder; it appears under its name when it is whole.
 
-    Raises CheckpointError for weights that cannot be read or are not finite, OutputError for a full disk.
+    With ``overwrite`` it replaces an earlier export, and no folder that holds anything else.
+    Raises CheckpointError for weights that cannot be read or are not finite, OutputError for a full disk and
+    for a place that is taken.
     """
     from qwen3_export.targets.onnx.emit import write_data
 
-    with partial_folder(export.out) as folder:
+    inputs = export.model.files()
+    with partial_folder(export.out, overwrite=overwrite, is_ours=is_export_file, inputs=inputs) as folder:
         data = folder / export.data_file
         data.parent.mkdir(exist_ok=True)
         with partial_file(data, num_bytes=export.num_bytes) as descriptor:
@@ -188,9 +197,11 @@ def graph_bytes(export: OnnxExport, *, accuracy_level: int | None = None) -> byt
 
 
 def is_export_file(name: str) -> bool:
-    """Whether a name at the top of a folder is one that an export writes."""
-    known = {"onnx", "chat_template.jinja", "genai_config.json", "report.json", *TOKENIZER_FILES, *MODEL_FILES}
-    return name in known or name in ("model.onnx", "model.onnx.data")
+    """Whether an export writes a file of this name, which is its path within the folder."""
+    graphs = {f"onnx/model{suffix}.onnx" for suffix in JS_SUFFIXES.values()}
+    weights = {f"{graph}_data" for graph in graphs}
+    known = {"model.onnx", "model.onnx.data", "chat_template.jinja", "genai_config.json", "report.json"}
+    return name in known | graphs | weights | {*TOKENIZER_FILES, *MODEL_FILES}
 
 
 def _documents(export: OnnxExport) -> dict[str, str]:

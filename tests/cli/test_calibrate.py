@@ -130,10 +130,13 @@ def test_bad_texts_are_one_sentence(name: str, content: bytes | None, words: str
 @pytest.mark.parametrize("existing", ["demo-imatrix.gguf", "demo-imatrix.safetensors"])
 def test_what_is_there_is_not_overwritten_unasked(existing: str, run, tmp_path: Path) -> None:
     (tmp_path / existing).write_text("precious")
-    outcome = run("calibrate", "--model", "demo", *SHORT)
-    assert outcome.code == 1
-    assert f"{existing}: exists already; --force overwrites it" in outcome.err
-    assert (tmp_path / existing).read_text() == "precious"
+    for options, words in ((), "exists already"), (("--force",), "was not written by an export"):
+        outcome = run("calibrate", "--model", "demo", *SHORT, *options)
+        assert outcome.code == 1
+        assert f"{existing}: {words}" in outcome.err
+        assert (tmp_path / existing).read_text() == "precious"
+    (tmp_path / existing).unlink()
+    assert run("calibrate", "--model", "demo", *SHORT).code == 0
     assert run("calibrate", "--model", "demo", *SHORT, "--force").code == 0
 
 

@@ -61,11 +61,11 @@ def test_overrides_and_modelfile(run, tmp_path: Path) -> None:
 
 
 def test_an_existing_file_is_kept_unless_forced(run, tmp_path: Path) -> None:
-    (tmp_path / "demo-f16.gguf").write_text("mine")
+    (tmp_path / "demo-f16.gguf").write_bytes(b"GGUF of old")
     arguments = ("gguf", "--model", "demo", "--quant", "f16", "--no-check")
     refused = run(*arguments)
-    assert (refused.code, (tmp_path / "demo-f16.gguf").read_text()) == (1, "mine")
-    assert "--force" in refused.err
+    assert (refused.code, (tmp_path / "demo-f16.gguf").read_bytes()) == (1, b"GGUF of old")
+    assert "exists already" in refused.err
     assert run(*arguments, "--force").code == 0
     assert (tmp_path / "demo-f16.gguf").stat().st_size > 1e7
 
@@ -84,7 +84,7 @@ def test_an_existing_file_is_kept_unless_forced(run, tmp_path: Path) -> None:
         (["--model", "demo", "--imatrix", str(DEMO / "config.json")], "config.json"),
         (["--model", "demo", "--out", "."], "a folder"),
         (["--model", "demo", "--out", "no/where.gguf"], "create it first"),
-        (["--model", str(DEMO), "--out", str(DEMO / "model.safetensors"), "--force"], "belongs to the checkpoint"),
+        (["--model", str(DEMO), "--out", str(DEMO / "model.safetensors"), "--force"], "is being read"),
         (["--model", "demo", "--quant", "q2_k_s"], "importance matrix"),
     ],
 )
@@ -128,9 +128,9 @@ def test_interrupted_half_way_leaves_nothing(number: signal.Signals, tmp_path: P
     command = [sys.executable, "-c", slow, "gguf", "--model", "demo", "--quant", "q8_0", "--no-check"]
     process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, env={**os.environ})
     deadline = time.monotonic() + 60
-    while "demo-q8_0.gguf.partial" not in names(tmp_path) and time.monotonic() < deadline:
+    while "demo-q8_0.gguf.qwen3-export.partial" not in names(tmp_path) and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert names(tmp_path) == ["demo-q8_0.gguf.partial"]
+    assert names(tmp_path) == ["demo-q8_0.gguf.qwen3-export.partial"]
     process.send_signal(number)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 1

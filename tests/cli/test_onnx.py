@@ -56,7 +56,7 @@ def test_what_is_there_is_kept(run, tmp_path: Path) -> None:
     folder.mkdir()
     (folder / "thesis.txt").write_text("years of work")
     arguments = ("onnx", "-m", "demo", "--no-check", "-o", folder)
-    assert "--force replaces it" in run(*arguments).err
+    assert "exists already and is not empty" in run(*arguments).err
     assert "holds thesis.txt, which is no part of an export" in run(*arguments, "--force").err
     assert names(folder) == ["thesis.txt"]
     (folder / "thesis.txt").unlink()
@@ -65,7 +65,7 @@ def test_what_is_there_is_kept(run, tmp_path: Path) -> None:
     assert names(folder) == FILES
     file = tmp_path / "file"
     file.write_text("x")
-    assert "a file; --out takes the name of the folder" in run(*arguments[:-1], file).err
+    assert "a file; give the name of the folder" in run(*arguments[:-1], file).err
     assert "there is no folder" in run(*arguments[:-1], tmp_path / "no" / "such").err
     assert names(tmp_path) == ["file", "mine"]
 

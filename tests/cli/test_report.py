@@ -57,5 +57,5 @@ def test_a_report_never_overwrites_what_it_reads(run, saved: list[str], tmp_path
     before = (tmp_path / "plain.json").read_bytes()
     outcome = run("report", *saved, "--html", "plain.json")
     assert outcome.code == 1
-    assert "plain.json: is read from" in outcome.err
+    assert "plain.json: is being read" in outcome.err
     assert (tmp_path / "plain.json").read_bytes() == before

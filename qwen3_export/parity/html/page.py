@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
+from qwen3_export.files.recognise import HTML_MARKER
 from qwen3_export.parity.html.markup import Markup, join, tag
 from qwen3_export.parity.html.numbers import bytes_text, percent, scientific
 from qwen3_export.parity.html.scatter import scatter_figure
@@ -55,6 +56,7 @@ def _page(title: str, *content: str) -> str:
         tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
         tag("meta", http_equiv="Content-Security-Policy", content=POLICY),
         tag("meta", name="color-scheme", content="light dark"),
+        tag("meta", name="generator", content=HTML_MARKER),
         tag("title", title),
         tag("style", Markup(f"\n{STYLE}\n")),
     )

@@ -20,6 +20,10 @@ from qwen3_export.files.atomic import (
 )
 
 
+def is_old(path: Path) -> bool:
+    return path.read_bytes() == b"old"
+
+
 def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
@@ -39,7 +43,8 @@ def test_written_whole_and_with_usual_permissions(tmp_path: Path) -> None:
 @pytest.mark.parametrize("exception", [ValueError, KeyboardInterrupt, SystemExit])
 def test_nothing_is_left_when_the_writing_ends_early(exception: type[BaseException], tmp_path: Path) -> None:
     (tmp_path / "b").write_bytes(b"old")
-    with pytest.raises(exception), partial_files([(tmp_path / "a", 10), (tmp_path / "b", 10)]):
+    files = [(tmp_path / "a", 10), (tmp_path / "b", 10)]
+    with pytest.raises(exception), partial_files(files, overwrite=True, is_ours=is_old):
         raise exception
     assert names(tmp_path) == ["b"]
     assert (tmp_path / "b").read_bytes() == b"old"
@@ -66,7 +71,7 @@ def test_two_runs_do_not_share_a_file(tmp_path: Path) -> None:
 
 
 def test_what_a_power_cut_left_is_overwritten(tmp_path: Path) -> None:
-    (tmp_path / "a.partial").write_bytes(b"half of something long")
+    (tmp_path / "a.qwen3-export.partial").write_bytes(b"half of something long")
     write_text(tmp_path / "a", "whole")
     assert (tmp_path / "a").read_text() == "whole"
     assert names(tmp_path) == ["a"]
@@ -74,22 +79,78 @@ def test_what_a_power_cut_left_is_overwritten(tmp_path: Path) -> None:
 
 def test_outputs_that_are_refused(tmp_path: Path) -> None:
     taken = tmp_path / "taken"
-    taken.touch()
+    taken.write_bytes(b"old")
     os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("taken")
+    (tmp_path / "dangling").symlink_to("nowhere")
     refused = {
         tmp_path / "pipe": "not a regular file",
         tmp_path: "a folder",
         tmp_path / "no" / "file": "no folder",
-        taken: "--force",
+        tmp_path / "link": "a symbolic link",
+        tmp_path / "dangling": "a symbolic link",
     }
     for path, words in refused.items():
-        with pytest.raises(OutputError, match=words):
-            check_output(path, force=False)
-    with pytest.raises(OutputError, match="not a regular file"):
-        check_output(tmp_path / "pipe", force=True)
-    check_output(taken, force=True)
-    with pytest.raises(OutputError, match="belongs to the checkpoint"):
-        check_output(taken, force=True, inputs=[taken])
+        for overwrite in (False, True):
+            with pytest.raises(OutputError, match=words):
+                check_output(path, overwrite=overwrite, is_ours=is_old)
+    with pytest.raises(OutputError, match="exists already"):
+        check_output(taken, is_ours=is_old)
+    check_output(taken, overwrite=True, is_ours=is_old)
+    with pytest.raises(OutputError, match="is being read"):
+        check_output(taken, overwrite=True, is_ours=is_old, inputs=[tmp_path / "gone", taken])
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_what_is_not_ours_survives(overwrite: bool, tmp_path: Path) -> None:
+    notes = tmp_path / "notes.txt"
+    notes.write_text("mine")
+    with pytest.raises(OutputError):
+        check_output(notes, overwrite=overwrite, is_ours=is_old)
+    with pytest.raises(OutputError), partial_file(notes, overwrite=overwrite, is_ours=is_old):
+        pytest.fail("the block must not be entered")
+    with pytest.raises(OutputError):
+        write_text(notes, "theirs", overwrite=overwrite, is_ours=is_old)
+    with pytest.raises(OutputError):
+        write_text(notes, "theirs", overwrite=overwrite)  # nothing is ours unless somebody says so
+    assert notes.read_text() == "mine"
+    assert names(tmp_path) == ["notes.txt"]
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_file_that_appears_meanwhile_survives(overwrite: bool, tmp_path: Path) -> None:
+    notes = tmp_path / "notes.txt"
+    with pytest.raises(OutputError), partial_file(notes, overwrite=overwrite, is_ours=is_old):
+        notes.write_text("mine")
+    assert notes.read_text() == "mine"
+    assert names(tmp_path) == ["notes.txt"]
+
+
+def test_old_files_of_ours_and_empty_ones_are_replaced(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"old")
+    (tmp_path / "b").touch()
+    for name in ("a", "b"):
+        write_text(tmp_path / name, "new", overwrite=True, is_ours=is_old)
+        assert (tmp_path / name).read_text() == "new"
+
+
+def test_a_run_that_has_just_finished_is_not_written_into(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another run opens the partial file, and gets the lock only after this one has renamed it."""
+    import fcntl
+
+    original, first = fcntl.flock, partial_file(tmp_path / "a")
+    os.write(first.__enter__(), b"first")
+
+    def late(descriptor: int, how: int) -> None:
+        monkeypatch.setattr(fcntl, "flock", original)
+        first.__exit__(None, None, None)
+        original(descriptor, how)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with pytest.raises(OutputError, match="exists already"), partial_file(tmp_path / "a") as descriptor:
+        os.write(descriptor, b"second")
+    assert (tmp_path / "a").read_bytes() == b"first"
+    assert names(tmp_path) == ["a"]
 
 
 def test_a_folder_appears_whole_and_replaces_what_was_there(tmp_path: Path) -> None:
@@ -98,10 +159,11 @@ def test_a_folder_appears_whole_and_replaces_what_was_there(tmp_path: Path) -> N
         (folder / "a").write_text("1")
         assert not path.exists()
     assert [entry.name for entry in path.iterdir()] == ["a"]
-    with partial_folder(path) as folder:
+    with partial_folder(path, overwrite=True, is_ours=lambda name: name == "a") as folder:
         (folder / "b").write_text("2")
     assert [entry.name for entry in path.iterdir()] == ["b"]
-    with pytest.raises(KeyboardInterrupt), partial_folder(path) as folder:
+    ours = partial_folder(path, overwrite=True, is_ours=lambda name: name == "b")
+    with pytest.raises(KeyboardInterrupt), ours as folder:
         _write_and_stop(folder / "c")
     assert [entry.name for entry in path.iterdir()] == ["b"]
     assert [entry.name for entry in tmp_path.iterdir()] == ["out ü"]
@@ -121,31 +183,85 @@ def test_two_runs_cannot_fill_one_folder(tmp_path: Path) -> None:
 
 
 def test_what_a_power_cut_left_is_cleared(tmp_path: Path) -> None:
-    left = tmp_path / "out.partial"
+    left = tmp_path / "out.qwen3-export.partial"
     (left / "deep").mkdir(parents=True)
     (left / "deep" / "old").write_text("x")
+    (tmp_path / "else").mkdir()
+    (left / "link").symlink_to(tmp_path / "else")
     with partial_folder(tmp_path / "out") as folder:
         assert list(folder.iterdir()) == []
+    assert (tmp_path / "else").is_dir()
 
 
 def test_folders_that_are_refused(tmp_path: Path) -> None:
-    def check(path: Path, *, force: bool = False, inputs: tuple[Path, ...] = ()) -> None:
-        check_output_folder(path, force=force, is_ours=lambda name: name == "ours", inputs=inputs)
+    def is_ours(name: str) -> bool:
+        return name in ("ours", "sub/ours")
 
-    check(tmp_path / "new")
+    def check(path: Path, *, overwrite: bool = False, inputs: tuple[Path, ...] = ()) -> None:
+        check_output_folder(path, overwrite=overwrite, is_ours=is_ours, inputs=inputs)
+        with partial_folder(path, overwrite=overwrite, is_ours=is_ours, inputs=inputs):
+            raise StopIteration  # the same check has let it pass: nothing is to be written
+
+    def passes(path: Path, **options: object) -> None:
+        with pytest.raises(StopIteration):
+            check(path, **options)  # type: ignore[arg-type]
+
+    passes(tmp_path / "new")
     folder = tmp_path / "there"
-    folder.mkdir()
-    check(folder)
-    (folder / "ours").write_text("x")
-    with pytest.raises(OutputError, match="--force replaces it"):
+    (folder / "sub").mkdir(parents=True)
+    (tmp_path / "link").symlink_to("there")
+    (folder / "sub" / "ours").write_text("x")
+    with pytest.raises(OutputError, match="exists already and is not empty"):
         check(folder)
-    check(folder, force=True)
-    with pytest.raises(OutputError, match="holds the checkpoint"):
-        check(folder, force=True, inputs=(folder / "ours",))
-    (folder / "theirs").write_text("x")
-    with pytest.raises(OutputError, match="holds theirs, which is no part of an export"):
-        check(folder, force=True)
+    passes(folder, overwrite=True)
+    with pytest.raises(OutputError, match="which is being read"):
+        check(folder, overwrite=True, inputs=(folder / "sub" / "ours",))
+    for foreign in (folder / "theirs", folder / "sub" / "theirs"):
+        foreign.write_text("x")
+        told = f"holds {foreign.relative_to(folder)}, which is no part of an export"
+        with pytest.raises(OutputError, match=told):
+            check(folder, overwrite=True)
+        foreign.unlink()
+    (folder / "elsewhere").symlink_to(tmp_path)
+    with pytest.raises(OutputError, match="holds elsewhere"):
+        check(folder, overwrite=True)
     with pytest.raises(OutputError, match="a file"):
-        check(folder / "ours")
+        check(folder / "sub" / "ours")
+    with pytest.raises(OutputError, match="a symbolic link"):
+        check(tmp_path / "link", overwrite=True)
     with pytest.raises(OutputError, match="there is no folder"):
         check(tmp_path / "no" / "such")
+
+
+def test_a_checkpoint_of_links_is_kept(tmp_path: Path) -> None:
+    """In a Hugging Face cache the files of a snapshot are links to blobs elsewhere."""
+    (tmp_path / "blob").write_text("{}")
+    snapshot = tmp_path / "snapshot"
+    snapshot.mkdir()
+    (snapshot / "config.json").symlink_to("../blob")
+    with pytest.raises(OutputError, match=r"holds config\.json, which is being read"):
+        check_output_folder(snapshot, overwrite=True, is_ours=lambda _: True, inputs=[snapshot / "config.json"])
+    write_text(tmp_path / "x", "x")
+    with pytest.raises(OutputError, match="is being read"):
+        check_output(tmp_path / "blob", overwrite=True, is_ours=lambda _: True, inputs=[snapshot / "config.json"])
+
+
+def test_a_foreign_file_that_appears_in_a_folder_meanwhile_survives(tmp_path: Path) -> None:
+    path = tmp_path / "out"
+    path.mkdir()
+    (path / "a").write_text("old")
+    ours = partial_folder(path, overwrite=True, is_ours=lambda name: name == "a")
+    with pytest.raises(OutputError, match="holds thesis"), ours as folder:
+        (folder.with_name("out") / "thesis").write_text("years")
+    assert names(tmp_path) == ["out"]
+    assert names(path) == ["a", "thesis"]
+    assert (path / "a").read_text() == "old"
+
+
+def test_what_systems_write_into_folders_does_not_count(tmp_path: Path) -> None:
+    path = tmp_path / "out"
+    path.mkdir()
+    (path / ".DS_Store").write_text("x")
+    with partial_folder(path, overwrite=True, is_ours=lambda _: False) as folder:
+        (folder / "a").write_text("new")
+    assert names(path) == ["a"]

@@ -19,11 +19,10 @@ from qwen3_export.calibration.solving import solve
 from qwen3_export.calibration.tokens import read_calibration
 from qwen3_export.checkpoint.model import load
 from qwen3_export.errors import MissingExtraError, OutputError, QuantizationError, UnsupportedModelError
-from qwen3_export.files.atomic import check_output_folder
 from qwen3_export.quantizers.affine import AffineFormat
 from qwen3_export.quantizers.palette import PaletteFormat
 from qwen3_export.targets.coreml.export import default_path, is_export_file, prepare, with_solution, write
-from qwen3_export.targets.coreml.names import mil_name
+from qwen3_export.targets.coreml.names import PACKAGE, mil_name
 from qwen3_export.targets.coreml.read import open_coreml, read_graph, read_package
 from qwen3_export.targets.coreml.recipes import RECIPES, assign, find_recipe
 
@@ -151,7 +150,7 @@ def test_what_swift_transformers_looks_for(packaged: Callable[..., Any]) -> None
     assert metadata["co.huggingface.exporters.name"] == written.model.source
     beside = {path.name for path in written.folder.iterdir()}
     assert beside >= {"model.mlpackage", "tokenizer.json", "tokenizer_config.json", "config.json"}
-    assert all(is_export_file(name) for name in beside)
+    assert all(is_export_file(name) for name in files(written.folder))
     assert not is_export_file("holiday.jpg")
     assert str(default_path(written.model, written.export.recipe)) == f"{written.model.name}-coreml-int4"
 
@@ -217,14 +216,15 @@ def test_an_earlier_export_is_replaced_and_nothing_else(packaged: Callable[..., 
     export = replace(packaged("tied", "fp16").export, out=tmp_path / "out")
     write(export)
     first = files(export.out)
-    with pytest.raises(OutputError, match="--force replaces it"):
-        check_output_folder(export.out, force=False, is_ours=is_export_file)
-    check_output_folder(export.out, force=True, is_ours=is_export_file)
-    write(export)
+    with pytest.raises(OutputError, match="exists already and is not empty"):
+        write(export)
+    write(export, overwrite=True)
     assert files(export.out) == first
-    (export.out / "notes.txt").write_text("mine")
-    with pytest.raises(OutputError, match=r"holds notes\.txt"):
-        check_output_folder(export.out, force=True, is_ours=is_export_file)
+    for foreign in ("notes.txt", f"{PACKAGE}/Data/notes.txt"):
+        (export.out / foreign).write_text("mine")
+        with pytest.raises(OutputError, match=rf"holds {foreign}"):
+            write(export, overwrite=True)
+        (export.out / foreign).unlink()
 
 
 def test_a_full_disk_leaves_nothing_behind(packaged: Callable[..., Any], tmp_path: Path) -> None:

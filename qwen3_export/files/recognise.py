@@ -1,0 +1,103 @@
+"""Whether an existing file is one that this toolkit wrote, and may be replaced by a newer one of its kind.
+
+Each function looks at a file's content, never at its name: ``--json notes.txt`` must not cost anybody their notes. A
+file that cannot be read was not written by us.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+__all__ = [
+    "HTML_MARKER",
+    "JUNIT_NAME",
+    "STATISTICS_FORMAT",
+    "is_gguf",
+    "is_html_report",
+    "is_junit",
+    "is_lint",
+    "is_modelfile",
+    "is_report",
+    "is_statistics",
+    "is_transcript",
+    "is_work_file",
+]
+
+# Written into every page, every JUnit file and every file of statistics.
+HTML_MARKER = "qwen3-export parity"
+JUNIT_NAME = "qwen3-export"
+STATISTICS_FORMAT = "qwen3-export statistics 1"
+
+# Enough to find a marker in, and more than any report has.
+HEAD_BYTES, DOCUMENT_BYTES = 4096, 64 << 20
+
+
+def is_gguf(path: Path) -> bool:
+    """A GGUF file: a model or an importance matrix."""
+    return _head(path).startswith(b"GGUF")
+
+
+def is_report(path: Path) -> bool:
+    """A parity report in JSON."""
+    return _has_keys(path, "artifact", "target", "verdict", "end_to_end", "decode")
+
+
+def is_html_report(path: Path) -> bool:
+    """A page of parity reports."""
+    return f'<meta name="generator" content="{HTML_MARKER}">'.encode() in _head(path)
+
+
+def is_junit(path: Path) -> bool:
+    """Parity reports as JUnit XML."""
+    return f'<testsuites name="{JUNIT_NAME}"'.encode() in _head(path)
+
+
+def is_lint(path: Path) -> bool:
+    """The findings of ``lint`` in JSON."""
+    return _has_keys(path, "artifact", "target", "consumers", "findings", "digests")
+
+
+def is_modelfile(path: Path) -> bool:
+    """A Modelfile for Ollama that begins as ours do."""
+    return _head(path).startswith(b"FROM ./")
+
+
+def is_statistics(path: Path) -> bool:
+    """Statistics of a calibration run, in safetensors."""
+    head = _head(path)
+    return head[8:9] == b"{" and f'"format":"{STATISTICS_FORMAT}"'.encode() in head
+
+
+def is_transcript(path: Path) -> bool:
+    """The transcript beside a Core ML package, in JSON."""
+    return _has_keys(path, "tokens", "chunks", "best", "logits")
+
+
+def is_work_file(_path: Path) -> bool:
+    """Any file in the folder of unfinished work of one run, whose name is a digest: nobody else writes there."""
+    return True
+
+
+def _has_keys(path: Path, *keys: str) -> bool:
+    document = _json(path)
+    return isinstance(document, dict) and all(key in document for key in keys)
+
+
+def _json(path: Path) -> Any:
+    data = _head(path, DOCUMENT_BYTES)
+    if not data.lstrip().startswith(b"{"):
+        return None
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _head(path: Path, count: int = HEAD_BYTES) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(count)
+    except OSError:
+        return b""
