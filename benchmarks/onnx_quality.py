@@ -21,7 +21,7 @@ from evaluation import read_windows
 
 from qwen3_export.checkpoint.model import load
 from qwen3_export.graph import Graph
-from qwen3_export.parity.check import compare_exact
+from qwen3_export.parity.compare import compare_exact
 from qwen3_export.parity.metrics import Comparison
 from qwen3_export.targets.onnx.run import OnnxSession
 

@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 
 from qwen3_export.checkpoint.model import Model, load
-from qwen3_export.parity.check import compare_shipped
+from qwen3_export.parity.compare import compare_shipped
 from qwen3_export.targets.gguf.emit import emit
 from qwen3_export.targets.gguf.export import prepare
 from qwen3_export.targets.gguf.imatrix import Imatrix, read_imatrix

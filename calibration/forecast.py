@@ -28,6 +28,7 @@ from qwen3_export.errors import OutputError
 from qwen3_export.graph import ATTENTION, Graph, Weight
 from qwen3_export.reference.model import run_layer
 from qwen3_export.reference.weights import embed, read_attention
+from qwen3_export.units import human_duration, human_size
 
 __all__ = ["Forecast", "block_tokens", "check_disk", "forecast"]
 
@@ -43,9 +44,17 @@ COLUMN_BYTES, COLUMN_BYTES_IN_THE_MAKING = 12, 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Forecast:
+    """What a run will take; the disk is for unfinished work."""
+
     seconds: float
     memory_bytes: int
     disk_bytes: int
+
+    def __str__(self) -> str:
+        return (
+            f"{human_duration(self.seconds)}, {human_size(self.memory_bytes)} of memory, "
+            f"{human_size(self.disk_bytes)} of disk for unfinished work"
+        )
 
 
 def block_tokens(graph: Graph) -> int:

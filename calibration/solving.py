@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import TypedDict
+from typing import Literal, TypedDict, get_args
 
 from numpy import float32
 from numpy.typing import NDArray
@@ -29,9 +29,10 @@ from qwen3_export.parallel import default_threads
 from qwen3_export.quantizers.gptq.slab import NumberFormat
 from qwen3_export.quantizers.transforms import Fold
 
-__all__ = ["SOLVERS", "Formats", "Solution", "forecast_solving", "solve"]
+__all__ = ["Formats", "Method", "Solution", "Solver", "forecast_solving", "solve"]
 
-SOLVERS = ("gptq", "awq")
+Solver = Literal["gptq", "awq"]
+Method = Literal["rtn", "gptq", "awq"]
 
 Formats = Mapping[str, str | NumberFormat]
 """A number format for the name of each weight: one of GGML's by name, or any."""
@@ -106,5 +107,5 @@ def forecast_solving(
 
 
 def _check_method(method: str) -> None:
-    if method not in SOLVERS:
-        raise ExportError(f"{method}: no such solver; there is {' and '.join(SOLVERS)}")
+    if method not in get_args(Solver):
+        raise ExportError(f"{method}: no such solver; there is {' and '.join(get_args(Solver))}")

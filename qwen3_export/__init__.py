@@ -1,20 +1,15 @@
 """qwen3-export: Qwen3 checkpoints to the file an on-device app loads, proven to compute what it should.
 
-The steps of the command line, as functions from values to values::
+What the command line does, as functions, for any target::
 
-    from pathlib import Path
     import qwen3_export as qx
 
     model = qx.load("demo")
-    export = qx.prepare(model, qx.find_recipe("q4_k_m"), out=Path("demo.gguf"))
-    qx.emit(export.files)
-    report = qx.check(Path("demo.gguf"), model)
-
-Between ``prepare`` and ``emit``, a solver may choose better values in the same formats::
-
-    text = qx.read_calibration(None, model.tokenizer)
-    solution = qx.solve("gptq", model.graph, export.weight_formats, text, work_dir=Path("work"))
-    export = qx.with_solution(export, solution)
+    plan = qx.plan(model, "gguf", "q4_k_m", out="demo.gguf")
+    text = qx.calibration_text(None, model)
+    artifact = qx.export(plan, method="gptq", text=text)
+    report = qx.check(artifact, model)
+    print(plan.num_bytes, report.verdict)
 
 Names are imported when they are first used, so that ``import qwen3_export`` costs nothing.
 """
@@ -26,38 +21,40 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from qwen3_export.api import (
+        TARGETS,
+        Calibration,
         Gates,
         Graph,
         Model,
+        Plan,
         Report,
-        Solution,
+        Target,
+        calibration_text,
         check,
-        emit,
-        find_recipe,
+        export,
+        generate,
         load,
-        prepare,
+        plan,
         read,
-        read_calibration,
-        solve,
-        with_solution,
     )
 
 __version__ = "0.1.0"
 __all__ = [
+    "TARGETS",
+    "Calibration",
     "Gates",
     "Graph",
     "Model",
+    "Plan",
     "Report",
-    "Solution",
+    "Target",
+    "calibration_text",
     "check",
-    "emit",
-    "find_recipe",
+    "export",
+    "generate",
     "load",
-    "prepare",
+    "plan",
     "read",
-    "read_calibration",
-    "solve",
-    "with_solution",
 ]
 
 

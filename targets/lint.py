@@ -7,23 +7,16 @@ shapes, hyperparameters, end tokens, tokenizer and template as in the checkpoint
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from qwen3_export.checkpoint.model import Model
+    from qwen3_export.targets.target import Target
 
-__all__ = ["CONSUMERS", "Finding", "Lint", "lint_artifact"]
-
-# Who loads what, as their makers spell it.
-CONSUMERS: Mapping[str, tuple[str, ...]] = {
-    "gguf": ("llama.cpp", "Ollama", "LM Studio"),
-    "onnx": ("onnxruntime-genai", "transformers.js"),
-    "executorch": ("ExecuTorch's LLM runners",),
-    "coreml": ("swift-transformers",),
-}
+__all__ = ["Finding", "Lint", "lint_artifact"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,13 +45,10 @@ class Lint:
         return not any(finding.is_error for finding in self.findings)
 
 
-def lint_artifact(path: Path, model: Model) -> Lint:
-    """Look at an artifact of any target; ExportError for what is none, or cannot be opened at all."""
-    from qwen3_export.targets.artifacts import target_of
-
-    target = target_of(path)
-    consumers, findings = _LINTERS[target](path, model)
-    return Lint(target=target, consumers=consumers, findings=tuple(findings), digests=_digests(model))
+def lint_artifact(target: Target, path: Path, model: Model) -> Lint:
+    """Look at an artifact; ExportError for what cannot be opened at all."""
+    consumers, findings = target.doors.lint(path, model)
+    return Lint(target=target.name, consumers=consumers, findings=tuple(findings), digests=_digests(model))
 
 
 def _digests(model: Model) -> dict[str, str]:
@@ -66,36 +56,3 @@ def _digests(model: Model) -> dict[str, str]:
     if model.tokenizer.chat_template is not None:
         found["chat template"] = model.tokenizer.chat_template.encode("utf-8")
     return {name: hashlib.sha256(data).hexdigest() for name, data in found.items()}
-
-
-def _gguf(path: Path, model: Model) -> tuple[tuple[str, ...], Iterable[Finding]]:
-    from qwen3_export.targets.gguf.lint import lint_gguf
-
-    return CONSUMERS["gguf"], lint_gguf(path, model.graph, model.tokenizer)
-
-
-def _onnx(path: Path, model: Model) -> tuple[tuple[str, ...], Iterable[Finding]]:
-    from qwen3_export.targets.onnx.lint import consumers_of, lint_onnx
-
-    consumers = consumers_of(path)
-    return consumers, lint_onnx(path, model.graph, model.tokenizer, consumers=consumers)
-
-
-def _executorch(path: Path, model: Model) -> tuple[tuple[str, ...], Iterable[Finding]]:
-    from qwen3_export.targets.executorch.lint import lint_executorch
-
-    return CONSUMERS["executorch"], lint_executorch(path, model.graph, model.tokenizer)
-
-
-def _coreml(path: Path, model: Model) -> tuple[tuple[str, ...], Iterable[Finding]]:
-    from qwen3_export.targets.coreml.lint import lint_coreml
-
-    return CONSUMERS["coreml"], lint_coreml(path, model.graph, model.tokenizer)
-
-
-_LINTERS: Mapping[str, Callable[[Path, Model], tuple[tuple[str, ...], Iterable[Finding]]]] = {
-    "gguf": _gguf,
-    "onnx": _onnx,
-    "executorch": _executorch,
-    "coreml": _coreml,
-}

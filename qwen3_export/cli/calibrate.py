@@ -7,7 +7,8 @@ from inspect import cleandoc
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qwen3_export.cli.console import human_duration, human_size, progress, say
+from qwen3_export.cli.console import progress, say
+from qwen3_export.cli.interrupted import Interrupted
 from qwen3_export.cli.options import (
     CalibrationOption,
     DryRunOption,
@@ -23,6 +24,7 @@ from qwen3_export.cli.options import (
     ThreadsOption,
     WorkDirOption,
 )
+from qwen3_export.units import human_duration, human_size
 
 if TYPE_CHECKING:
     from qwen3_export.calibration.forecast import Forecast
@@ -88,7 +90,10 @@ def calibrate(
     if dry_run:
         print(f"would write {out} and {_beside(out)}")
         return
-    statistics, seconds = _measure(opened, text, work, expected=expected)
+    try:
+        statistics, seconds = _measure(opened, text, work, expected=expected)
+    except Interrupted as interrupted:
+        raise interrupted.keeping(work.path) from None
     _write(opened, statistics, out=out, force=force)
     work.remove()
     _print_result(statistics, out=out, seconds=seconds)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from qwen3_export.cli.console import say
+from qwen3_export.cli.console import CONSOLE
 from qwen3_export.cli.options import (
     MaxMeanKldOption,
     MaxP99KldOption,
@@ -61,7 +61,7 @@ def check(
     """Compare an artifact with its checkpoint, and exit with 3 if it is out of bounds."""
     from qwen3_export.checkpoint.model import load
     from qwen3_export.parity.report import Gates
-    from qwen3_export.targets.artifacts import target_of
+    from qwen3_export.targets.registry import target_of
 
     target_of(artifact)
     check_outputs(json=json, html=html, junit=junit, inputs=[artifact])
@@ -94,11 +94,9 @@ def run_check(
     revision: str | None = None,
 ) -> Report:
     """Check one artifact, telling what is being done on standard error; the report says how to repeat it."""
-    from qwen3_export.parallel import use_threads
-    from qwen3_export.targets.artifacts import check_artifact
+    from qwen3_export import api
 
-    use_threads(threads)
-    report = check_artifact(artifact, model, full=full, gates=gates, threads=threads, say=say)
+    report = api.check(artifact, model, full=full, gates=gates, threads=threads, progress=CONSOLE)
     return replace(report, command=_command(artifact, model, full=full, gates=gates, revision=revision))
 
 

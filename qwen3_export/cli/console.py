@@ -5,40 +5,29 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
-__all__ = ["human_count", "human_duration", "human_size", "progress", "say"]
+__all__ = ["CONSOLE", "progress", "say"]
 
 SECONDS_BETWEEN_LINES = 5.0
+
+
+class _Console:
+    """Standard error, as the library's functions are told of it."""
+
+    def say(self, text: str) -> None:
+        say(text)
+
+    def bar(self, title: str, total: int) -> AbstractContextManager[Callable[[int], None]]:
+        return progress(title, total)
+
+
+CONSOLE = _Console()
 
 
 def say(text: str) -> None:
     """One remark on standard error."""
     print(text, file=sys.stderr, flush=True)
-
-
-def human_size(num_bytes: float) -> str:
-    """``5.49 MB``, ``1.11 GB``: powers of 1000, as file managers and the hub count."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if num_bytes < 1000:
-            return f"{num_bytes:.0f} {unit}" if unit == "B" else f"{num_bytes:.2f} {unit}"
-        num_bytes /= 1000
-    return f"{num_bytes:.2f} TB"
-
-
-def human_count(count: float) -> str:
-    """``8.0M``, ``1.7B`` parameters."""
-    for unit in ("", "K", "M"):
-        if count < 1000:
-            return f"{count:.1f}{unit}" if unit else f"{count:.0f}"
-        count /= 1000
-    return f"{count:.1f}B"
-
-
-def human_duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"about {max(seconds, 1):.0f} s"
-    return f"about {seconds / 60:.0f} min" if seconds < 5400 else f"about {seconds / 3600:.1f} h"
 
 
 @contextmanager

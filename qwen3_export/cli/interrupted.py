@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from pathlib import Path
 
 __all__ = ["Interrupted"]
 
@@ -13,6 +14,19 @@ class Interrupted(BaseException):
     def __init__(self, number: int = signal.SIGINT) -> None:
         super().__init__(number)
         self.number = number
+        self.kept: Path | None = None
+
+    def keeping(self, folder: Path) -> Interrupted:
+        """The same, with the folder in which unfinished work is kept, if there is one."""
+        self.kept = folder if folder.exists() else None
+        return self
+
+    @property
+    def sentence(self) -> str:
+        """What is told: what was left behind."""
+        if self.kept is None:
+            return "interrupted; no unfinished file was left behind"
+        return f"interrupted; what was done so far is kept in {self.kept}, and the same command goes on from there"
 
     @property
     def exit_code(self) -> int:

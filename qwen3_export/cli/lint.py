@@ -27,8 +27,9 @@ def lint(
     """Compare names, shapes, numbers and documents with the checkpoint, for each consumer; exit with 3 on errors."""
     from qwen3_export.checkpoint.model import load
     from qwen3_export.targets.lint import lint_artifact
+    from qwen3_export.targets.registry import target_of
 
-    found = lint_artifact(artifact, load(model, revision=revision, offline=offline))
+    found = lint_artifact(target_of(artifact), artifact, load(model, revision=revision, offline=offline))
     for finding in found.findings:
         print(f"{'error' if finding.is_error else 'note'}: {', '.join(finding.consumers)}: {finding.text}")
     for consumer in found.consumers:

@@ -1,7 +1,8 @@
 """The ``qwen3-export`` command: what it offers, and how anything that goes wrong is told.
 
 Results go to standard output, everything else to standard error.  Exit codes: 0 done and in bounds, 1 refused
-(bad input, missing extra, interrupted), 2 usage, 3 exported or read, and out of bounds.
+(bad input, missing extra), 2 usage, 3 exported or read, and out of bounds, 130 interrupted by Ctrl-C (128 and the
+signal's number).
 """
 
 from __future__ import annotations
@@ -15,9 +16,12 @@ from typing import Annotated
 import typer
 
 from qwen3_export import __version__
-from qwen3_export.cli import calibrate, check, coreml, executorch, gguf, inspect, lint, onnx, quants, report, run
+from qwen3_export.cli import calibrate, check, inspect, lint, quants, report, run
+from qwen3_export.cli.export import export_class, export_command
 from qwen3_export.cli.interrupted import Interrupted
+from qwen3_export.cli.wording import as_options
 from qwen3_export.errors import ExportError
+from qwen3_export.targets.registry import TARGETS
 
 __all__ = ["app", "main"]
 
@@ -33,10 +37,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-app.command(name="gguf")(gguf.gguf)
-app.command(name="onnx")(onnx.onnx)
-app.command(name="executorch")(executorch.executorch)
-app.command(name="coreml")(coreml.coreml)
+for target in TARGETS.values():
+    app.command(name=target.name, cls=export_class(target))(export_command(target))
 app.command(name="calibrate")(calibrate.calibrate)
 app.command(name="check")(check.check)
 app.command(name="lint")(lint.lint)
@@ -57,9 +59,9 @@ def main() -> None:
     except ExportError as error:
         if os.environ.get(DEBUG_VARIABLE):
             raise
-        _fail(str(error))
-    except Interrupted:
-        _fail("interrupted; no unfinished file was left behind")
+        _fail(as_options(str(error)))
+    except Interrupted as interrupted:
+        _fail(interrupted.sentence, code=interrupted.exit_code)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
@@ -89,9 +91,9 @@ def _interrupt(number: int, _frame: FrameType | None) -> None:
     raise Interrupted(number)
 
 
-def _fail(sentence: str) -> None:
+def _fail(sentence: str, *, code: int = 1) -> None:
     print(f"qwen3-export: {sentence}", file=sys.stderr)
-    sys.exit(1)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,8 +18,8 @@ from qwen3_export.errors import ExportError
 if TYPE_CHECKING:
     from qwen3_export.generation.dialogue import Opening
     from qwen3_export.generation.generate import Generation
-    from qwen3_export.generation.opening import Opened
-    from qwen3_export.generation.sampling import Sampler, Sampling
+    from qwen3_export.generation.opened import Opened
+    from qwen3_export.generation.replying import Prepared
 
 EPILOG = """Examples:
 
@@ -34,7 +33,6 @@ EPILOG = """Examples:
 """
 
 STDIN = "-"
-SEEDS = 1 << 32
 
 
 def run(
@@ -84,8 +82,7 @@ def run(
 
     The text goes to standard output, all else to standard error. Sampling defaults are the makers' for each mode.
     """
-    from qwen3_export.generation.dialogue import open_dialogue, open_raw, sampling_for
-    from qwen3_export.generation.sampling import Sampler
+    from qwen3_export.generation.replying import prepare
     from qwen3_export.parallel import use_threads
 
     _refuse_contradictions(raw=raw, system=system, think=think, budget=thinking_budget)
@@ -93,17 +90,22 @@ def run(
     chosen = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
     chosen = _as_greedy(chosen) if greedy else chosen
     use_threads(threads)
-    messages = [*([{"role": "system", "content": system}] if system else []), {"role": "user", "content": asked}]
     try:
         with _opened(subject, model, threads=threads, revision=revision, offline=offline) as opened:
-            opening = open_raw(asked) if raw else open_dialogue(opened.speech, messages, think=think)
-            sampling = sampling_for(opening, opened.speech.stated, **chosen)
-            tokens = _prompt_tokens(opened, opening, thinking_budget)
-            seed = secrets.randbelow(SEEDS) if seed is None else seed
-            say(f"{subject}: {opened.runtime.name}; {_mode(opening)}, {_drawing(sampling, seed)}")
-            sampler = Sampler(sampling, seed=seed)
-            _reply(opened, opening, tokens, sampler, budget=thinking_budget, most=max_new_tokens)
-    except Interrupted as interrupted:
+            prepared = prepare(
+                opened,
+                asked,
+                system=system,
+                is_raw=raw,
+                think=think,
+                thinking_budget=thinking_budget,
+                max_new_tokens=max_new_tokens,
+                seed=seed,
+                **chosen,
+            )
+            say(f"{subject}: {opened.runtime.name}; {_mode(prepared.opening)}, {_drawing(prepared)}")
+            _reply(opened, prepared)
+    except Interrupted as interrupted:  # told where the reply ends
         raise typer.Exit(interrupted.exit_code) from None
 
 
@@ -141,11 +143,12 @@ def _opened(
     subject: str, model: str | None, *, threads: int | None, revision: str | None, offline: bool
 ) -> Iterator[Opened]:
     from qwen3_export.checkpoint.model import load
-    from qwen3_export.generation.opening import is_artifact, open_artifact, open_checkpoint
+    from qwen3_export.generation.reference import open_checkpoint
+    from qwen3_export.targets.registry import is_artifact, target_of
 
     if is_artifact(subject):
         lent = None if model is None else load(model, revision=revision, offline=offline)
-        with open_artifact(Path(subject), lent, threads=threads) as opened:
+        with target_of(Path(subject)).doors.generate(Path(subject), lent, threads=threads) as opened:
             yield opened
         return
     if model is not None:
@@ -154,54 +157,32 @@ def _opened(
         yield opened
 
 
-def _prompt_tokens(opened: Opened, opening: Opening, budget: int | None) -> list[int]:
-    """The prompt, once it is known that it can be run as asked."""
-    speech, context = opened.speech, opened.runtime.context_length
-    if budget is not None and speech.marks is None:
-        raise ExportError(f"{speech.origin}: the tokenizer has no <think> and </think>; leave --thinking-budget away")
-    tokens = speech.encode(opening.text)
-    if len(tokens) > context:
-        raise ExportError(f"the prompt has {len(tokens)} tokens, and the context {context}; shorten it")
-    return tokens
-
-
-def _reply(
-    opened: Opened, opening: Opening, tokens: list[int], sampler: Sampler, *, budget: int | None, most: int
-) -> None:
+def _reply(opened: Opened, prepared: Prepared) -> None:
     """Write the reply as it comes; at its end, or where it is interrupted, say how it went."""
     from qwen3_export.cli.replies import ReplyWriter
-    from qwen3_export.generation.generate import Generation
-    from qwen3_export.generation.thinking import EARLY_STOP, Thinking
+    from qwen3_export.generation.replying import generation
 
-    speech, stop = opened.speech, opened.speech.encode(EARLY_STOP)
-    with opened.runtime.start(min(opened.runtime.context_length, len(tokens) + most + len(stop))) as stepper:
-        generation = Generation(
-            stepper,
-            tokens,
-            sampler=sampler,
-            thinking=Thinking(speech.marks, budget=budget, is_inside=opening.is_inside),
-            is_end=speech.is_end,
-            max_new_tokens=most,
-            early_stop=stop,
-        )
-        writer = ReplyWriter(sys.stdout, speech.piece, is_inside=opening.is_inside)
+    num_prompt = len(prepared.tokens)
+    with generation(opened, prepared) as steps:
+        writer = ReplyWriter(sys.stdout, opened.speech.piece, is_inside=prepared.opening.is_inside)
         try:
-            for step in generation:
+            for step in steps:
                 writer.add(step)
         except Interrupted:
             writer.end()
-            say(f"interrupted; {_speed(generation, len(tokens))}")
+            say(f"interrupted; {_speed(steps, num_prompt)}")
             raise
         writer.end()
-        say(f"{_ending(generation)}{_speed(generation, len(tokens))}")
+        say(f"{_ending(steps)}{_speed(steps, num_prompt)}")
 
 
 def _mode(opening: Opening) -> str:
     return {None: "plain text", True: "thinking", False: "not thinking"}[opening.thinks]
 
 
-def _drawing(sampling: Sampling, seed: int) -> str:
-    return str(sampling) if sampling.is_greedy else f"{sampling}, seed {seed}"
+def _drawing(prepared: Prepared) -> str:
+    sampling = prepared.sampling
+    return str(sampling) if sampling.is_greedy else f"{sampling}, seed {prepared.seed}"
 
 
 def _ending(generation: Generation) -> str:

@@ -10,11 +10,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from qwen3_export.checkpoint.model import Model
+from qwen3_export.generation.opened import Opened
+from qwen3_export.generation.speech import folder_speech
 from qwen3_export.generation.stepper import ChunkedStepper, Runtime, Stepper
 from qwen3_export.graph import ALL_ROWS, DerivedWeight, Graph
 from qwen3_export.reference.model import KVCache, forward, head_logits
 
-__all__ = ["held", "reference_runtime"]
+__all__ = ["held", "open_checkpoint", "reference_runtime"]
 
 CHUNK = 512
 # In fp32. Weights of a larger model are read from its files again for every token.
@@ -29,6 +32,12 @@ class HeldWeight(DerivedWeight):
 
     def read(self, rows: slice = ALL_ROWS) -> NDArray[np.float32]:
         return self.values[rows]
+
+
+@contextmanager
+def open_checkpoint(model: Model) -> Iterator[Opened]:
+    """Open a checkpoint for generation in the fp32 reference."""
+    yield Opened(runtime=reference_runtime(model.graph), speech=folder_speech(model.folder))
 
 
 def reference_runtime(graph: Graph) -> Runtime:

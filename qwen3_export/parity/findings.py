@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from qwen3_export.parity.check import ShippedNumbers
+from qwen3_export.parity.compare import ShippedNumbers
 from qwen3_export.parity.judgement import SHIPPED_FLOORS, judge_decode, judge_end_to_end, shipped_bound
 from qwen3_export.parity.metrics import NOT_RUN, Comparison
 from qwen3_export.parity.prompts import Prompt
@@ -54,11 +54,17 @@ class Exact:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shipped:
-    """What the artifact itself showed; ``floors`` of the modelled noise are in bounds."""
+    """What the artifact itself showed; ``floors`` of the modelled noise are in bounds.
+
+    ``problems`` are findings other than numbers, such as an overflow. ``judged_decode`` is for a runtime whose
+    decoding has bounds of its own; otherwise ``decode``, the largest difference of a logit, is judged.
+    """
 
     numbers: ShippedNumbers
     decode: float | None = None
     floors: float = SHIPPED_FLOORS
+    problems: tuple[str, ...] = ()
+    judged_decode: Decode | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

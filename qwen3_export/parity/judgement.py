@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from qwen3_export.errors import CheckpointError, QuantizationError
 from qwen3_export.graph import Graph
-from qwen3_export.parity.check import ShippedNumbers
+from qwen3_export.parity.compare import ShippedNumbers
 from qwen3_export.parity.metrics import Comparison
 from qwen3_export.parity.report import Decode, Gates
 from qwen3_export.quantizers.transforms import Fold, fold

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from qwen3_export.graph import Graph
-from qwen3_export.parity.check import first_divergence
+from qwen3_export.parity.compare import first_divergence, reference_states
 from qwen3_export.parity.report import FirstDivergence
 from qwen3_export.parity.suspects import SUSPECTS, Inputs
-from qwen3_export.reference.model import Place, Site, forward
+from qwen3_export.reference.model import Place, Site
 
 __all__ = ["likely_cause", "localise"]
 
@@ -31,13 +31,8 @@ def localise(graph: Graph, tokens: Sequence[int], run: RunSites, *, first_layer:
     ``graph`` holds the values that the artifact stores; ``run`` gives the runtime's states in its exact form;
     ``first_layer`` is the number, in the whole model, of the graph's first.
     """
-    seen: dict[Site, np.ndarray] = {}
-
-    def keep(text: Sequence[int]) -> Mapping[Site, np.ndarray]:
-        seen.update(run(text))
-        return seen
-
-    found = first_divergence(graph, tokens, keep)
+    expected, seen = reference_states(graph, tokens), run(tokens)
+    found = first_divergence(expected, seen)
     if found is None:
         return None
     site, relative = found
@@ -45,14 +40,18 @@ def localise(graph: Graph, tokens: Sequence[int], run: RunSites, *, first_layer:
         layer=None if site.layer is None else site.layer + first_layer,
         site=site.place.value,
         relative=relative,
-        cause=likely_cause(graph, tokens, site, seen[site]),
+        cause=likely_cause(graph, tokens, site, seen[site], states=expected),
     )
 
 
 @torch.inference_mode()
-def likely_cause(graph: Graph, tokens: Sequence[int], site: Site, found: np.ndarray) -> str | None:
-    """The mistake that gives the found state at a site, or None where none of the known ones does."""
-    states = _states(graph, tokens)
+def likely_cause(
+    graph: Graph, tokens: Sequence[int], site: Site, found: np.ndarray, *, states: Mapping[Site, Tensor]
+) -> str | None:
+    """The mistake that gives the found state at a site, or None where none of the known ones does.
+
+    ``states`` are the reference's (``reference_states``).
+    """
     expected = states.get(site)
     state = torch.from_numpy(np.array(found, np.float32)).flatten()
     if expected is None or state.numel() != expected.numel():
@@ -85,17 +84,6 @@ def _scaled(expected: Tensor, state: Tensor, difference: float) -> str | None:
     factor = float(flat.double() @ state.double() / flat.double().square().sum().clamp_min(1e-30))
     left = _relative(flat * factor, state)
     return f"it is {factor:.4g} times what it should be" if left < CLOSE and left < EXPLAINED * difference else None
-
-
-def _states(graph: Graph, tokens: Sequence[int]) -> dict[Site, Tensor]:
-    """Every site of the reference."""
-    states: dict[Site, Tensor] = {}
-
-    def keep(site: Site, _sequence: int, state: Tensor) -> None:
-        states[site] = state.clone()
-
-    forward(graph, [torch.tensor(tokens)], observe=keep)
-    return states
 
 
 def _stream_site(graph: Graph, site: Site) -> Site:

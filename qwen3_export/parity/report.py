@@ -16,6 +16,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from qwen3_export.errors import OutputError
 from qwen3_export.files.atomic import write_text
 from qwen3_export.files.recognise import is_report
 from qwen3_export.parity.curves import CurvePoint
@@ -213,11 +214,29 @@ class Report:
         order = ("artifact", "target", "recipe", "method", "model", "verdict")
         return {key: _finite(value) for key, value in ({key: document[key] for key in order} | document).items()}
 
+    def save(self, path: Path | str, *, overwrite: bool = False) -> None:
+        """Write the report as JSON, as an HTML page or as JUnit XML, by the ending of ``path``.
 
-def save_report(report: Report, path: Path) -> None:
-    """Write a report as JSON; it replaces an earlier report, and no other file (OutputError)."""
+        A report that lies there is replaced only with ``overwrite``.
+        """
+        from qwen3_export.parity.html import save_html
+        from qwen3_export.parity.junit import save_junit
+
+        path = Path(path)
+        if path.suffix == ".html":
+            save_html(self, path, overwrite=overwrite)
+        elif path.suffix == ".xml":
+            save_junit([self], path, overwrite=overwrite)
+        elif path.suffix == ".json":
+            save_report(self, path, overwrite=overwrite)
+        else:
+            raise OutputError(f"{path}: a report is saved as .json, .html or .xml; choose one of these endings")
+
+
+def save_report(report: Report, path: Path, *, overwrite: bool = True) -> None:
+    """Write a report as JSON; with ``overwrite`` it replaces an earlier report, and no other file (OutputError)."""
     text = json.dumps(report.to_dict(), indent=2, ensure_ascii=False) + "\n"
-    write_text(path, text, overwrite=True, is_ours=is_report)
+    write_text(path, text, overwrite=overwrite, is_ours=is_report)
 
 
 def load_report(path: Path) -> dict[str, Any]:

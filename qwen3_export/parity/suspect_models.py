@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from qwen3_export.graph import Graph, Kind, RenamedWeight, Role
-from qwen3_export.parity.check import Arithmetic, RunLogits, compare_exact
+from qwen3_export.parity.compare import Arithmetic, RunLogits, compare_exact
 from qwen3_export.parity.report import FirstDivergence
 from qwen3_export.parity.suspects import BASES, EPSILONS
 from qwen3_export.reference.model import Place

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING
 
 from qwen3_export.calibration.provenance import describe
 from qwen3_export.checkpoint.model import Model
@@ -24,14 +24,14 @@ from qwen3_export.targets.coreml.layout import WeightPlan, plan_weights, stored_
 from qwen3_export.targets.coreml.names import MODEL_FILE, PACKAGE, WEIGHT_FILE
 from qwen3_export.targets.coreml.program import ProgramOptions, build_program, constants
 from qwen3_export.targets.coreml.recipes import CoremlFormat, Recipe, assign
+from qwen3_export.targets.coreml.target import CoremlOptions
+from qwen3_export.targets.target import REPORT_FILES, Written
+from qwen3_export.units import human_size
 
 if TYPE_CHECKING:
-    from qwen3_export.calibration.solving import Solution
+    from qwen3_export.calibration.solving import Method, Solution
 
-__all__ = ["TARGETS", "CoremlExport", "Target", "default_path", "is_export_file", "prepare", "with_solution", "write"]
-
-Target = Literal["iOS18", "macOS15"]
-TARGETS: tuple[Target, ...] = get_args(Target)
+__all__ = ["CoremlExport", "default_path", "is_export_file", "prepare", "with_solution", "write"]
 
 DEFAULT_CONTEXT = 2048
 # swift-transformers wants a range of lengths, and stops the app where the largest is not above 2.
@@ -53,9 +53,9 @@ class CoremlExport:
     graph: Graph
     out: Path
     formats: Mapping[str, CoremlFormat]
-    options: ProgramOptions
+    options: CoremlOptions
+    program: ProgramOptions
     plan: WeightPlan
-    target: Target = "iOS18"
     solution: Solution | None = None
 
     @property
@@ -64,7 +64,7 @@ class CoremlExport:
 
     @property
     def context_length(self) -> int:
-        return self.options.context_length
+        return self.program.context_length
 
     @property
     def weight_formats(self) -> Mapping[str, CoremlFormat]:
@@ -91,6 +91,32 @@ class CoremlExport:
         """What writing holds, about: 0.86 GB were measured at 0.6B's shapes, and it does not grow with the model."""
         return BASE_BYTES + default_threads() * BYTES_A_THREAD
 
+    @property
+    def report(self) -> Path:
+        return self.out / "report.json"
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        return (f"writing takes about {human_size(self.memory_bytes)} of memory",)
+
+    def for_method(self, method: Method) -> CoremlExport:  # noqa: ARG002 (formats are the same for all)
+        return self
+
+    def rows(self) -> Iterator[str]:
+        """Format, shape and name of each weight, then the package."""
+        for name, number_format in self.formats.items():
+            shape = list(self.graph.weights[name].shape)
+            yield f"{getattr(number_format, 'name', number_format):16} {shape!s:18} {name}"
+        yield ""
+        yield f"{human_size(self.num_bytes):>10}  {self.package}"
+
+    def written(self) -> Written:
+        return Written(
+            parts=(f"{self.out} ({self.package.name}: {human_size(self.num_bytes)})",),
+            bits_per_weight=self.bits_per_weight,
+            run_it="with swift-transformers, or your own app; docs/coreml.md has the lines of Swift",
+        )
+
 
 def default_path(model: Model, recipe: Recipe) -> Path:
     """``Qwen3-0.6B-coreml-int4`` in the current folder."""
@@ -98,50 +124,39 @@ def default_path(model: Model, recipe: Recipe) -> Path:
 
 
 def prepare(
-    model: Model,
-    recipe: Recipe,
-    *,
-    out: Path,
-    context_length: int | None = None,
-    block_size: int = 32,
-    channelwise: bool = False,
-    split_lm_head: int | None = None,
-    fused_attention: bool = False,
-    target: Target = "iOS18",
+    model: Model, recipe: Recipe, *, out: Path | None = None, options: CoremlOptions | None = None
 ) -> CoremlExport:
     """Choose every weight's format, round to nearest, and lay out weight.bin.
 
-    ``channelwise`` gives int4 one scale a row, for the Neural Engine; ``split_lm_head`` cuts the output head into
-    parts of so many rows; ``fused_attention`` uses Core ML's own operator for attention (see ``blocks``).
     Raises QuantizationError for what Core ML does not store and for a context that the model does not have,
     UnsupportedModelError for mixtures of experts, MissingExtraError without coremltools.
     """
     require_coremltools("writing a Core ML package")
-    config = model.graph.config
+    config, options = model.graph.config, options or CoremlOptions()
     if config.is_moe:
         raise UnsupportedModelError(
             f"{model.name}: a mixture of experts cannot be exported to Core ML, which has no operator that gathers "
             "experts; use gguf or onnx"
         )
     longest = config.max_position_embeddings
-    context = min(DEFAULT_CONTEXT, longest) if context_length is None else context_length
+    context = min(DEFAULT_CONTEXT, longest) if options.context_length is None else options.context_length
     if not LEAST_CONTEXT <= context <= longest:
-        raise QuantizationError(f"--context-length {context}: must be from {LEAST_CONTEXT} to the model's {longest}")
-    if target not in TARGETS:
-        raise QuantizationError(f"--target {target}: there is {', '.join(TARGETS)}, which states and int4 need")
-    options = ProgramOptions(float_type=recipe.float_type, context_length=context, has_fused_attention=fused_attention)
-    formats = assign(model.graph, recipe, block_size=block_size, channelwise=channelwise)
-    matrices = stored_matrices(model.graph, formats, head_rows=split_lm_head)
+        raise QuantizationError(f"`context_length` {context}: must be from {LEAST_CONTEXT} to the model's {longest}")
+    program = ProgramOptions(
+        float_type=recipe.float_type, context_length=context, has_fused_attention=options.fused_attention
+    )
+    formats = assign(model.graph, recipe, block_size=options.group_size, channelwise=options.channelwise)
+    matrices = stored_matrices(model.graph, formats, head_rows=options.split_lm_head)
     out_features = [matrix.shape[0] for matrix in matrices if len(matrix.shape) > 1]
     return CoremlExport(
         model=model,
         recipe=recipe,
         graph=round_graph(model.graph, formats),
-        out=out,
+        out=out or default_path(model, recipe),
         formats=formats,
         options=options,
-        plan=plan_weights(matrices, constants(config, options, out_features=out_features)),
-        target=target,
+        program=program,
+        plan=plan_weights(matrices, constants(config, program, out_features=out_features)),
     )
 
 
@@ -188,7 +203,7 @@ def program_bytes(export: CoremlExport) -> bytes:
     from qwen3_export.targets.coreml.serialize import model_bytes
 
     config, model = export.graph.config, export.model
-    program = build_program(config, export.plan, export.options)
+    program = build_program(config, export.plan, export.program)
     metadata = {
         "co.huggingface.exporters.name": model.source,
         "co.huggingface.exporters.task": "text-generation",
@@ -197,7 +212,7 @@ def program_bytes(export: CoremlExport) -> bytes:
             model=model.name,
             recipe=export.recipe.name,
             solution=export.solution,
-            target=export.target,
+            target=export.options.target,
             context_length=str(export.context_length),
         ),
     }
@@ -208,7 +223,7 @@ def program_bytes(export: CoremlExport) -> bytes:
 def is_export_file(name: str) -> bool:
     """Whether an export writes a file of this name, which is its path within the folder."""
     package = {f"{PACKAGE}/{inside}" for inside in ("Manifest.json", MODEL_FILE, WEIGHT_FILE)}
-    return name in package | {TEMPLATE, "report.json", "report.html", "transcript.json", *FILES}
+    return name in package | REPORT_FILES | {TEMPLATE, "transcript.json", *FILES}
 
 
 def _count(shape: tuple[int, ...]) -> int:

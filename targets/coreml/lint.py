@@ -11,11 +11,12 @@ from qwen3_export.graph import Graph
 from qwen3_export.targets.coreml.metadata_check import interface_differences, metadata_differences
 from qwen3_export.targets.coreml.mil import open_package
 from qwen3_export.targets.coreml.read import open_coreml, tensor_differences
-from qwen3_export.targets.lint import CONSUMERS, Finding
+from qwen3_export.targets.coreml.target import COREML
+from qwen3_export.targets.lint import Finding
 
 __all__ = ["lint_coreml"]
 
-SWIFT = CONSUMERS["coreml"]
+SWIFT = COREML.consumers
 NAME = "co.huggingface.exporters.name"
 # Files above this have failed to load on phones for want of memory.
 LARGE_BYTES = 1 << 30

@@ -12,37 +12,41 @@ are run token by token through the KV cache, and whole chunks are held to that (
 from __future__ import annotations
 
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from qwen3_export.calibration.provenance import read_calibration_record, read_scales_record, recorded
 from qwen3_export.checkpoint.tokenizer import Tokenizer
 from qwen3_export.errors import CheckpointError
 from qwen3_export.graph import Graph, Weight
-from qwen3_export.parity.check import CHUNKS, Arithmetic, ShippedNumbers, compare_exact, compare_shipped, decided_parts
-from qwen3_export.parity.documents import document_differences
-from qwen3_export.parity.findings import Artifact, Exact, Findings, Shipped
-from qwen3_export.parity.judgement import (
-    DECODE_BOUND,
-    ROUNDING_METHODS,
-    SHIPPED_FLOORS,
-    decode_text,
-    longest_text,
-    moved_by,
+from qwen3_export.parity.compare import (
+    CHUNKS,
+    Arithmetic,
+    ShippedNumbers,
+    compare_exact,
+    compare_shipped,
+    decided_parts,
 )
+from qwen3_export.parity.documents import document_differences
+from qwen3_export.parity.findings import Artifact, Exact, Shipped
+from qwen3_export.parity.judgement import DECODE_BOUND, ROUNDING_METHODS, SHIPPED_FLOORS, decode_text, longest_text
 from qwen3_export.parity.metrics import NOT_RUN, Comparison
-from qwen3_export.parity.opaque import OPAQUE_FORM, run_opaque
-from qwen3_export.parity.prompts import Prompt, tokenize_prompts
-from qwen3_export.parity.report import Decode, Gates, Report, Runtime
+from qwen3_export.parity.opaque import run_opaque
+from qwen3_export.parity.prompts import Prompt
+from qwen3_export.parity.report import Decode, Runtime
+from qwen3_export.parity.subject import Job, RunForeign, Say
 from qwen3_export.parity.suspect_models import explain_logits
+from qwen3_export.parity.values import ValueCheck
 from qwen3_export.quantizers.activations import Int8Activations
 from qwen3_export.quantizers.affine import AffineFormat
+from qwen3_export.quantizers.transforms import Fold
 from qwen3_export.quantizers.weights.coded import CodedWeight
 from qwen3_export.targets.affine_values import check_affine_values
 from qwen3_export.targets.executorch import run
@@ -57,44 +61,22 @@ from qwen3_export.targets.executorch.stored import (
     weight_differences,
 )
 
-__all__ = ["check_executorch", "program_differences", "program_path"]
+__all__ = ["ExecutorchSubject", "open_subject", "program_differences", "program_path"]
 
 # Measured: 2e-12 for fp32. For int8 activations half of the floor on the demo model, 7 % on its first two layers.
 FP32_CONVERSION_BOUND, INT8_CONVERSION_FLOORS = 1e-9, 1.0
 
 PACKAGES = ("qwen3-export", "executorch", "torchao", "torch", "numpy", "tokenizers")
-Say = Callable[[str], None]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Ran:
-    """What the program showed."""
+def open_subject(path: Path, graph: Graph, tokenizer: Tokenizer, *, threads: int | None = None) -> ExecutorchSubject:
+    """Read an exported folder (or the program in it) back.
 
-    exact: Exact
-    shipped: Shipped
-    decode: Decode = field(default_factory=Decode)
-
-
-def check_executorch(
-    path: Path,
-    graph: Graph,
-    tokenizer: Tokenizer,
-    *,
-    full: bool = False,
-    gates: Gates | None = None,
-    say: Say | None = None,
-) -> Report:
-    """Compare an exported folder with the checkpoint that it was made of.
-
-    A program of another tool has no index of its weights: its logits are compared with the original's, and what it says
-    of itself. Raises CheckpointError where there is no program or its index is damaged; the rest is in the report.
+    Raises CheckpointError where there is no program, or its index is damaged. A program of another tool has no index
+    of its weights.
     """
-    started = time.monotonic()
-    say, folder = say or (lambda _text: None), path if path.is_dir() else path.parent
-    file = program_path(path)
-    say("reading the folder back")
-    whole = untied(graph)
-    prompts = tokenize_prompts(tokenizer, quick=not full, max_tokens=longest_text(graph))
+    del threads  # XNNPACK takes as many as it likes
+    folder, file, whole = path if path.is_dir() else path.parent, program_path(path), untied(graph)
     problems = list(document_differences(folder, tokenizer))
     try:
         program = Program(file) if run.is_installed() else None
@@ -102,36 +84,129 @@ def check_executorch(
         program, problems = None, [*problems, str(error)]
     if program is not None:
         problems += program_differences(program, whole, tokenizer)
-        prompts = _fitting(prompts, program)
-    if not (folder / INDEX).exists():
-        opaque = _opaque(program, graph, prompts, problems, is_full=full, say=say)
-        return opaque.report(_artifact(file, graph, {}), gates=gates, seconds=time.monotonic() - started)
-    document = read_index(folder)
-    stored = read_weights(file, whole, document)
-    problems += weight_differences(file, document)
-    expected, wrong = moved_by(whole, lambda: read_scales_record(document))
-    problems += wrong
-    is_solved = recorded(document, "method") not in ROUNDING_METHODS
-    values = check_affine_values(stored, expected, is_full=full, is_solved=is_solved)
-    description = "all layers, " + ("fp32 twin" if full else "int8 activations modelled")
-    ran = _Ran(exact=Exact(description=description), shipped=Shipped(numbers=ShippedNumbers(quantization=NOT_RUN)))
-    try:
-        if program is not None:
-            context = int(program.constant("get_max_context_len") or 1)
-            problems += constant_differences(file, whole, document, context=context)
-        ran = _run(program, graph, stored, prompts, is_full=full, description=description, say=say)
-    except CheckpointError as error:  # ExecuTorch cannot run the program
-        problems.append(str(error))
-    found = Findings(
-        exact=ran.exact,
-        shipped=ran.shipped,
-        decode=ran.decode,
-        problems=problems,
-        values=values,
-        prompts=prompts,
-        is_full=full,
+    index = read_index(folder) if (folder / INDEX).exists() else None
+    if index is not None:
+        problems += weight_differences(file, index)
+    return ExecutorchSubject(
+        file=file,
+        checkpoint=graph,
+        original=whole,
+        program=program,
+        index=index,
+        stored=None if index is None else read_weights(file, whole, index),
+        problems=tuple(problems),
     )
-    return found.report(_artifact(file, graph, document), gates=gates, seconds=time.monotonic() - started)
+
+
+@dataclass(kw_only=True)
+class ExecutorchSubject:
+    """A program that was read back; ``original`` has a head of its own, ``index`` says where weights lie in the file.
+
+    The runtime has one form: ``exact`` runs it, and keeps what ``shipped`` will say.
+    """
+
+    file: Path
+    checkpoint: Graph
+    original: Graph
+    program: Program | None
+    index: dict[str, Any] | None
+    stored: Graph | None
+    problems: tuple[str, ...]
+    _shipped: Shipped = field(default_factory=lambda: Shipped(numbers=ShippedNumbers(quantization=NOT_RUN)))
+
+    @property
+    def max_tokens(self) -> int:
+        """What the program takes at once; one less than it says, as it is lowered."""
+        longest = longest_text(self.checkpoint)
+        limit = 0 if self.program is None else int(self.program.constant("get_max_seq_len") or 0) - 1
+        return min(longest, limit) if limit > 0 else longest
+
+    @property
+    def can_run(self) -> bool:
+        return self.program is not None
+
+    @property
+    def unrun(self) -> tuple[Exact, Shipped]:
+        shipped = Shipped(numbers=ShippedNumbers(quantization=NOT_RUN), judged_decode=Decode())
+        return Exact(description="all layers, int8 activations modelled"), shipped
+
+    @cached_property
+    def artifact(self) -> Artifact:
+        document, size = self.index or {}, self.file.stat().st_size
+        return Artifact(
+            name=self.file.parent.name if document else self.file.name,
+            target="executorch",
+            recipe=recorded(document, "recipe"),
+            method=recorded(document, "method"),
+            model=self.checkpoint.name,
+            size_bytes=size,
+            bits_per_weight=8 * size / self.checkpoint.num_parameters,
+            runtime=Runtime(name="ExecuTorch (XNNPACK)", version=run.runtime_version()),
+            packages=PACKAGES,
+            calibration=read_calibration_record(document),
+        )
+
+    def read_scales(self) -> Mapping[Fold, NDArray[np.float32]]:
+        return read_scales_record(self.index or {})
+
+    def compare_values(self, stored: Graph, expected: Graph, *, is_full: bool) -> ValueCheck:
+        is_solved = recorded(self.index or {}, "method") not in ROUNDING_METHODS
+        return check_affine_values(stored, expected, is_full=is_full, is_solved=is_solved)
+
+    def runtime_problems(self, job: Job) -> list[str]:  # noqa: ARG002 (texts have no part in it)
+        """RoPE's tables and eps, which lie in the program where the index says."""
+        assert self.program is not None
+        assert self.index is not None
+        context = int(self.program.constant("get_max_context_len") or 1)
+        return list(constant_differences(self.file, self.original, self.index, context=context))
+
+    def exact(self, job: Job) -> Exact:
+        """The program against the reference with its arithmetic; in a full check, an fp32 twin of its values too."""
+        assert self.program is not None
+        program, stored, texts = self.program, job.stored, job.texts
+        has_int8 = any(weight.role.layer is not None and weight.format != "F32" for weight in stored)
+        arithmetic = Arithmetic(round_activations=_round_for_xnnpack) if has_int8 else Arithmetic()
+        job.say("running the program token by token, against the reference with its arithmetic and the original")
+        numbers = compare_shipped(
+            self.checkpoint, stored, texts, run=program.logits, arithmetic=arithmetic, compares_model=True
+        )
+        twin = _twin_conversion(stored, texts, say=job.say) if has_int8 and job.is_full else None
+        largest = _chunk_difference(program, decode_text(texts, is_full=job.is_full))
+        bound = DECODE_BOUND
+        if has_int8 and numbers.floor.max_abs is not None:
+            bound += SHIPPED_FLOORS * numbers.floor.max_abs
+        floor = numbers.floor.mean_kld or 0.0
+        judged = numbers.modelled.judged(FP32_CONVERSION_BOUND + INT8_CONVERSION_FLOORS * floor)
+        conversion = judged if twin is None or judged.status == "fail" else twin
+        divergence = None
+        if conversion.status == "fail":
+            job.say("looking for a known mistake that gives these logits")
+            divergence = explain_logits(stored, texts[0], program.logits, arithmetic=arithmetic)
+        decode = Decode(
+            max_abs_vs_prefill=largest,
+            bound=bound,
+            shipped_max_abs_vs_prefill=largest,
+            shipped_bound=bound,
+            status="pass" if largest <= bound else "fail",
+        )
+        self._shipped = Shipped(numbers=numbers, judged_decode=decode)
+        description = "all layers, " + ("fp32 twin" if job.is_full else "int8 activations modelled")
+        return Exact(description=description, conversion=conversion, divergence=divergence)
+
+    def shipped(self, job: Job) -> Shipped:  # noqa: ARG002 (the one form has been run)
+        return self._shipped
+
+    @property
+    def run_foreign(self) -> RunForeign | None:
+        return None if self.index is not None else self._run_foreign
+
+    def _run_foreign(self, prompts: Sequence[Prompt], is_full: bool) -> Shipped:
+        """Token by token, against the original, and chunks against that."""
+        assert self.program is not None
+        shipped = run_opaque(self.checkpoint, prompts, self.program.logits)
+        text = decode_text([prompt.tokens for prompt in prompts], is_full=is_full)
+        decode = Decode(shipped_max_abs_vs_prefill=_chunk_difference(self.program, text))
+        return Shipped(numbers=shipped.numbers, judged_decode=decode)
 
 
 def program_path(path: Path) -> Path:
@@ -144,78 +219,6 @@ def program_path(path: Path) -> Path:
     if len(found) != 1:
         raise CheckpointError(f"{path}: holds no {PROGRAM}; name the program, or the folder that an export has written")
     return found[0]
-
-
-def _opaque(
-    program: Program | None,
-    graph: Graph,
-    prompts: Sequence[Prompt],
-    problems: Sequence[str],
-    *,
-    is_full: bool,
-    say: Say,
-) -> Findings:
-    """What can be said of a program without an index."""
-    shipped, decode = Shipped(numbers=ShippedNumbers(quantization=NOT_RUN)), Decode()
-    if program is not None:
-        say("running another tool's program token by token, against the original")
-        texts = [list(prompt.tokens) for prompt in prompts]
-        shipped = run_opaque(graph, texts, program.logits)
-        largest = _chunk_difference(program, decode_text(texts, is_full=is_full))
-        decode = Decode(shipped_max_abs_vs_prefill=largest)
-    return Findings(
-        exact=Exact(description=OPAQUE_FORM),
-        shipped=shipped,
-        decode=decode,
-        problems=problems,
-        prompts=prompts,
-        is_full=is_full,
-    )
-
-
-def _run(
-    program: Program | None,
-    original: Graph,
-    stored: Graph,
-    prompts: Sequence[Prompt],
-    *,
-    is_full: bool,
-    description: str,
-    say: Say,
-) -> _Ran:
-    texts = [list(prompt.tokens) for prompt in prompts]
-    if program is None:
-        say("comparing the stored values with the original")
-        numbers = compare_shipped(original, stored, texts, run=None)
-        return _Ran(exact=Exact(description=description), shipped=Shipped(numbers=numbers))
-    has_int8 = any(weight.role.layer is not None and weight.format != "F32" for weight in stored)
-    arithmetic = Arithmetic(round_activations=_round_for_xnnpack) if has_int8 else Arithmetic()
-    say("running the program token by token, against the reference with its arithmetic and the original")
-    numbers = compare_shipped(original, stored, texts, run=program.logits, arithmetic=arithmetic, compares_model=True)
-    twin = _twin_conversion(stored, texts, say=say) if has_int8 and is_full else None
-    text = decode_text(texts, is_full=is_full)
-    largest = _chunk_difference(program, text)
-    bound = DECODE_BOUND
-    if has_int8 and numbers.floor.max_abs is not None:
-        bound += SHIPPED_FLOORS * numbers.floor.max_abs
-    floor = numbers.floor.mean_kld or 0.0
-    judged = numbers.modelled.judged(FP32_CONVERSION_BOUND + INT8_CONVERSION_FLOORS * floor)
-    conversion = judged if twin is None or judged.status == "fail" else twin
-    divergence = None
-    if conversion.status == "fail":
-        say("looking for a known mistake that gives these logits")
-        divergence = explain_logits(stored, texts[0], program.logits, arithmetic=arithmetic)
-    return _Ran(
-        exact=Exact(description=description, conversion=conversion, divergence=divergence),
-        shipped=Shipped(numbers=numbers),
-        decode=Decode(
-            max_abs_vs_prefill=largest,
-            bound=bound,
-            shipped_max_abs_vs_prefill=largest,
-            shipped_bound=bound,
-            status="pass" if largest <= bound else "fail",
-        ),
-    )
 
 
 def _round_for_xnnpack(x_TI: Tensor, weight: Weight) -> Tensor:
@@ -257,12 +260,6 @@ def _chunk_difference(program: Program, text: Sequence[int]) -> float:
     return max(float(np.abs(logits_V - single_TV[position]).max()) for position, logits_V in found)
 
 
-def _fitting(prompts: Sequence[Prompt], program: Program) -> tuple[Prompt, ...]:
-    """The prompts, cut to what the program takes at once."""
-    limit = int(program.constant("get_max_seq_len") or 0) - 1
-    return tuple(replace(prompt, tokens=prompt.tokens[:limit]) for prompt in prompts) if limit > 0 else tuple(prompts)
-
-
 def program_differences(program: Program, graph: Graph, tokenizer: Tokenizer) -> Iterator[str]:
     """What the program says of itself against the checkpoint."""
     config = graph.config
@@ -281,19 +278,3 @@ def program_differences(program: Program, graph: Graph, tokenizer: Tokenizer) ->
     sequence, context = (program.constant(name) for name in ("get_max_seq_len", "get_max_context_len"))
     if not (sequence and context and sequence <= context <= config.max_position_embeddings):
         yield f"get_max_seq_len {sequence} and get_max_context_len {context} do not fit the model's positions"
-
-
-def _artifact(program_path: Path, graph: Graph, document: dict[str, Any]) -> Artifact:
-    size = program_path.stat().st_size
-    return Artifact(
-        name=program_path.parent.name if document else program_path.name,
-        target="executorch",
-        recipe=recorded(document, "recipe"),
-        method=recorded(document, "method"),
-        model=graph.name,
-        size_bytes=size,
-        bits_per_weight=8 * size / graph.num_parameters,
-        runtime=Runtime(name="ExecuTorch (XNNPACK)", version=run.runtime_version()),
-        packages=PACKAGES,
-        calibration=read_calibration_record(document),
-    )

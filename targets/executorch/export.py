@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,9 +17,12 @@ from qwen3_export.graph import Graph, Weight
 from qwen3_export.quantizers.affine import AffineFormat
 from qwen3_export.quantizers.weights.rounding import round_graph
 from qwen3_export.targets.executorch.recipes import ExecutorchFormat, Recipe, assign, untied
+from qwen3_export.targets.executorch.target import ExecutorchOptions
+from qwen3_export.targets.target import REPORT_FILES, Written
+from qwen3_export.units import human_size
 
 if TYPE_CHECKING:
-    from qwen3_export.calibration.solving import Solution
+    from qwen3_export.calibration.solving import Method, Solution
 
 __all__ = [
     "PROGRAM",
@@ -32,22 +35,28 @@ __all__ = [
 ]
 
 PROGRAM = "model.pte"
+# Tokens of one call, and positions of the cache, where nothing else is asked for.
+DEFAULT_LENGTH = 2048
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExecutorchExport:
-    """An export that is ready to be lowered; ``model`` has a head of its own, ``graph`` the stored values."""
+    """An export that is ready to be lowered; ``model`` has a head of its own, ``graph`` the stored values.
+
+    ``max_seq_len`` tokens go into one call, ``context_length`` positions into the cache. ``num_parameters`` are the
+    checkpoint's, without the head of a tied model.
+    """
 
     model: Model
     recipe: Recipe
     graph: Graph
     out: Path
     formats: Mapping[str, ExecutorchFormat]
-    group_size: int
+    options: ExecutorchOptions
+    context_length: int
     max_seq_len: int
-    max_context_len: int
-    is_portable: bool = False
+    num_parameters: int
     solution: Solution | None = None
 
     @property
@@ -57,7 +66,7 @@ class ExecutorchExport:
     @property
     def num_bytes(self) -> int:
         """Weights and RoPE's tables, about: what the program holds beside them is small."""
-        tables = 4 * self.max_context_len * self.graph.config.head_dim
+        tables = 4 * self.context_length * self.graph.config.head_dim
         return tables + sum(_num_bytes(weight, self.formats[weight.name]) for weight in self.graph)
 
     @property
@@ -72,6 +81,37 @@ class ExecutorchExport:
         codes = sum(_unpacked_bytes(weight, self.formats[weight.name]) for weight in self.graph)
         return BASE_BYTES + codes + COPIES * self.num_bytes
 
+    @property
+    def report(self) -> Path:
+        return self.out / "report.json"
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        found = (f"lowering takes about {human_size(self.memory_bytes)} of memory, and some seconds a layer",)
+        if self.num_parameters == self.graph.num_parameters:
+            return found
+        tied = "the tied embedding is stored twice: to look tokens up, and as the head that XNNPACK multiplies with"
+        return (*found, tied)
+
+    def for_method(self, method: Method) -> ExecutorchExport:  # noqa: ARG002 (formats are the same for all)
+        return self
+
+    def rows(self) -> Iterator[str]:
+        """Format, shape and name of each weight, then the program."""
+        for name, number_format in self.formats.items():
+            shape = list(self.graph.weights[name].shape)
+            yield f"{getattr(number_format, 'name', number_format):16} {shape!s:18} {name}"
+        yield ""
+        yield f"{human_size(self.num_bytes):>10}  {self.out / PROGRAM}"
+
+    def written(self) -> Written:
+        size = (self.out / PROGRAM).stat().st_size
+        return Written(
+            parts=(f"{self.out} ({PROGRAM}: {human_size(size)})",),
+            bits_per_weight=8 * size / self.num_parameters,
+            run_it="with the LLM runner of ExecuTorch for iOS, Android or C++, model.pte and tokenizer.json",
+        )
+
 
 # Python, torch, ExecuTorch and their graphs.
 BASE_BYTES = 1_200_000_000
@@ -85,42 +125,36 @@ def default_path(model: Model, recipe: Recipe) -> Path:
 
 
 def prepare(
-    model: Model,
-    recipe: Recipe,
-    *,
-    out: Path,
-    group_size: int = 32,
-    embedding_bits: int | None = None,
-    max_seq_len: int = 2048,
-    max_context_len: int | None = None,
-    is_portable: bool = False,
+    model: Model, recipe: Recipe, *, out: Path | None = None, options: ExecutorchOptions | None = None
 ) -> ExecutorchExport:
-    """Choose every weight's format, and round to nearest; ``is_portable``: with operators of every runtime alone.
+    """Choose every weight's format, and round to nearest.
 
     Raises QuantizationError for what XNNPACK cannot multiply, UnsupportedModelError for mixtures of experts that its
     operator cannot hold, MissingExtraError without ExecuTorch.
     """
     _require_executorch()
+    options, num_parameters = options or ExecutorchOptions(), model.graph.num_parameters
     longest = model.graph.config.max_position_embeddings
-    context = max_context_len or min(max_seq_len, longest)
-    if not 2 <= max_seq_len <= context:
-        raise QuantizationError(f"--max-seq-len {max_seq_len}: must be from 2 to --max-context-len {context}")
+    most = options.max_seq_len or min(DEFAULT_LENGTH, options.context_length or longest, longest)
+    context = options.context_length or min(most, longest)
+    if not 2 <= most <= context:
+        raise QuantizationError(f"`max_seq_len` {most}: must be from 2 to the `context_length` {context}")
     if context > longest:
-        raise QuantizationError(f"--max-context-len {context}: the model has positions up to {longest}")
+        raise QuantizationError(f"`context_length` {context}: the model has positions up to {longest}")
     model = replace(model, graph=untied(model.graph))
-    formats = assign(model.graph, recipe, group_size=group_size, embedding_bits=embedding_bits)
-    if is_portable:
-        _check_portable(model.graph, embedding_bits)
+    formats = assign(model.graph, recipe, group_size=options.group_size, embedding_bits=options.embedding)
+    if options.portable:
+        _check_portable(model.graph, options.embedding)
     return ExecutorchExport(
         model=model,
         recipe=recipe,
         graph=round_graph(model.graph, formats),
-        out=out,
+        out=out or default_path(model, recipe),
         formats=formats,
-        group_size=group_size,
-        max_seq_len=max_seq_len,
-        max_context_len=context,
-        is_portable=is_portable,
+        options=options,
+        context_length=context,
+        max_seq_len=most,
+        num_parameters=num_parameters,
     )
 
 
@@ -145,15 +179,15 @@ def write(export: ExecutorchExport, *, overwrite: bool = False) -> None:
     inputs = export.model.files()
     with partial_folder(export.out, overwrite=overwrite, is_ours=is_export_file, inputs=inputs) as folder:
         module = ExportModule(
-            export.graph, export.formats, max_context_len=export.max_context_len, is_portable=export.is_portable
+            export.graph, export.formats, max_context_len=export.context_length, is_portable=export.options.portable
         )
         program = folder / PROGRAM
         lower(module.eval(), program, max_seq_len=export.max_seq_len, constants=constant_methods(export))
         del module
         document = {
             **describe(model=export.model.name, recipe=export.recipe.name, solution=export.solution),
-            "group_size": export.group_size,
-            "constants": find_constants(program, export.graph, context=export.max_context_len),
+            "group_size": export.options.group_size,
+            "constants": find_constants(program, export.graph, context=export.context_length),
             "weights": find_weights(program, export.graph, export.formats),
         }
         (folder / INDEX).write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -170,28 +204,28 @@ def constant_methods(export: ExecutorchExport) -> dict[str, Any]:
     eos = list(generation.eos_token_ids)
     return {
         "get_max_seq_len": export.max_seq_len,
-        "get_max_context_len": export.max_context_len,
+        "get_max_context_len": export.context_length,
         "get_n_layers": config.num_hidden_layers,
         "get_vocab_size": config.vocab_size,
         "get_bos_id": eos[-1] if generation.bos_token_id is None else generation.bos_token_id,
         "get_eos_ids": eos,
         "use_kv_cache": True,
-        "use_sdpa_with_kv_cache": not export.is_portable,
+        "use_sdpa_with_kv_cache": not export.options.portable,
         "enable_dynamic_shape": True,
     }
 
 
 def is_export_file(name: str) -> bool:
     """Whether an export writes a file of this name, which is its path within the folder."""
-    return name in {PROGRAM, "qwen3_export.json", "chat_template.jinja", "report.json", *TOKENIZER_FILES}
+    return name in REPORT_FILES | {PROGRAM, "qwen3_export.json", "chat_template.jinja", *TOKENIZER_FILES}
 
 
 def _check_portable(graph: Graph, embedding_bits: int | None) -> None:
     if embedding_bits == 4:
-        raise QuantizationError("--embedding 4: looked up by an operator that not every runtime has; use 8 or 32")
+        raise QuantizationError("`embedding` 4: looked up by an operator that not every runtime has; use 8 or 32")
     if graph.config.is_moe:
         raise UnsupportedModelError(
-            f"{graph.name}: a mixture of experts is an operator that not every runtime has; leave --portable out"
+            f"{graph.name}: a mixture of experts is an operator that not every runtime has; leave `portable=True` out"
         )
 
 

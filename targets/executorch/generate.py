@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qwen3_export.errors import ExportError
-from qwen3_export.generation.opening import Opened
+from qwen3_export.generation.opened import Opened
 from qwen3_export.generation.speech import artifact_speech
 from qwen3_export.generation.stepper import ChunkedStepper, Runtime, Stepper
 from qwen3_export.targets.executorch.run import Program, runtime_version
@@ -16,11 +16,11 @@ from qwen3_export.targets.executorch.run import Program, runtime_version
 if TYPE_CHECKING:
     from qwen3_export.checkpoint.model import Model
 
-__all__ = ["open_artifact"]
+__all__ = ["generate"]
 
 
 @contextmanager
-def open_artifact(path: Path, model: Model | None, *, threads: int | None = None) -> Iterator[Opened]:
+def generate(path: Path, model: Model | None, *, threads: int | None = None) -> Iterator[Opened]:
     """Open a folder (or the program in it); ``model`` lends tokenizer or template where they are missing.
 
     What runners ask a program is asked here: how long a sequence and one call may be, and which tokens end a turn.

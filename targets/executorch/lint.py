@@ -12,11 +12,12 @@ from qwen3_export.targets.executorch.check import program_differences, program_p
 from qwen3_export.targets.executorch.recipes import untied
 from qwen3_export.targets.executorch.run import Program
 from qwen3_export.targets.executorch.stored import INDEX, constant_differences, read_index
-from qwen3_export.targets.lint import CONSUMERS, Finding
+from qwen3_export.targets.executorch.target import EXECUTORCH
+from qwen3_export.targets.lint import Finding
 
 __all__ = ["lint_executorch"]
 
-RUNNERS = CONSUMERS["executorch"]
+RUNNERS = EXECUTORCH.consumers
 # Asked by extension/llm/runner (constants.h).
 METHODS = (
     "get_bos_id",

@@ -1,11 +1,12 @@
 """One GGUF export from options to plan: which tensor takes which format, and what the file will be.
 
-Everything that can be refused is refused here, before a byte is written.
+What can be refused is refused here, before a byte is written.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import shlex
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -13,18 +14,21 @@ from types import MappingProxyType
 import numpy as np
 from numpy.typing import NDArray
 
-from qwen3_export.calibration.solving import Solution
+from qwen3_export.calibration.solving import Method, Solution
 from qwen3_export.checkpoint.model import Model
 from qwen3_export.errors import QuantizationError
 from qwen3_export.graph import Graph
 from qwen3_export.quantizers.transforms import Fold, fold
 from qwen3_export.quantizers.weights.quantized import quantize
 from qwen3_export.targets.gguf.emit import FilePlan, plan_files
-from qwen3_export.targets.gguf.imatrix import Imatrix, check_fits
+from qwen3_export.targets.gguf.imatrix import Imatrix, check_fits, read_imatrix
 from qwen3_export.targets.gguf.metadata import CalibrationOrigin, Provenance, build_metadata
 from qwen3_export.targets.gguf.names import GgufTensor, check_representable, gguf_tensors
-from qwen3_export.targets.gguf.recipes import Overrides, Recipe, assign
+from qwen3_export.targets.gguf.recipes import Recipe, assign, parse_overrides
 from qwen3_export.targets.gguf.sizes import bits_per_weight
+from qwen3_export.targets.gguf.target import GgufOptions
+from qwen3_export.targets.target import Written
+from qwen3_export.units import human_size, parse_size
 
 Scales = Mapping[Fold, NDArray[np.float32]]
 
@@ -35,22 +39,84 @@ __all__ = ["GgufExport", "default_path", "prepare", "with_solution"]
 class GgufExport:
     """An export that is ready to be written; ``formats`` by GGUF tensor name, ``graph`` with the stored values.
 
-    ``scales`` were moved in ``model`` before anything was rounded.
+    ``scales`` were moved in ``model`` before anything was rounded; ``checkpoint`` is the model as it was opened.
     """
 
+    checkpoint: Model
     model: Model
     recipe: Recipe
+    options: GgufOptions
     graph: Graph
     out: Path
-    split_max_size: int | None
     tensors: tuple[GgufTensor, ...]
     formats: Mapping[str, str]
     files: tuple[FilePlan, ...]
+    is_calibrated: bool = False
     scales: Scales = field(default_factory=lambda: MappingProxyType({}))
 
     @property
     def num_bytes(self) -> int:
         return sum(file.num_bytes for file in self.files)
+
+    @property
+    def num_weights(self) -> int:
+        """Weights as they are stored: what writing counts."""
+        return self.graph.num_parameters
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        return () if len(self.files) == 1 else (f"it is written in {len(self.files)} files",)
+
+    @property
+    def inputs(self) -> list[Path]:
+        """Files that are read, and must not be overwritten."""
+        imatrix = self.options.imatrix
+        return [*self.checkpoint.files(), *([] if imatrix is None else [imatrix])]
+
+    @property
+    def report(self) -> Path:
+        return self.files[0].path.with_suffix(".report.json")
+
+    @property
+    def modelfile(self) -> Path | None:
+        """Where the Modelfile goes, if one is wanted."""
+        return self.files[0].path.with_name("Modelfile") if self.options.modelfile else None
+
+    def for_method(self, method: Method) -> GgufExport:
+        """The plan for values chosen by this method: mixes that ask for an importance matrix count a solver as one."""
+        is_calibrated = method != "rtn"
+        if is_calibrated and self.options.imatrix is not None:
+            raise QuantizationError(f"`imatrix` is for `method` rtn; {method} measures more from its `text`")
+        return self if is_calibrated == self.is_calibrated else self._again(is_calibrated=is_calibrated)
+
+    def with_scales(self, scales: Scales) -> GgufExport:
+        """The plan with scales that are moved before anything is rounded."""
+        return self._again(scales=scales)
+
+    def _again(self, *, is_calibrated: bool | None = None, scales: Scales | None = None) -> GgufExport:
+        return prepare(
+            self.checkpoint,
+            self.recipe,
+            out=self.out,
+            options=self.options,
+            is_calibrated=self.is_calibrated if is_calibrated is None else is_calibrated,
+            scales=self.scales if scales is None else scales,
+        )
+
+    def rows(self) -> Iterator[str]:
+        """Format, shape and name of each tensor, then the files."""
+        for tensor in self.tensors:
+            yield f"{self.formats[tensor.name]:8} {list(tensor.shape)!s:22} {tensor.name}"
+        yield ""
+        for file in self.files:
+            yield f"{human_size(file.num_bytes):>10}  {file.path}"
+
+    def written(self) -> Written:
+        return Written(
+            parts=tuple(f"{file.path} ({human_size(file.num_bytes)})" for file in self.files),
+            bits_per_weight=self.bits_per_weight,
+            run_it=f'llama-cli -m {shlex.quote(str(self.files[0].path))} -p "Hello"',
+        )
 
     @property
     def weight_formats(self) -> dict[str, str]:
@@ -71,12 +137,10 @@ def prepare(
     model: Model,
     recipe: Recipe,
     *,
-    out: Path,
-    overrides: Overrides | None = None,
-    imatrix: Imatrix | None = None,
+    out: Path | None = None,
+    options: GgufOptions | None = None,
     is_calibrated: bool = False,
     scales: Scales | None = None,
-    split_max_size: int | None = None,
 ) -> GgufExport:
     """Choose every tensor's format, round to nearest, and lay out the file.
 
@@ -85,6 +149,11 @@ def prepare(
     UnsupportedModelError for what llama.cpp cannot represent, QuantizationError for formats that do not fit the rows
     and for an importance matrix of another model.
     """
+    options, out, checkpoint = options or GgufOptions(), out or default_path(model, recipe), model
+    overrides = parse_overrides(
+        options.tensor_type, output_type=options.output_type, embedding_type=options.embedding_type
+    )
+    imatrix = None if options.imatrix is None else read_imatrix(options.imatrix)
     config, scales = model.graph.config, scales or {}
     check_representable(config)
     model = replace(model, graph=fold(model.graph, scales)) if scales else model
@@ -92,21 +161,23 @@ def prepare(
     if imatrix is not None:
         check_fits(imatrix, tensors)
     has_imatrix = imatrix is not None or is_calibrated
-    formats = assign(recipe, config, tensors, has_imatrix=has_imatrix, overrides=overrides or Overrides())
+    formats = assign(recipe, config, tensors, has_imatrix=has_imatrix, overrides=overrides)
     by_weight = {member.name: formats[tensor.name] for tensor in tensors for member in tensor.members}
     importance = {} if imatrix is None else _importance_by_weight(imatrix, tensors)
     graph = quantize(model.graph, by_weight, importance=importance)
     provenance = replace(_provenance(recipe, imatrix), scales=scales)
-    files = plan_files(graph, build_metadata(model, provenance), out, split_max_size=split_max_size)
+    files = plan_files(graph, build_metadata(model, provenance), out, split_max_size=_split_size(options))
     return GgufExport(
+        checkpoint=checkpoint,
         model=model,
         recipe=recipe,
+        options=options,
         graph=graph,
         out=out,
-        split_max_size=split_max_size,
         tensors=tensors,
         formats=formats,
         files=tuple(files),
+        is_calibrated=is_calibrated,
         scales=scales,
     )
 
@@ -128,8 +199,12 @@ def with_solution(export: GgufExport, solution: Solution) -> GgufExport:
         scales={**export.scales, **solution.scales},
     )
     metadata = build_metadata(export.model, provenance)
-    files = plan_files(solution.graph, metadata, export.out, split_max_size=export.split_max_size)
+    files = plan_files(solution.graph, metadata, export.out, split_max_size=_split_size(export.options))
     return replace(export, graph=solution.graph, files=tuple(files))
+
+
+def _split_size(options: GgufOptions) -> int | None:
+    return None if options.split_max_size is None else parse_size(options.split_max_size, parameter="split_max_size")
 
 
 def _tensor_error(tensor: GgufTensor, errors: Mapping[str, float]) -> float:

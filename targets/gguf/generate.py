@@ -7,16 +7,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qwen3_export.generation.opening import Opened
+from qwen3_export.errors import CheckpointError
+from qwen3_export.generation.opened import Opened
 from qwen3_export.generation.speech import SAMPLING_FIELDS, Speech, mark_ids
 from qwen3_export.generation.stepper import ChunkedStepper, Runtime, Stepper
 from qwen3_export.targets.gguf.llama import LlamaModel, open_model, runtime_version
 from qwen3_export.targets.gguf.read import split_parts
+from qwen3_export.targets.gguf.target import starts_as_gguf
 
 if TYPE_CHECKING:
     from qwen3_export.checkpoint.model import Model
 
-__all__ = ["open_artifact"]
+__all__ = ["generate"]
 
 # llama.cpp's default: tokens of a prompt that are computed at once.
 BATCH = 512
@@ -25,10 +27,17 @@ KEYS = {"temperature": "temp"}
 
 
 @contextmanager
-def open_artifact(path: Path, model: Model | None, *, threads: int | None = None) -> Iterator[Opened]:
+def generate(path: Path, model: Model | None, *, threads: int | None = None) -> Iterator[Opened]:
     """Open a file (of a split one, any part); ``model`` lends its template where the file has none."""
+    _check_is_gguf(path)
     with open_model(split_parts(path)[0], threads=threads) as opened:
         yield Opened(runtime=_runtime(opened), speech=_speech(path, opened, model))
+
+
+def _check_is_gguf(path: Path) -> None:
+    """Before llama.cpp is asked to load a text file."""
+    if path.is_file() and not starts_as_gguf(path):
+        raise CheckpointError(f"{path}: not a GGUF file, though its name ends like one's; export it again")
 
 
 def _runtime(model: LlamaModel) -> Runtime:

@@ -9,11 +9,12 @@ from qwen3_export.checkpoint.tokenizer import Tokenizer
 from qwen3_export.graph import Graph
 from qwen3_export.targets.gguf.metadata_check import metadata_differences
 from qwen3_export.targets.gguf.read import GgufFile, open_gguf, tensor_differences
-from qwen3_export.targets.lint import CONSUMERS, Finding
+from qwen3_export.targets.gguf.target import GGUF
+from qwen3_export.targets.lint import Finding
 
 __all__ = ["lint_gguf"]
 
-ALL = CONSUMERS["gguf"]
+ALL = GGUF.consumers
 OLLAMA = ("Ollama",)
 
 

@@ -9,19 +9,19 @@ block of a token, as long as the weight's blocks.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from qwen3_export.calibration.provenance import PREFIX, calibration_or_none, read_scales_record, recorded
 from qwen3_export.checkpoint.tokenizer import Tokenizer
-from qwen3_export.errors import CheckpointError
 from qwen3_export.graph import Graph, Weight
-from qwen3_export.parity.check import (
+from qwen3_export.parity.compare import (
     Arithmetic,
     HalfPrefillCache,
     ShippedNumbers,
@@ -31,14 +31,16 @@ from qwen3_export.parity.check import (
     decided_parts,
     decode_difference,
 )
-from qwen3_export.parity.findings import Artifact, Exact, Findings, Shipped
-from qwen3_export.parity.judgement import ROUNDING_METHODS, decode_text, longest_text, moved_by
+from qwen3_export.parity.findings import Artifact, Exact, Shipped
+from qwen3_export.parity.judgement import ROUNDING_METHODS, decode_text, longest_text
 from qwen3_export.parity.localise import localise
 from qwen3_export.parity.metrics import NOT_RUN
-from qwen3_export.parity.opaque import OPAQUE_FORM, run_opaque
-from qwen3_export.parity.prompts import Prompt, tokenize_prompts
-from qwen3_export.parity.report import FirstDivergence, Gates, Report, Runtime
+from qwen3_export.parity.opaque import run_opaque
+from qwen3_export.parity.report import FirstDivergence, Runtime
+from qwen3_export.parity.subject import Job, RunForeign
+from qwen3_export.parity.values import ValueCheck
 from qwen3_export.quantizers.activations import Int8Activations
+from qwen3_export.quantizers.transforms import Fold
 from qwen3_export.reference.model import KVCache
 from qwen3_export.targets.affine_values import check_affine_values
 from qwen3_export.targets.onnx import run, surgery
@@ -46,7 +48,7 @@ from qwen3_export.targets.onnx.metadata_check import metadata_differences
 from qwen3_export.targets.onnx.read import OnnxFile, OnnxWeight, open_onnx, read_graph, tensor_differences
 from qwen3_export.targets.onnx.run import OnnxSession
 
-__all__ = ["check_onnx"]
+__all__ = ["OnnxSubject", "open_subject"]
 
 # Measured: 1e-11 to 4e-11 on the demo model for every recipe. A wrong eps (1e-5) gives 1e-5 and more.
 CONVERSION_BOUND = 1e-9
@@ -57,31 +59,100 @@ CACHE_CHUNK = 7
 EXACT_FORM = "all layers, fp32 activations"
 PACKAGES = ("qwen3-export", "onnxruntime", "onnxruntime-genai", "onnx", "torch", "numpy", "tokenizers")
 
-Say = Callable[[str], None]
+
+def open_subject(path: Path, graph: Graph, tokenizer: Tokenizer, *, threads: int | None = None) -> OnnxSubject:
+    """Read an exported folder back. Raises CheckpointError if there is no graph or no data file."""
+    file = open_onnx(path)
+    missing = tensor_differences(file, graph)
+    is_foreign = bool(missing) and PREFIX + "version" not in file.metadata
+    differences = metadata_differences(file, graph, tokenizer)
+    return OnnxSubject(
+        file=file,
+        original=graph,
+        stored=None if missing else read_graph(file, graph),
+        is_foreign=is_foreign,
+        problems=tuple(differences if is_foreign else [*differences, *missing]),
+        can_run=run.is_installed(),
+        threads=threads,
+    )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Job:
-    """One check: what is compared with what, and how thoroughly."""
+@dataclass(frozen=True, kw_only=True)
+class OnnxSubject:
+    """An ONNX folder that was read back."""
 
     file: OnnxFile
     original: Graph
-    stored: Graph
-    prompts: tuple[Prompt, ...]
-    is_full: bool
+    stored: Graph | None
+    is_foreign: bool
+    problems: tuple[str, ...]
+    can_run: bool
     threads: int | None
-    say: Say
 
     @property
-    def texts(self) -> list[list[int]]:
-        return [list(prompt.tokens) for prompt in self.prompts]
+    def max_tokens(self) -> int:
+        return longest_text(self.original)
 
     @property
-    def is_half(self) -> bool:
-        """Whether activations are fp16."""
-        return any(weight.format == "F16" for weight in self.stored)
+    def unrun(self) -> tuple[Exact, Shipped]:
+        numbers = ShippedNumbers(quantization=NOT_RUN)
+        return Exact(description=EXACT_FORM), Shipped(numbers=numbers, floors=_floors(self.file))
 
-    def session(self, proto: object | None = None) -> OnnxSession:
+    @cached_property
+    def artifact(self) -> Artifact:
+        file = self.file
+        return Artifact(
+            name=file.folder.name,
+            target="onnx",
+            recipe=recorded(file.metadata, "recipe"),
+            method=recorded(file.metadata, "method"),
+            model=self.original.name,
+            size_bytes=file.size_bytes,
+            bits_per_weight=_bits_per_weight(file, self.original),
+            runtime=Runtime(name="onnxruntime", version=run.runtime_version()),
+            packages=PACKAGES,
+            calibration=calibration_or_none(file.metadata),
+        )
+
+    def read_scales(self) -> Mapping[Fold, NDArray[np.float32]]:
+        return read_scales_record(self.file.metadata)
+
+    def compare_values(self, stored: Graph, expected: Graph, *, is_full: bool) -> ValueCheck:
+        is_solved = recorded(self.file.metadata, "method") not in ROUNDING_METHODS
+        return check_affine_values(stored, expected, is_full=is_full, is_solved=is_solved)
+
+    def runtime_problems(self, job: Job) -> tuple[str, ...]:  # noqa: ARG002 (onnxruntime is given tokens)
+        return ()
+
+    def exact(self, job: Job) -> Exact:
+        """Conversion and decoding without int8 or fp16 activations; out of bounds, the first place that parts."""
+        job.say("running the graph exactly, with fp32 activations")
+        texts = decided_parts(job.stored, job.texts)
+        if not texts:
+            return Exact(description=EXACT_FORM)
+        session = self._session(surgery.exact(self.file.proto, self.original.config))
+        numbers = compare_exact(job.stored, texts, session.logits).judged(CONVERSION_BOUND)
+        text = decode_text(texts, is_full=job.is_full)
+        decode = max(decode_difference(session.run, text), _padding_difference(session, text))
+        cache = cache_difference(job.stored, text, session.caches(text, chunk=CACHE_CHUNK))
+        divergence = self._find_divergence(job, texts[0]) if numbers.status == "fail" else None
+        return Exact(description=EXACT_FORM, conversion=numbers, decode=decode, cache=cache, divergence=divergence)
+
+    def shipped(self, job: Job) -> Shipped:
+        """The graph as it is."""
+        job.say("running the graph as shipped")
+        session, arithmetic = self._session(), self._arithmetic(job)
+        numbers = compare_shipped(self.original, job.stored, job.texts, run=session.logits, arithmetic=arithmetic)
+        decode = decode_difference(session.run, decode_text(job.texts, is_full=job.is_full))
+        return Shipped(numbers=numbers, decode=decode, floors=_floors(self.file))
+
+    @property
+    def run_foreign(self) -> RunForeign | None:
+        if not self.is_foreign:
+            return None
+        return lambda prompts, _is_full: run_opaque(self.original, prompts, self._session().logits)
+
+    def _session(self, proto: object | None = None) -> OnnxSession:
         """The graph as shipped, or another form of it over the same data."""
         config = self.original.config
         if proto is None:
@@ -89,86 +160,24 @@ class _Job:
         data = proto.SerializeToString()  # type: ignore[attr-defined]
         return OnnxSession(data, config, folder=self.file.graph_path.parent, threads=self.threads)
 
+    def _find_divergence(self, job: Job, text: Sequence[int]) -> FirstDivergence | None:
+        """The first layer and place where hidden states part from the reference's."""
+        original = self.original
+        session = self._session(surgery.observed(surgery.exact(self.file.proto, original.config), original))
+        return localise(job.stored, text, lambda tokens: surgery.to_sites(dict(session.outputs(tokens)), original))
 
-def check_onnx(
-    path: Path,
-    graph: Graph,
-    tokenizer: Tokenizer,
-    *,
-    full: bool = False,
-    gates: Gates | None = None,
-    threads: int | None = None,
-    say: Say | None = None,
-) -> Report:
-    """Compare an exported folder with the checkpoint that it was made of.
+    def _arithmetic(self, job: Job) -> Arithmetic:
+        """What onnxruntime's CPU does to activations, by the attributes of the graph that is shipped."""
+        has_int8, is_half = _has_int8_activations(self.file), any(weight.format == "F16" for weight in job.stored)
 
-    Values are compared with the checkpoint's, moved by the scales that the graph records. Raises CheckpointError if
-    there is no graph or no data file; whatever else is wrong is in the report.
-    """
-    started = time.monotonic()
-    say = say or (lambda _text: None)
-    say("reading the folder back")
-    file = open_onnx(path)
-    missing = tensor_differences(file, graph)
-    if missing and PREFIX + "version" not in file.metadata:
-        opaque = _opaque(file, graph, tokenizer, is_full=full, threads=threads, say=say)
-        return opaque.report(_artifact(file, graph), gates=gates, seconds=time.monotonic() - started)
-    problems = [*metadata_differences(file, graph, tokenizer), *missing]
-    values, exact = None, Exact(description=EXACT_FORM)
-    shipped = Shipped(numbers=ShippedNumbers(quantization=NOT_RUN), floors=_floors(file))
-    prompts: tuple[Prompt, ...] = ()
-    if not missing:
-        stored = read_graph(file, graph)
-        expected, wrong = moved_by(graph, lambda: read_scales_record(file.metadata))
-        problems += wrong
-        values = check_affine_values(
-            stored, expected, is_full=full, is_solved=recorded(file.metadata, "method") not in ROUNDING_METHODS
-        )
-        prompts = tokenize_prompts(tokenizer, quick=not full, max_tokens=longest_text(graph))
-        job = _Job(file=file, original=graph, stored=stored, prompts=prompts, is_full=full, threads=threads, say=say)
-        can_run = run.is_installed()
-        try:
-            exact = _run_exact(job) if can_run else exact
-            shipped = _run_shipped(job, can_run=can_run)
-        except CheckpointError as error:  # onnxruntime refuses the graph
-            problems.append(str(error))
-    found = Findings(exact=exact, shipped=shipped, problems=problems, values=values, prompts=prompts, is_full=full)
-    return found.report(_artifact(file, graph), gates=gates, seconds=time.monotonic() - started)
+        def round_activations(x_TI: Tensor, weight: Weight) -> Tensor:
+            if is_half:
+                x_TI = x_TI.half().float()
+            if has_int8 and isinstance(weight, OnnxWeight):
+                return Int8Activations(block_size=weight.number_format.group_size).round(x_TI, weight)
+            return x_TI
 
-
-def _opaque(
-    file: OnnxFile, graph: Graph, tokenizer: Tokenizer, *, is_full: bool, threads: int | None, say: Say
-) -> Findings:
-    """What can be said of another tool's graph, whose weights go by other names."""
-    shipped = Shipped(numbers=ShippedNumbers(quantization=NOT_RUN))
-    problems = metadata_differences(file, graph, tokenizer)
-    prompts = tokenize_prompts(tokenizer, quick=not is_full, max_tokens=longest_text(graph))
-    if run.is_installed():
-        say("running another tool's graph, whose weights cannot be read, against the original")
-        try:
-            session = OnnxSession(file.graph_path, graph.config, threads=threads)
-            shipped = run_opaque(graph, [list(prompt.tokens) for prompt in prompts], session.logits)
-        except CheckpointError as error:  # onnxruntime refuses the graph
-            problems.append(str(error))
-    return Findings(
-        exact=Exact(description=OPAQUE_FORM), shipped=shipped, problems=problems, prompts=prompts, is_full=is_full
-    )
-
-
-def _run_exact(job: _Job) -> Exact:
-    """Conversion and decoding without int8 or fp16 activations; where it is out of bounds, the first site that is."""
-    job.say("running the graph exactly, with fp32 activations")
-    texts = decided_parts(job.stored, job.texts)
-    if not texts:
-        return Exact(description=EXACT_FORM)
-    proto = surgery.exact(job.file.proto, job.original.config)
-    session = job.session(proto)
-    numbers = compare_exact(job.stored, texts, session.logits).judged(CONVERSION_BOUND)
-    text = decode_text(texts, is_full=job.is_full)
-    decode = max(decode_difference(session.run, text), _padding_difference(session, text))
-    cache = cache_difference(job.stored, text, session.caches(text, chunk=CACHE_CHUNK))
-    divergence = _find_divergence(job, texts[0]) if numbers.status == "fail" else None
-    return Exact(description=EXACT_FORM, conversion=numbers, decode=decode, cache=cache, divergence=divergence)
+        return Arithmetic(round_activations=round_activations, make_cache=HalfPrefillCache if is_half else KVCache)
 
 
 def _padding_difference(session: OnnxSession, text: Sequence[int]) -> float:
@@ -182,38 +191,6 @@ def _padding_difference(session: OnnxSession, text: Sequence[int]) -> float:
     )
 
 
-def _find_divergence(job: _Job, text: Sequence[int]) -> FirstDivergence | None:
-    """The first layer and place where hidden states part from the reference's."""
-    session = job.session(surgery.observed(surgery.exact(job.file.proto, job.original.config), job.original))
-    return localise(job.stored, text, lambda tokens: surgery.to_sites(dict(session.outputs(tokens)), job.original))
-
-
-def _run_shipped(job: _Job, *, can_run: bool) -> Shipped:
-    """The folder as it is; without a runtime, only what the stored values cost."""
-    if not can_run:
-        job.say("comparing the stored values with the original")
-        return Shipped(numbers=compare_shipped(job.original, job.stored, job.texts, run=None))
-    job.say("running the graph as shipped")
-    session = job.session()
-    numbers = compare_shipped(job.original, job.stored, job.texts, run=session.logits, arithmetic=_arithmetic(job))
-    decode = decode_difference(session.run, decode_text(job.texts, is_full=job.is_full))
-    return Shipped(numbers=numbers, decode=decode, floors=_floors(job.file))
-
-
-def _arithmetic(job: _Job) -> Arithmetic:
-    """What onnxruntime's CPU does to activations, by the attributes of the graph that is shipped."""
-    has_int8 = _has_int8_activations(job.file)
-
-    def round_activations(x_TI: Tensor, weight: Weight) -> Tensor:
-        if job.is_half:
-            x_TI = x_TI.half().float()
-        if has_int8 and isinstance(weight, OnnxWeight):
-            return Int8Activations(block_size=weight.number_format.group_size).round(x_TI, weight)
-        return x_TI
-
-    return Arithmetic(round_activations=round_activations, make_cache=HalfPrefillCache if job.is_half else KVCache)
-
-
 def _has_int8_activations(file: OnnxFile) -> bool:
     return any(attributes.get("accuracy_level") == 4 for attributes in file.attributes.values())
 
@@ -221,21 +198,6 @@ def _has_int8_activations(file: OnnxFile) -> bool:
 def _floors(file: OnnxFile) -> float:
     is_half = any(place.dtype == "<f2" for place in file.initializers.values())
     return FP16_FLOORS if is_half and not _has_int8_activations(file) else INT8_FLOORS
-
-
-def _artifact(file: OnnxFile, graph: Graph) -> Artifact:
-    return Artifact(
-        name=file.folder.name,
-        target="onnx",
-        recipe=recorded(file.metadata, "recipe"),
-        method=recorded(file.metadata, "method"),
-        model=graph.name,
-        size_bytes=file.size_bytes,
-        bits_per_weight=_bits_per_weight(file, graph),
-        runtime=Runtime(name="onnxruntime", version=run.runtime_version()),
-        packages=PACKAGES,
-        calibration=calibration_or_none(file.metadata),
-    )
 
 
 def _bits_per_weight(file: OnnxFile, graph: Graph) -> float:

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING
 
 from qwen3_export.calibration.provenance import describe
 from qwen3_export.checkpoint.model import Model
@@ -22,14 +23,14 @@ from qwen3_export.quantizers.weights.rounding import round_graph
 from qwen3_export.targets.onnx.layout import DataPlan, plan_data, stored_matrices
 from qwen3_export.targets.onnx.names import rope_caches
 from qwen3_export.targets.onnx.recipes import OnnxFormat, Recipe, assign
+from qwen3_export.targets.onnx.target import Flavour, OnnxOptions
+from qwen3_export.targets.target import REPORT_FILES, Written
+from qwen3_export.units import human_size
 
 if TYPE_CHECKING:
-    from qwen3_export.calibration.solving import Solution
+    from qwen3_export.calibration.solving import Method, Solution
 
-__all__ = ["FLAVOURS", "Flavour", "OnnxExport", "default_path", "is_export_file", "prepare", "with_solution", "write"]
-
-Flavour = Literal["genai", "transformers.js"]
-FLAVOURS: tuple[Flavour, ...] = get_args(Flavour)
+__all__ = ["OnnxExport", "default_path", "is_export_file", "prepare", "with_solution", "write"]
 
 # The graph's file, by flavour and recipe; transformers.js finds it by its own names for number types.
 JS_SUFFIXES = {
@@ -50,7 +51,6 @@ JS_DTYPES = {
 }
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 MODEL_FILES = ("config.json", "generation_config.json")
-ACCURACY_LEVELS = (0, 1, 2, 3, 4)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,8 +59,7 @@ class OnnxExport:
 
     model: Model
     recipe: Recipe
-    flavour: Flavour
-    accuracy_level: int
+    options: OnnxOptions
     graph: Graph
     out: Path
     formats: Mapping[str, OnnxFormat]
@@ -70,11 +69,11 @@ class OnnxExport:
     @property
     def graph_file(self) -> str:
         """Relative to the folder."""
-        return "model.onnx" if self.flavour == "genai" else f"onnx/model{JS_SUFFIXES[self.recipe.name]}.onnx"
+        return "model.onnx" if self.options.flavour == "genai" else f"onnx/model{JS_SUFFIXES[self.recipe.name]}.onnx"
 
     @property
     def data_file(self) -> str:
-        return self.graph_file + (".data" if self.flavour == "genai" else "_data")
+        return self.graph_file + (".data" if self.options.flavour == "genai" else "_data")
 
     @property
     def js_dtype(self) -> str:
@@ -100,44 +99,61 @@ class OnnxExport:
         stored = sum(part.num_bytes for parts in self.plan.initializers.values() for part in parts.values())
         return 8 * stored / self.graph.num_parameters
 
+    @property
+    def report(self) -> Path:
+        return self.out / "report.json"
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        return ()
+
+    def for_method(self, method: Method) -> OnnxExport:  # noqa: ARG002 (formats are the same for all)
+        return self
+
+    def rows(self) -> Iterator[str]:
+        """Type, shape, size and name of each initializer, then the data file."""
+        for parts in self.plan.initializers.values():
+            for place in parts.values():
+                size = human_size(place.num_bytes)
+                yield f"{place.dtype.strip('<|'):3} {list(place.shape)!s:22} {size:>10}  {place.name}"
+        yield ""
+        yield f"{human_size(self.num_bytes):>10}  {self.out / self.data_file}"
+
+    def written(self) -> Written:
+        folder = shlex.quote(str(self.out))
+        if self.options.flavour == "genai":
+            run_it = f"python -c \"import onnxruntime_genai as og; og.Model('{self.out}')\", or any genai app"
+        else:
+            run_it = f"pipeline('text-generation', {folder!r}, {{ dtype: '{self.js_dtype}' }}) in transformers.js"
+        parts = (f"{self.out} ({human_size(self.num_bytes)} of weights)",)
+        return Written(parts=parts, bits_per_weight=self.bits_per_weight, run_it=run_it)
+
 
 def default_path(model: Model, recipe: Recipe, flavour: Flavour) -> Path:
     """``Qwen3-1.7B-onnx-int4`` in the current folder."""
     return Path(f"{model.name}-{'onnx' if flavour == 'genai' else 'transformers.js'}-{recipe.name}")
 
 
-def prepare(
-    model: Model,
-    recipe: Recipe,
-    *,
-    out: Path,
-    flavour: Flavour = "genai",
-    block_size: int = 32,
-    is_symmetric: bool = True,
-    accuracy_level: int = 4,
-) -> OnnxExport:
+def prepare(model: Model, recipe: Recipe, *, out: Path | None = None, options: OnnxOptions | None = None) -> OnnxExport:
     """Choose every weight's format, round to nearest, and lay out the data file.
 
     Raises QuantizationError for what onnxruntime cannot multiply, MissingExtraError without onnx-ir.
     """
     _require_onnx_ir()
-    config = model.graph.config
-    if accuracy_level not in ACCURACY_LEVELS:
-        raise QuantizationError(f"--accuracy-level {accuracy_level}: MatMulNBits has 0 to 4")
+    config, options = model.graph.config, options or OnnxOptions()
     if config.is_moe and recipe.float_type == "F16":
         raise QuantizationError(
-            f"--quant {recipe.name}: onnxruntime's CPU has no fp16 mixture of experts, so that nothing could be "
+            f"`recipe` {recipe.name}: onnxruntime's CPU has no fp16 mixture of experts, so that nothing could be "
             "checked; use fp32, int8 or int4"
         )
-    formats = assign(model.graph, recipe, block_size=block_size, is_symmetric=is_symmetric)
+    formats = assign(model.graph, recipe, block_size=options.group_size, is_symmetric=not options.asymmetric)
     caches = rope_caches(config, length=config.max_position_embeddings, float_type=recipe.float_type)
     return OnnxExport(
         model=model,
         recipe=recipe,
-        flavour=flavour,
-        accuracy_level=accuracy_level,
+        options=options,
         graph=round_graph(model.graph, formats),
-        out=out,
+        out=out or default_path(model, recipe, options.flavour),
         formats=formats,
         plan=plan_data(model.graph, stored_matrices(config, formats), caches),
     )
@@ -185,12 +201,12 @@ def graph_bytes(export: OnnxExport, *, accuracy_level: int | None = None) -> byt
 
     options = GraphOptions(
         float_type=export.recipe.float_type,
-        accuracy_level=export.accuracy_level if accuracy_level is None else accuracy_level,
-        has_position_ids=export.flavour == "transformers.js",
+        accuracy_level=export.options.accuracy_level if accuracy_level is None else accuracy_level,
+        has_position_ids=export.options.flavour == "transformers.js",
         data_file=Path(export.data_file).name,
     )
     metadata = describe(
-        model=export.model.name, recipe=export.recipe.name, flavour=export.flavour, solution=export.solution
+        model=export.model.name, recipe=export.recipe.name, flavour=export.options.flavour, solution=export.solution
     )
     model = build_model(export.graph.config, export.plan, options, metadata=metadata)
     return bytes(ir.to_proto(model).SerializeToString())
@@ -200,8 +216,8 @@ def is_export_file(name: str) -> bool:
     """Whether an export writes a file of this name, which is its path within the folder."""
     graphs = {f"onnx/model{suffix}.onnx" for suffix in JS_SUFFIXES.values()}
     weights = {f"{graph}_data" for graph in graphs}
-    known = {"model.onnx", "model.onnx.data", "chat_template.jinja", "genai_config.json", "report.json"}
-    return name in known | graphs | weights | {*TOKENIZER_FILES, *MODEL_FILES}
+    known = {"model.onnx", "model.onnx.data", "chat_template.jinja", "genai_config.json"}
+    return name in known | REPORT_FILES | graphs | weights | {*TOKENIZER_FILES, *MODEL_FILES}
 
 
 def _documents(export: OnnxExport) -> dict[str, str]:
@@ -210,7 +226,7 @@ def _documents(export: OnnxExport) -> dict[str, str]:
     from qwen3_export.targets.onnx.transformers_js import build_config, build_generation_config
 
     found = {}
-    if export.flavour == "genai":
+    if export.options.flavour == "genai":
         found["genai_config.json"] = _json(build_genai_config(export.model, graph_file=export.graph_file))
     else:
         found["config.json"] = _json(

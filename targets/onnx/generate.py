@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from qwen3_export.checkpoint.folder import read_json
 from qwen3_export.errors import ExportError
-from qwen3_export.generation.opening import Opened
+from qwen3_export.generation.opened import Opened
 from qwen3_export.generation.speech import artifact_speech
 from qwen3_export.generation.stepper import ChunkedStepper, Runtime, Stepper
 from qwen3_export.targets.onnx.read import graph_path_of
@@ -18,14 +18,14 @@ from qwen3_export.targets.onnx.run import CacheSize, OnnxSession, runtime_versio
 if TYPE_CHECKING:
     from qwen3_export.checkpoint.model import Model
 
-__all__ = ["open_artifact"]
+__all__ = ["generate"]
 
 # The graph gives the logits of every position: 80 MB for so many tokens of Qwen3's vocabulary.
 CHUNK = 128
 
 
 @contextmanager
-def open_artifact(path: Path, model: Model | None, *, threads: int | None = None) -> Iterator[Opened]:
+def generate(path: Path, model: Model | None, *, threads: int | None = None) -> Iterator[Opened]:
     """Open a folder (or the graph in it); ``model`` lends tokenizer, template or context length where none is there."""
     graph_path = graph_path_of(path)
     folder = graph_path.parent.parent if graph_path.parent.name == "onnx" else graph_path.parent

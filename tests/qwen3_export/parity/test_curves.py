@@ -12,7 +12,7 @@ from tokens import random_tokens
 
 from qwen3_export.graph import Graph
 from qwen3_export.parity import check as check_module
-from qwen3_export.parity.check import compare_shipped
+from qwen3_export.parity.compare import compare_shipped
 from qwen3_export.parity.curves import curve
 from qwen3_export.reference.model import logits
 

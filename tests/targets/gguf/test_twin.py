@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from qwen3_export.checkpoint.model import Model, load
-from qwen3_export.parity.check import compare_exact
+from qwen3_export.parity.compare import compare_exact
 from qwen3_export.targets.gguf import llama
 from qwen3_export.targets.gguf.emit import emit
 from qwen3_export.targets.gguf.export import prepare

@@ -11,7 +11,7 @@ from tokens import random_tokens
 
 from qwen3_export.graph import ALL_ROWS, Graph, Kind, Role, Weight
 from qwen3_export.parity import check as check_module
-from qwen3_export.parity.check import (
+from qwen3_export.parity.compare import (
     Arithmetic,
     cache_difference,
     compare_exact,

@@ -1,0 +1,142 @@
+"""One export, the same for every target: measure, solve, write, and keep unfinished work until it is done."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import get_args
+
+from qwen3_export.calibration.forecast import Forecast, check_disk
+from qwen3_export.calibration.solving import Method, Solution, forecast_solving, solve
+from qwen3_export.calibration.tokens import Calibration, read_calibration
+from qwen3_export.errors import ExportError
+from qwen3_export.parallel import use_threads
+from qwen3_export.progress import SILENT, Progress
+from qwen3_export.targets.options import TargetOptions
+from qwen3_export.targets.target import Doors, Plan
+
+__all__ = ["check_method", "check_text", "export", "forecast", "needs_text"]
+
+ROUNDING: Method = "rtn"
+
+
+def export(
+    doors: Doors,
+    plan: Plan,
+    *,
+    method: Method = ROUNDING,
+    text: Calibration | None = None,
+    overwrite: bool = False,
+    work_dir: Path | None = None,
+    resume: bool = True,
+    threads: int | None = None,
+    progress: Progress = SILENT,
+) -> Path:
+    """Choose the stored values, and write what was planned; returns the path of the artifact.
+
+    ``text`` is what a calibrated method, or a target's own measurement, looks at: by default the sample that ships with
+    the package. Solved values are kept in ``work_dir`` (beside the output by default) while the run lasts, and an
+    interrupted run goes on from there with ``resume``. Raises ExportError for what cannot be done, before anything is
+    written where that can be known.
+    """
+    check_method(method)
+    plan = plan.for_method(method)
+    check_text(text, method, plan.options)
+    doors.check_place(plan, overwrite=overwrite)
+    if text is None and needs_text(method, plan.options):
+        text = read_calibration(None, plan.model.tokenizer)
+    if text is not None and plan.options.needs_text:
+        use_threads(threads)
+        plan = doors.measured(plan, text, progress=progress)
+    with _solved(doors, plan, method, text, work_dir, resume=resume, threads=threads, progress=progress) as ready:
+        return doors.write(ready, overwrite=overwrite, threads=threads, progress=progress)
+
+
+def forecast(plan: Plan, method: Method, text: Calibration, *, threads: int | None = None) -> Forecast:
+    """What solving will take in time, memory and disk."""
+    use_threads(threads)
+    return forecast_solving(method, plan.model.graph, plan.weight_formats, text, threads=threads)
+
+
+def check_method(method: str) -> None:
+    """Refuse what is no method."""
+    if method not in get_args(Method):
+        raise ExportError(f"`method` {method}: no such method; there is {', '.join(get_args(Method))}")
+
+
+def needs_text(method: Method, options: TargetOptions) -> bool:
+    """Whether an export looks at a calibration text."""
+    return method != ROUNDING or options.needs_text
+
+
+def check_text(text: object | None, method: Method, options: TargetOptions) -> None:
+    """Refuse a text (or its path) that nothing would look at."""
+    if text is not None and not needs_text(method, options):
+        raise ExportError("`text` is for `method` gptq and awq; rtn uses no text")
+
+
+@contextmanager
+def _solved(
+    doors: Doors,
+    plan: Plan,
+    method: Method,
+    text: Calibration | None,
+    work_dir: Path | None,
+    *,
+    resume: bool,
+    threads: int | None,
+    progress: Progress,
+) -> Iterator[Plan]:
+    """The plan with solved values (rtn: as it is).
+
+    Its work folder is removed after the block, and kept where the block is left early or the caller named the folder.
+    """
+    if method == ROUNDING or text is None:
+        yield plan
+        return
+    folder = work_dir or plan.out.with_name(f"{plan.out.name}.work")
+    progress.say(f"if it is interrupted, the same command goes on where it ended, from {folder}")
+    expected = forecast(plan, method, text, threads=threads)
+    progress.say(f"forecast: {expected}")
+    if not folder.exists():
+        check_disk(expected.disk_bytes + plan.num_bytes, folder)
+    yield doors.with_solution(
+        plan, _solve(plan, method, text, folder, resume=resume, threads=threads, progress=progress)
+    )
+    if work_dir is None:
+        shutil.rmtree(folder)
+
+
+def _solve(
+    plan: Plan,
+    method: Method,
+    text: Calibration,
+    folder: Path,
+    *,
+    resume: bool,
+    threads: int | None,
+    progress: Progress,
+) -> Solution:
+    with progress.bar("solving", 100) as advance:
+        told = 0
+
+        def tell(done: int, total: int) -> None:
+            nonlocal told
+            advance(100 * done // total - told)
+            told = 100 * done // total
+
+        solution = solve(
+            method,
+            plan.model.graph,
+            plan.weight_formats,
+            text,
+            work_dir=folder,
+            resume=resume,
+            threads=threads,
+            progress=tell,
+        )
+    for note in solution.notes:
+        progress.say(f"note: {note}")
+    return solution

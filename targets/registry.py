@@ -1,0 +1,51 @@
+"""The table of targets: everything that serves all of them reads it.
+
+A new target is a folder with ``target.py`` and ``doors.py``, a row here, an extra in pyproject.toml and a page in docs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+
+from qwen3_export.errors import ExportError
+from qwen3_export.targets.coreml.target import COREML
+from qwen3_export.targets.executorch.target import EXECUTORCH
+from qwen3_export.targets.gguf.target import GGUF
+from qwen3_export.targets.onnx.target import ONNX
+from qwen3_export.targets.target import Target
+
+__all__ = ["TARGETS", "find_target", "is_artifact", "target_of"]
+
+TARGETS: Mapping[str, Target] = MappingProxyType({target.name: target for target in (GGUF, ONNX, EXECUTORCH, COREML)})
+
+
+def find_target(name: str) -> Target:
+    """The target of this name; ExportError for another name."""
+    if name not in TARGETS:
+        raise ExportError(f"{name}: no such target; there is {', '.join(TARGETS)}")
+    return TARGETS[name]
+
+
+def target_of(path: Path) -> Target:
+    """The target whose artifact lies at a path; ExportError where none does."""
+    if not path.exists():
+        raise ExportError(f"{path}: no such file or folder; name an artifact")
+    for target in TARGETS.values():
+        if target.owns(path):
+            return target
+    if path.is_dir():
+        kinds = ", ".join(suffix for target in TARGETS.values() for suffix in target.suffixes)
+        raise ExportError(f"{path}: a folder without an artifact ({kinds}); name the folder that an export has written")
+    raise ExportError(
+        f"{path}: not a GGUF file, nor another artifact; name a .gguf, an exported folder, or a checkpoint's folder or "
+        "hub id"
+    )
+
+
+def is_artifact(subject: str) -> bool:
+    """Whether a name is an artifact's rather than a checkpoint's: by its suffix, or by what lies there."""
+    path = Path(subject)
+    suffixes = {suffix for target in TARGETS.values() for suffix in target.suffixes}
+    return path.suffix in suffixes or path.is_file() or any(target.owns(path) for target in TARGETS.values())
