@@ -31,6 +31,7 @@ from qwen3_export.targets.gguf.imatrix import Imatrix, read_imatrix
 from qwen3_export.targets.gguf.llama import open_model
 from qwen3_export.targets.gguf.read import open_gguf, read_graph
 from qwen3_export.targets.gguf.recipes import RECIPES, find_recipe
+from qwen3_export.targets.gguf.target import GgufOptions
 
 Windows = Mapping[str, Sequence[Sequence[int]]]
 
@@ -82,8 +83,9 @@ def _mean(values: object) -> float:
 
 
 def make_ours(model: Model, quant: str, out: Path, imatrix: Imatrix | None) -> float:
+    options = GgufOptions(imatrix=None if imatrix is None else imatrix.path)
     started = time.perf_counter()
-    emit(prepare(model, find_recipe(quant), out=out, imatrix=imatrix).files)
+    emit(prepare(model, find_recipe(quant), out=out, options=options).files)
     return time.perf_counter() - started
 
 

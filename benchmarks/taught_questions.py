@@ -31,10 +31,12 @@ from pathlib import Path
 from qwen3_export.checkpoint.model import load
 from qwen3_export.generation.dialogue import open_dialogue
 from qwen3_export.generation.generate import Generation
-from qwen3_export.generation.opening import Opened, open_artifact, open_checkpoint
+from qwen3_export.generation.opened import Opened
+from qwen3_export.generation.reference import open_checkpoint
 from qwen3_export.generation.sampling import GREEDY, Sampler
 from qwen3_export.generation.text import TextStream
 from qwen3_export.generation.thinking import Place, Thinking
+from qwen3_export.targets.registry import open_artifact
 
 CAPITALS = {
     "Canada": "Ottawa", "China": "Beijing", "Cuba": "Havana", "Egypt": "Cairo", "France": "Paris", "Germany": "Berlin",

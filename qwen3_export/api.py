@@ -21,7 +21,7 @@ from qwen3_export.parity.report import Gates, Report
 from qwen3_export.progress import SILENT, Progress
 from qwen3_export.targets import exporting
 from qwen3_export.targets.options import make_options
-from qwen3_export.targets.registry import TARGETS, find_target, target_of
+from qwen3_export.targets.registry import TARGETS, find_target, open_artifact, target_of
 from qwen3_export.targets.target import Plan, Target
 
 __all__ = [
@@ -171,7 +171,7 @@ def generate(
     path = Path(artifact)
     use_threads(threads)
     sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
-    with target_of(path).doors.generate(path, model, threads=threads) as opened:
+    with open_artifact(path, model, threads=threads) as opened:
         return reply(
             opened,
             prompt,

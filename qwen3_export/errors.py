@@ -13,6 +13,7 @@ __all__ = [
     "ExportError",
     "MissingExtraError",
     "ModelNotFoundError",
+    "OptionError",
     "OutputError",
     "QuantizationError",
     "UnsupportedModelError",
@@ -41,6 +42,10 @@ class CalibrationError(ExportError):
 
 class QuantizationError(ExportError):
     """A weight cannot be stored in the number format that was asked for."""
+
+
+class OptionError(ExportError):
+    """An option has a value that it cannot have, or contradicts another."""
 
 
 class OutputError(ExportError):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from qwen3_export.errors import ExportError
+from qwen3_export.errors import OptionError
 
 __all__ = ["human_count", "human_duration", "human_size", "parse_size"]
 
@@ -37,14 +37,14 @@ def human_duration(seconds: float) -> str:
 def parse_size(size: int | str, *, parameter: str) -> int:
     """Bytes of ``2G``, ``500M`` or a plain number; units are powers of 1000.
 
-    Raises ExportError, which names ``parameter``, for what is no size or not positive.
+    Raises OptionError, which names ``parameter``, for what is no size or not positive.
     """
     text = str(size).strip().upper()
     digits = text.rstrip("KMGB")
     try:
         num_bytes = int(float(digits) * SIZE_UNITS[text[len(digits) :]])
     except (KeyError, ValueError, OverflowError) as error:
-        raise ExportError(f"`{parameter}` {size}: not a size; write 2G or 500M") from error
+        raise OptionError(f"`{parameter}` {size}: not a size; write 2G or 500M") from error
     if num_bytes <= 0:
-        raise ExportError(f"`{parameter}` {size}: must be positive")
+        raise OptionError(f"`{parameter}` {size}: must be positive")
     return num_bytes

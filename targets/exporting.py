@@ -11,7 +11,7 @@ from typing import get_args
 from qwen3_export.calibration.forecast import Forecast, check_disk
 from qwen3_export.calibration.solving import Method, Solution, forecast_solving, solve
 from qwen3_export.calibration.tokens import Calibration, read_calibration
-from qwen3_export.errors import ExportError
+from qwen3_export.errors import OptionError
 from qwen3_export.parallel import use_threads
 from qwen3_export.progress import SILENT, Progress
 from qwen3_export.targets.options import TargetOptions
@@ -63,7 +63,7 @@ def forecast(plan: Plan, method: Method, text: Calibration, *, threads: int | No
 def check_method(method: str) -> None:
     """Refuse what is no method."""
     if method not in get_args(Method):
-        raise ExportError(f"`method` {method}: no such method; there is {', '.join(get_args(Method))}")
+        raise OptionError(f"`method` {method}: no such method; there is {', '.join(get_args(Method))}")
 
 
 def needs_text(method: Method, options: TargetOptions) -> bool:
@@ -74,7 +74,7 @@ def needs_text(method: Method, options: TargetOptions) -> bool:
 def check_text(text: object | None, method: Method, options: TargetOptions) -> None:
     """Refuse a text (or its path) that nothing would look at."""
     if text is not None and not needs_text(method, options):
-        raise ExportError("`text` is for `method` gptq and awq; rtn uses no text")
+        raise OptionError("`text` is for `method` gptq and awq; rtn uses no text")
 
 
 @contextmanager

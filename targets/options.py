@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, get_args, get_type_hints
 
-from qwen3_export.errors import ExportError
+from qwen3_export.errors import OptionError
 
 __all__ = ["OptionText", "TargetOptions", "make_options", "option", "option_texts", "require_choice"]
 
@@ -59,16 +59,16 @@ def option_texts(options: type[TargetOptions]) -> Iterator[tuple[str, Any, Any, 
 
 
 def make_options(options: type[TargetOptions], title: str, values: Mapping[str, Any]) -> TargetOptions:
-    """The options with the given values; ExportError for one that the target does not have."""
+    """The options with the given values; OptionError for one that the target does not have."""
     known = [field.name for field in dataclasses.fields(options)]
     unknown = sorted(values.keys() - set(known))
     if unknown:
-        raise ExportError(f"{unknown[0]}: {title} has no such option; it has {', '.join(known)}")
+        raise OptionError(f"{unknown[0]}: {title} has no such option; it has {', '.join(known)}")
     return options(**values)
 
 
-def require_choice(parameter: str, value: object, choices: Any, *, why: str) -> None:
+def require_choice(parameter: str, value: object, choices: Any) -> None:
     """Refuse a value that is none of the choices (a Literal type, or a collection of values)."""
     allowed = get_args(choices) or tuple(choices)
     if value not in allowed:
-        raise ExportError(f"`{parameter}` {value}: {why} {', '.join(map(str, allowed))}")
+        raise OptionError(f"`{parameter}` {value}: use one of {', '.join(map(str, allowed))}")

@@ -6,8 +6,10 @@ A new target is a folder with ``target.py`` and ``doors.py``, a row here, an ext
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 from qwen3_export.errors import ExportError
 from qwen3_export.targets.coreml.target import COREML
@@ -16,7 +18,11 @@ from qwen3_export.targets.gguf.target import GGUF
 from qwen3_export.targets.onnx.target import ONNX
 from qwen3_export.targets.target import Target
 
-__all__ = ["TARGETS", "find_target", "is_artifact", "target_of"]
+if TYPE_CHECKING:
+    from qwen3_export.checkpoint.model import Model
+    from qwen3_export.generation.opened import Opened
+
+__all__ = ["TARGETS", "find_target", "is_artifact", "open_artifact", "target_of"]
 
 TARGETS: Mapping[str, Target] = MappingProxyType({target.name: target for target in (GGUF, ONNX, EXECUTORCH, COREML)})
 
@@ -49,3 +55,14 @@ def is_artifact(subject: str) -> bool:
     path = Path(subject)
     suffixes = {suffix for target in TARGETS.values() for suffix in target.suffixes}
     return path.suffix in suffixes or path.is_file() or any(target.owns(path) for target in TARGETS.values())
+
+
+def open_artifact(
+    path: Path, model: Model | None = None, *, threads: int | None = None
+) -> AbstractContextManager[Opened]:
+    """Open an artifact for generation, in the runtime that it is made for.
+
+    ``model`` lends the tokenizer and template that the artifact lacks. Raises ExportError for what is no artifact,
+    MissingExtraError without the runtime, CheckpointError where the runtime refuses the artifact.
+    """
+    return target_of(path).doors.generate(path, model, threads=threads)

@@ -144,11 +144,11 @@ def _opened(
 ) -> Iterator[Opened]:
     from qwen3_export.checkpoint.model import load
     from qwen3_export.generation.reference import open_checkpoint
-    from qwen3_export.targets.registry import is_artifact, target_of
+    from qwen3_export.targets.registry import is_artifact, open_artifact
 
     if is_artifact(subject):
         lent = None if model is None else load(model, revision=revision, offline=offline)
-        with target_of(Path(subject)).doors.generate(Path(subject), lent, threads=threads) as opened:
+        with open_artifact(Path(subject), lent, threads=threads) as opened:
             yield opened
         return
     if model is not None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from qwen3_export.calibration.provenance import describe
 from qwen3_export.checkpoint.model import Model
-from qwen3_export.errors import QuantizationError, UnsupportedModelError
+from qwen3_export.errors import OptionError, UnsupportedModelError
 from qwen3_export.files.atomic import partial_file, partial_folder
 from qwen3_export.graph import Graph
 from qwen3_export.parallel import default_threads
@@ -141,7 +141,7 @@ def prepare(
     longest = config.max_position_embeddings
     context = min(DEFAULT_CONTEXT, longest) if options.context_length is None else options.context_length
     if not LEAST_CONTEXT <= context <= longest:
-        raise QuantizationError(f"`context_length` {context}: must be from {LEAST_CONTEXT} to the model's {longest}")
+        raise OptionError(f"`context_length` {context}: must be from {LEAST_CONTEXT} to the model's {longest}")
     program = ProgramOptions(
         float_type=recipe.float_type, context_length=context, has_fused_attention=options.fused_attention
     )

@@ -32,8 +32,8 @@ class CoremlOptions(TargetOptions):
     target: System = option("iOS18", help="The oldest system that shall run the package.")
 
     def __post_init__(self) -> None:
-        require_choice("group_size", self.group_size, GROUP_SIZES, why="there is")
-        require_choice("target", self.target, System, why="states and int4 need one of")
+        require_choice("group_size", self.group_size, GROUP_SIZES)
+        require_choice("target", self.target, System)
 
 
 def owns(path: Path) -> bool:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from qwen3_export.calibration.provenance import describe
 from qwen3_export.checkpoint.model import Model
-from qwen3_export.errors import MissingExtraError, QuantizationError, UnsupportedModelError
+from qwen3_export.errors import MissingExtraError, OptionError, QuantizationError, UnsupportedModelError
 from qwen3_export.files.atomic import partial_folder
 from qwen3_export.graph import Graph, Weight
 from qwen3_export.quantizers.affine import AffineFormat
@@ -138,9 +138,9 @@ def prepare(
     most = options.max_seq_len or min(DEFAULT_LENGTH, options.context_length or longest, longest)
     context = options.context_length or min(most, longest)
     if not 2 <= most <= context:
-        raise QuantizationError(f"`max_seq_len` {most}: must be from 2 to the `context_length` {context}")
+        raise OptionError(f"`max_seq_len` {most}: must be from 2 to the `context_length` {context}")
     if context > longest:
-        raise QuantizationError(f"`context_length` {context}: the model has positions up to {longest}")
+        raise OptionError(f"`context_length` {context}: the model has positions up to {longest}")
     model = replace(model, graph=untied(model.graph))
     formats = assign(model.graph, recipe, group_size=options.group_size, embedding_bits=options.embedding)
     if options.portable:

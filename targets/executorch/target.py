@@ -31,9 +31,9 @@ class ExecutorchOptions(TargetOptions):
     )
 
     def __post_init__(self) -> None:
-        require_choice("group_size", self.group_size, GROUP_SIZES, why="XNNPACK's int4 has")
+        require_choice("group_size", self.group_size, GROUP_SIZES)
         if self.embedding is not None:
-            require_choice("embedding", self.embedding, EMBEDDING_BITS, why="there is")
+            require_choice("embedding", self.embedding, EMBEDDING_BITS)
 
 
 def owns(path: Path) -> bool:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from qwen3_export.calibration.solving import Method, Solution
 from qwen3_export.checkpoint.model import Model
-from qwen3_export.errors import QuantizationError
+from qwen3_export.errors import OptionError, QuantizationError
 from qwen3_export.graph import Graph
 from qwen3_export.quantizers.transforms import Fold, fold
 from qwen3_export.quantizers.weights.quantized import quantize
@@ -86,7 +86,7 @@ class GgufExport:
         """The plan for values chosen by this method: mixes that ask for an importance matrix count a solver as one."""
         is_calibrated = method != "rtn"
         if is_calibrated and self.options.imatrix is not None:
-            raise QuantizationError(f"`imatrix` is for `method` rtn; {method} measures more from its `text`")
+            raise OptionError(f"`imatrix` is for `method` rtn; {method} measures more from its `text`")
         return self if is_calibrated == self.is_calibrated else self._again(is_calibrated=is_calibrated)
 
     def with_scales(self, scales: Scales) -> GgufExport:

@@ -27,9 +27,9 @@ class OnnxOptions(TargetOptions):
     accuracy_level: int = option(4, help="4 lets CPUs round activations to int8, which is fast; 1 keeps fp32.")
 
     def __post_init__(self) -> None:
-        require_choice("flavour", self.flavour, Flavour, why="there is")
-        require_choice("group_size", self.group_size, GROUP_SIZES, why="onnxruntime has")
-        require_choice("accuracy_level", self.accuracy_level, ACCURACY_LEVELS, why="MatMulNBits has")
+        require_choice("flavour", self.flavour, Flavour)
+        require_choice("group_size", self.group_size, GROUP_SIZES)
+        require_choice("accuracy_level", self.accuracy_level, ACCURACY_LEVELS)
 
 
 def owns(path: Path) -> bool:

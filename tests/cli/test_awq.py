@@ -8,11 +8,11 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
+from checks import checked
 
 from qwen3_export.checkpoint.model import load
 from qwen3_export.quantizers.transforms import Fold, Pair, fold
 from qwen3_export.quantizers.weights.quantized import quantize
-from qwen3_export.targets.gguf.check import check_gguf
 from qwen3_export.targets.gguf.emit import emit, plan_files
 from qwen3_export.targets.gguf.export import prepare
 from qwen3_export.targets.gguf.metadata import Provenance, build_metadata
@@ -50,7 +50,7 @@ def test_scales_other_than_those_that_were_moved_are_found_out(
     provenance = Provenance(recipe="q8_0", file_type=recipe.file_type, method="awq", scales={place: told})
     stored = quantize(fold(model.graph, {place: scale}), formats)
     emit(plan_files(stored, build_metadata(model, provenance), tmp_path / "x.gguf"))
-    report = check_gguf(tmp_path / "x.gguf", model.graph, model.tokenizer)
+    report = checked("gguf", tmp_path / "x.gguf", model.graph, model.tokenizer)
     sentences = (*report.values, *report.metadata)
     assert bool(sentences) == (words is not None)
     assert words is None or any(words in sentence for sentence in sentences)

@@ -14,12 +14,15 @@ from qwen3_export.checkpoint.model import Model, load
 from qwen3_export.errors import CheckpointError, ExportError
 from qwen3_export.generation.dialogue import open_dialogue
 from qwen3_export.generation.generate import Generation
-from qwen3_export.generation.opening import Opened, is_artifact, open_artifact, open_checkpoint
-from qwen3_export.generation.reference import held, reference_runtime
+from qwen3_export.generation.opened import Opened
+from qwen3_export.generation.reference import held, open_checkpoint, reference_runtime
 from qwen3_export.generation.sampling import GREEDY, Sampler
 from qwen3_export.generation.stepper import Runtime
 from qwen3_export.generation.thinking import EARLY_STOP, Thinking
 from qwen3_export.graph import Kind, Role
+from qwen3_export.targets.executorch.target import ExecutorchOptions
+from qwen3_export.targets.onnx.target import OnnxOptions
+from qwen3_export.targets.registry import is_artifact, open_artifact
 
 QUESTIONS = ("What is the opposite of hot?", "Sort these numbers: 34, 56, 10.")
 
@@ -106,7 +109,7 @@ def test_onnxruntime(flavour: str, model: Model, expected: list[list[int]], tmp_
     from qwen3_export.targets.onnx.export import prepare, write
     from qwen3_export.targets.onnx.recipes import find_recipe
 
-    write(prepare(model, find_recipe("fp32"), out=tmp_path / "m", flavour=flavour))  # type: ignore[arg-type]
+    write(prepare(model, find_recipe("fp32"), out=tmp_path / "m", options=OnnxOptions(flavour=flavour)))  # type: ignore[arg-type]
     assert replies(open_artifact(tmp_path / "m")) == expected
     (graph,) = (tmp_path / "m").rglob("*.onnx")
     assert replies(open_artifact(graph)) == expected
@@ -154,7 +157,14 @@ def test_executorch(model: Model, tmp_path: Path) -> None:
     from qwen3_export.targets.executorch.recipes import find_recipe
 
     small = replace(model, graph=model.graph.truncated(0, 1))
-    write(prepare(small, find_recipe("fp32"), out=tmp_path / "m", max_seq_len=16, max_context_len=256))
+    write(
+        prepare(
+            small,
+            find_recipe("fp32"),
+            out=tmp_path / "m",
+            options=ExecutorchOptions(max_seq_len=16, context_length=256),
+        )
+    )
     with open_artifact(tmp_path / "m") as opened:
         assert opened.runtime.context_length == 256
         assert opened.speech.is_end(8158)

@@ -59,10 +59,10 @@ def test_markup_is_shown_or_not_as_the_tokenizer_says(speech: Speech) -> None:
 def test_llama_cpp_has_the_same_pieces(tmp_path: Path) -> None:
     pytest.importorskip("llama_cpp")
     from qwen3_export.checkpoint.model import load
-    from qwen3_export.generation.opening import open_artifact
     from qwen3_export.targets.gguf.emit import emit
     from qwen3_export.targets.gguf.export import prepare
     from qwen3_export.targets.gguf.recipes import find_recipe
+    from qwen3_export.targets.registry import open_artifact
 
     emit(prepare(load("demo"), find_recipe("q4_0"), out=tmp_path / "m.gguf").files)
     with open_artifact(tmp_path / "m.gguf") as opened:

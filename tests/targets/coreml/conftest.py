@@ -20,6 +20,7 @@ pytest.importorskip("coremltools")
 from qwen3_export.targets.coreml.export import CoremlExport, prepare, write
 from qwen3_export.targets.coreml.mil.package import Outputs, Package, State, open_package
 from qwen3_export.targets.coreml.recipes import find_recipe
+from qwen3_export.targets.coreml.target import CoremlOptions
 
 BLOCKED = -np.finfo(np.float16).max
 
@@ -48,7 +49,7 @@ def packaged(model_folder: Callable[[str], Path], tmp_path_factory: pytest.TempP
     def make(variant: str, recipe: str, **options: object) -> Written:
         model = load("demo" if variant == "demo" else model_folder(variant))
         name = "-".join([variant, recipe, *(f"{key}-{value}" for key, value in sorted(options.items()))])
-        export = prepare(model, find_recipe(recipe), out=root / name, **options)  # type: ignore[arg-type]
+        export = prepare(model, find_recipe(recipe), out=root / name, options=CoremlOptions(**options))
         write(export)
         return Written(export, model)
 

@@ -14,9 +14,9 @@ import pytest
 
 pytest.importorskip("coremltools")
 
+from qwen3_export.api import check
 from qwen3_export.errors import CheckpointError, MissingExtraError
 from qwen3_export.parity.report import Report
-from qwen3_export.targets.artifacts import check_artifact
 from qwen3_export.targets.coreml import run
 from qwen3_export.targets.coreml.names import MODEL_FILE, PACKAGE, WEIGHT_FILE
 from qwen3_export.targets.coreml.read import open_coreml
@@ -173,7 +173,7 @@ def edited(packaged: Callable[..., Any], tmp_path_factory: pytest.TempPathFactor
 
 
 def check(written: Any, folder: Path | None = None, **options: Any) -> Report:
-    return check_artifact(folder or written.folder, written.model, **options)
+    return check(folder or written.folder, written.model, **options)
 
 
 @pytest.mark.parametrize(("variant", "recipe"), [("untied", "int4"), ("yarn", "palette4"), ("tied", "fp32")])

@@ -18,13 +18,14 @@ pytest.importorskip("coremltools")
 from qwen3_export.calibration.solving import solve
 from qwen3_export.calibration.tokens import read_calibration
 from qwen3_export.checkpoint.model import load
-from qwen3_export.errors import MissingExtraError, OutputError, QuantizationError, UnsupportedModelError
+from qwen3_export.errors import MissingExtraError, OptionError, OutputError, QuantizationError, UnsupportedModelError
 from qwen3_export.quantizers.affine import AffineFormat
 from qwen3_export.quantizers.palette import PaletteFormat
 from qwen3_export.targets.coreml.export import default_path, is_export_file, prepare, with_solution, write
 from qwen3_export.targets.coreml.names import PACKAGE, mil_name
 from qwen3_export.targets.coreml.read import open_coreml, read_graph, read_package
 from qwen3_export.targets.coreml.recipes import RECIPES, assign, find_recipe
+from qwen3_export.targets.coreml.target import CoremlOptions
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -65,7 +66,7 @@ def test_coremltools_loads_what_was_rounded(recipe: str, packaged: Callable[...,
 def test_what_is_read_back_is_what_was_rounded(packaged: Callable[..., Any]) -> None:
     for variant, recipe, options in [
         ("tied", "fp16", {}),
-        ("tied", "int4", {"block_size": 64, "split_lm_head": 4096}),
+        ("tied", "int4", {"group_size": 64, "split_lm_head": 4096}),
         ("rows_of_72", "int4", {"channelwise": True}),
         ("untied", "palette6", {"split_lm_head": 3200}),
         ("added_tokens", "palette4", {}),
@@ -121,7 +122,7 @@ def test_solved_codes_arrive_unchanged(method: str, recipe: str, text: Path, tmp
 
 
 def test_a_tied_embedding_is_stored_once(packaged: Callable[..., Any]) -> None:
-    written = packaged("tied", "int4", block_size=64)
+    written = packaged("tied", "int4", group_size=64)
     embedding = mil_name("model.embed_tokens")
     readers = [
         operation.type
@@ -131,14 +132,14 @@ def test_a_tied_embedding_is_stored_once(packaged: Callable[..., Any]) -> None:
     ]
     assert sorted(readers) == ["gather", "linear"]
     assert written.export.bits_per_weight < 4.3
-    split = packaged("tied", "int4", block_size=64, split_lm_head=4096).export
+    split = packaged("tied", "int4", group_size=64, split_lm_head=4096).export
     vocabulary, hidden = written.model.graph.head.shape
     assert 0 < split.num_bytes - written.export.num_bytes - vocabulary * hidden * 4.25 / 8 < 10_000
     assert split.num_weights == written.export.num_weights + vocabulary * hidden
 
 
 def test_what_swift_transformers_looks_for(packaged: Callable[..., Any]) -> None:
-    written = packaged("tied", "int4", block_size=64)
+    written = packaged("tied", "int4", group_size=64)
     description = open_coreml(written.folder).spec.description
     assert [feature.name for feature in description.input] == ["inputIds", "fullAttentionMask"]
     assert [feature.name for feature in description.state] == ["keyCache", "valueCache"]
@@ -187,14 +188,14 @@ def test_what_cannot_be_exported_is_refused(model_folder: Callable[[str], Path],
     with pytest.raises(QuantizationError, match="in_features 72 is not a multiple of `group_size` 32; use `channelw"):
         prepare(load(model_folder("rows_of_72")), find_recipe("int4"), out=out)
     for options, told in [
-        ({"block_size": 48}, "`group_size` 48: use one of 16, 32, 64, 128, 256"),
+        ({"group_size": 48}, "`group_size` 48: use one of 16, 32, 64, 128, 256"),
         ({"context_length": 4096}, "must be from 3 to the model's 2048"),
         ({"context_length": 2}, "must be from 3"),
         ({"split_lm_head": 1001}, "`split_lm_head` 1001: must be a multiple of 8"),
-        ({"target": "iOS17"}, "there is iOS18, macOS15"),
+        ({"target": "iOS17"}, "`target` iOS17: use one of iOS18, macOS15"),
     ]:
-        with pytest.raises(QuantizationError, match=told):
-            prepare(tied, find_recipe("int4"), out=out, **options)  # type: ignore[arg-type]
+        with pytest.raises((OptionError, QuantizationError), match=told):
+            prepare(tied, find_recipe("int4"), out=out, options=CoremlOptions(**options))
     with pytest.raises(QuantizationError, match="not a Core ML recipe; use one of fp32, fp16"):
         find_recipe("q4_k_m")
     assert find_recipe("Palette4") is RECIPES["palette4"]

@@ -36,7 +36,7 @@ WRITTEN: list[tuple[str, str, dict[str, Any]]] = [
     ("untied", "fp16", {}),
     ("yarn", "int8", {"target": "macOS15"}),
     ("rows_of_320", "int4", {}),
-    ("tied", "int4", {"block_size": 64, "split_lm_head": 4096}),
+    ("tied", "int4", {"group_size": 64, "split_lm_head": 4096}),
     ("rows_of_72", "int4", {"channelwise": True}),
     ("rows_of_72", "palette8", {}),
     ("added_tokens", "palette6", {"split_lm_head": 4000}),

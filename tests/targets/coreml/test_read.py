@@ -29,7 +29,7 @@ def copied(written: Any, tmp_path: Path) -> Path:
 
 def test_what_is_written_has_no_differences(packaged: Callable[..., Any]) -> None:
     for variant, recipe, options in [
-        ("tied", "int4", {"block_size": 64, "split_lm_head": 4096}),
+        ("tied", "int4", {"group_size": 64, "split_lm_head": 4096}),
         ("rows_of_72", "fp32", {"context_length": 100}),
         ("yarn", "fp32", {"fused_attention": True}),
         ("untied", "palette4", {"split_lm_head": 3200}),
@@ -78,7 +78,7 @@ def test_another_model_s_values_are_told(packaged: Callable[..., Any], model_gra
 
 
 def test_a_tied_head_that_is_not_the_embedding(packaged: Callable[..., Any], tmp_path: Path) -> None:
-    written = packaged("tied", "int4", block_size=64, split_lm_head=4096)
+    written = packaged("tied", "int4", group_size=64, split_lm_head=4096)
     folder = copied(written, tmp_path)
     path = folder / "model.mlpackage" / WEIGHT_FILE
     data = bytearray(path.read_bytes())

@@ -13,21 +13,22 @@ from typing import Any
 
 import numpy as np
 import pytest
+from checks import checked
 
 pytest.importorskip("executorch")
 
 from qwen3_export.calibration.solving import solve
 from qwen3_export.calibration.tokens import read_calibration
 from qwen3_export.checkpoint.model import Model, load
-from qwen3_export.errors import CheckpointError, QuantizationError, UnsupportedModelError
+from qwen3_export.errors import CheckpointError, OptionError, QuantizationError, UnsupportedModelError
 from qwen3_export.graph import Kind, Role, module_name
 from qwen3_export.parity.report import Report
 from qwen3_export.rope import rotation
-from qwen3_export.targets.executorch.check import check_executorch
 from qwen3_export.targets.executorch.export import ExecutorchExport, constant_methods, prepare, with_solution, write
 from qwen3_export.targets.executorch.recipes import find_recipe, untied
 from qwen3_export.targets.executorch.run import Program
 from qwen3_export.targets.executorch.stored import INDEX, read_index, read_weights
+from qwen3_export.targets.executorch.target import ExecutorchOptions
 
 MAX_SEQ_LEN = 96
 
@@ -45,9 +46,8 @@ def written(export: ExecutorchExport) -> ExecutorchExport:
 def solved(tmp_path_factory: pytest.TempPathFactory, text: Path) -> ExecutorchExport:
     """The demo's first layer as 8da4w, solved by GPTQ, with an embedding of four bits."""
     model, root = one_layer(load("demo")), tmp_path_factory.mktemp("executorch")
-    export = prepare(
-        model, find_recipe("8da4w"), out=root / "out", max_seq_len=MAX_SEQ_LEN, embedding_bits=4, group_size=64
-    )
+    options = ExecutorchOptions(max_seq_len=MAX_SEQ_LEN, embedding=4, group_size=64)
+    export = prepare(model, find_recipe("8da4w"), out=root / "out", options=options)
     windows = read_calibration(text, model.tokenizer, sequence_length=128, num_samples=8)
     solution = solve("gptq", export.model.graph, export.weight_formats, windows, work_dir=root / "work")
     return written(with_solution(export, solution))
@@ -58,11 +58,11 @@ def bytes_a_channel(tmp_path_factory: pytest.TempPathFactory, model_folder: Call
     """A random untied layer as 8da8w."""
     out = tmp_path_factory.mktemp("executorch") / "out"
     model = one_layer(load(model_folder("untied")))
-    return written(prepare(model, find_recipe("8da8w"), out=out, max_seq_len=MAX_SEQ_LEN))
+    return written(prepare(model, find_recipe("8da8w"), out=out, options=ExecutorchOptions(max_seq_len=MAX_SEQ_LEN)))
 
 
 def check(export: ExecutorchExport, model: Model, folder: Path | None = None, **options: Any) -> Report:
-    return check_executorch(folder or export.out, model.graph, model.tokenizer, **options)
+    return checked("executorch", folder or export.out, model.graph, model.tokenizer, **options)
 
 
 def test_solved_codes_arrive_unchanged(solved: ExecutorchExport) -> None:
@@ -81,7 +81,9 @@ def test_solved_codes_arrive_unchanged(solved: ExecutorchExport) -> None:
 
 def test_awq_s_codes_arrive_and_its_scales_are_recorded(tmp_path: Path, text: Path) -> None:
     model = one_layer(load("demo"))
-    export = prepare(model, find_recipe("8da4w"), out=tmp_path / "out", max_seq_len=MAX_SEQ_LEN)
+    export = prepare(
+        model, find_recipe("8da4w"), out=tmp_path / "out", options=ExecutorchOptions(max_seq_len=MAX_SEQ_LEN)
+    )
     windows = read_calibration(text, model.tokenizer, sequence_length=64, num_samples=4)
     solution = solve("awq", export.model.graph, export.weight_formats, windows, work_dir=tmp_path / "work")
     export = written(with_solution(export, solution))
@@ -115,7 +117,9 @@ def test_a_full_check_lowers_an_exact_twin(bytes_a_channel: ExecutorchExport) ->
 def test_a_mixture_of_experts(tmp_path: Path, model_folder: Callable[[str], Path]) -> None:
     """Router and experts are one operator, which computes in fp32 here: the twin, in which it stays, is exact."""
     model = one_layer(load(model_folder("moe")))
-    export = written(prepare(model, find_recipe("8da4w"), out=tmp_path / "out", max_seq_len=MAX_SEQ_LEN))
+    export = written(
+        prepare(model, find_recipe("8da4w"), out=tmp_path / "out", options=ExecutorchOptions(max_seq_len=MAX_SEQ_LEN))
+    )
     stored = read_weights(export.out / "model.pte", export.model.graph, read_index(export.out))
     expert = module_name(Role(Kind.UP_PROJ, 0, 5))
     np.testing.assert_array_equal(stored.weights[expert].read(slice(3, 21)), export.graph.weights[expert].read()[3:21])
@@ -129,14 +133,21 @@ def test_a_mixture_of_experts(tmp_path: Path, model_folder: Callable[[str], Path
 def test_variants(tmp_path: Path, model_folder: Callable[[str], Path], variant: str, recipe: str) -> None:
     """A stretched RoPE, heads whose sizes together differ from hidden, a tied head."""
     model = one_layer(load(model_folder(variant)))
-    export = written(prepare(model, find_recipe(recipe), out=tmp_path / "out", max_seq_len=MAX_SEQ_LEN))
+    export = written(
+        prepare(model, find_recipe(recipe), out=tmp_path / "out", options=ExecutorchOptions(max_seq_len=MAX_SEQ_LEN))
+    )
     report = check(export, model)
     assert report.verdict == "pass", report.reasons
 
 
 def test_a_portable_program_names_no_operator_of_its_own(tmp_path: Path) -> None:
     model = one_layer(load("demo"))
-    export = prepare(model, find_recipe("8da8w"), out=tmp_path / "out", max_seq_len=MAX_SEQ_LEN, is_portable=True)
+    export = prepare(
+        model,
+        find_recipe("8da8w"),
+        out=tmp_path / "out",
+        options=ExecutorchOptions(max_seq_len=MAX_SEQ_LEN, portable=True),
+    )
     written(export)
     program = (export.out / "model.pte").read_bytes()
     assert b"llama::" not in program
@@ -145,7 +156,12 @@ def test_a_portable_program_names_no_operator_of_its_own(tmp_path: Path) -> None
     assert report.verdict == "pass", report.reasons
     assert Program(export.out / "model.pte").constant("use_sdpa_with_kv_cache") is False
     with pytest.raises(QuantizationError, match="not every runtime has; use 8 or 32"):
-        prepare(model, find_recipe("8da8w"), out=tmp_path, max_seq_len=96, is_portable=True, embedding_bits=4)
+        prepare(
+            model,
+            find_recipe("8da8w"),
+            out=tmp_path,
+            options=ExecutorchOptions(max_seq_len=96, portable=True, embedding=4),
+        )
 
 
 def test_the_first_and_the_last_position_and_one_past_it(solved: ExecutorchExport) -> None:
@@ -321,13 +337,13 @@ def test_what_cannot_be_exported_is_refused(model_folder: Callable[[str], Path],
         with pytest.raises(UnsupportedModelError, match=told):
             prepare(load(model_folder(variant)), find_recipe(recipe), out=out)
     for options, told in [
-        ({"group_size": 48}, "XNNPACK's int4 has 32, 64, 128, 256"),
-        ({"embedding_bits": 5}, "use one of 4, 8, 32"),
+        ({"group_size": 48}, "`group_size` 48: use one of 32, 64, 128, 256"),
+        ({"embedding": 5}, "use one of 4, 8, 32"),
         ({"max_seq_len": 1}, "must be from 2"),
-        ({"max_context_len": 1 << 20}, "the model has positions up to 2048"),
+        ({"context_length": 1 << 20}, "the model has positions up to 2048"),
     ]:
-        with pytest.raises(QuantizationError, match=told):
-            prepare(tied, find_recipe("8da4w"), out=out, **options)  # type: ignore[arg-type]
+        with pytest.raises(OptionError, match=told):
+            prepare(tied, find_recipe("8da4w"), out=out, options=ExecutorchOptions(**options))
     with pytest.raises(QuantizationError, match="not an ExecuTorch recipe"):
         find_recipe("int4")
     assert not out.exists()

@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from checks import checked
 
 from qwen3_export.checkpoint.model import Model, load
 from qwen3_export.parity.report import Gates
 from qwen3_export.targets.gguf import check as check_module
 from qwen3_export.targets.gguf import llama
 from qwen3_export.targets.gguf.activations import round_q8_0, round_q8_k
-from qwen3_export.targets.gguf.check import check_gguf
 from qwen3_export.targets.gguf.emit import emit
 from qwen3_export.targets.gguf.export import prepare
 from qwen3_export.targets.gguf.recipes import find_recipe
@@ -34,7 +34,7 @@ def q4_file(demo: Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_right_file_passes_with_the_floors_that_were_measured(demo: Model, q4_file: Path) -> None:
     pytest.importorskip("llama_cpp")
     said: list[str] = []
-    report = check_gguf(q4_file, demo.graph, demo.tokenizer, threads=1, say=said.append)
+    report = checked("gguf", q4_file, demo.graph, demo.tokenizer, threads=1, say=said.append)
     assert report.verdict == "pass", report.reasons
     assert report.conversion.mean_kld < 1e-10
     assert report.decode.max_abs_vs_prefill < 1e-4
@@ -51,7 +51,7 @@ def test_gates_apply_to_end_to_end(demo: Model, q4_file: Path, monkeypatch: pyte
     whole = check_module.tokenize_prompts
     monkeypatch.setattr(check_module, "tokenize_prompts", lambda *a, **k: whole(*a, **{**k, "max_tokens": 24})[:2])
     gates = Gates(max_mean_kld=1e-6, min_top1=0.999)
-    report = check_gguf(q4_file, demo.graph, demo.tokenizer, gates=gates, threads=1)
+    report = checked("gguf", q4_file, demo.graph, demo.tokenizer, gates=gates, threads=1)
     assert report.verdict == "fail"
     assert report.end_to_end.status == "fail"
     assert any("mean KLD" in reason for reason in report.gates)
@@ -61,7 +61,7 @@ def test_gates_apply_to_end_to_end(demo: Model, q4_file: Path, monkeypatch: pyte
 def test_without_llama_cpp_nothing_is_claimed(demo: Model, q4_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(llama, "is_installed", lambda: False)
     monkeypatch.setattr(llama, "runtime_version", lambda: None)
-    report = check_gguf(q4_file, demo.graph, demo.tokenizer)
+    report = checked("gguf", q4_file, demo.graph, demo.tokenizer)
     assert report.verdict == "not_run"
     assert report.quantization.status == "pass"
     statuses = {number.status for number in (report.conversion, report.shipped, report.end_to_end, report.decode)}

@@ -18,10 +18,11 @@ from qwen3_export.targets.gguf import emit as emit_module
 from qwen3_export.targets.gguf.emit import emit
 from qwen3_export.targets.gguf.export import GgufExport, prepare
 from qwen3_export.targets.gguf.recipes import find_recipe
+from qwen3_export.targets.gguf.target import GgufOptions
 
 
 def exported(model: Model, out: Path, quant: str = "q4_k_m", **options: object) -> GgufExport:
-    export = prepare(model, find_recipe(quant), out=out, **options)
+    export = prepare(model, find_recipe(quant), out=out, options=GgufOptions(**options))
     emit(export.files)
     return export
 
@@ -100,7 +101,12 @@ def test_split_that_is_large_enough_is_one_plain_file(demo_folder: Path, tmp_pat
 
 def test_split_smaller_than_a_tensor_is_refused(demo_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="token_embd"):
-        prepare(load(demo_folder), find_recipe("q4_k_m"), out=tmp_path / "a.gguf", split_max_size=100_000)
+        prepare(
+            load(demo_folder),
+            find_recipe("q4_k_m"),
+            out=tmp_path / "a.gguf",
+            options=GgufOptions(split_max_size=100_000),
+        )
 
 
 def test_nan_stops_the_export_and_leaves_nothing(tmp_path: Path) -> None:

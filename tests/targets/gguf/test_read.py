@@ -16,11 +16,12 @@ from qwen3_export.targets.gguf.export import GgufExport, prepare
 from qwen3_export.targets.gguf.metadata_check import metadata_differences
 from qwen3_export.targets.gguf.read import GgufWeight, open_gguf, read_graph, tensor_differences
 from qwen3_export.targets.gguf.recipes import find_recipe
+from qwen3_export.targets.gguf.target import GgufOptions
 from qwen3_export.targets.gguf.values import check_values
 
 
 def exported(model: Model, path: Path, quant: str, **options: object) -> GgufExport:
-    export = prepare(model, find_recipe(quant), out=path, **options)
+    export = prepare(model, find_recipe(quant), out=path, options=GgufOptions(**options))
     emit(export.files)
     return export
 

@@ -15,6 +15,7 @@ pytest.importorskip("onnx_ir")
 
 from qwen3_export.targets.onnx.export import OnnxExport, prepare, write
 from qwen3_export.targets.onnx.recipes import find_recipe
+from qwen3_export.targets.onnx.target import OnnxOptions
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ def exported(model_folder: Callable[[str], Path], tmp_path_factory: pytest.TempP
     def make(variant: str, recipe: str, **options: object) -> Written:
         model = load("demo" if variant == "demo" else model_folder(variant))
         name = "-".join([variant, recipe, *(f"{key}-{value}" for key, value in sorted(options.items()))])
-        export = prepare(model, find_recipe(recipe), out=root / name, **options)  # type: ignore[arg-type]
+        export = prepare(model, find_recipe(recipe), out=root / name, options=OnnxOptions(**options))
         write(export)
         return Written(export, model)
 

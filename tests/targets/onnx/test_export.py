@@ -18,10 +18,11 @@ import onnx
 from qwen3_export.calibration.solving import solve
 from qwen3_export.calibration.tokens import read_calibration
 from qwen3_export.checkpoint.model import load
-from qwen3_export.errors import QuantizationError
+from qwen3_export.errors import OptionError, QuantizationError
 from qwen3_export.targets.onnx.export import prepare, with_solution, write
 from qwen3_export.targets.onnx.read import open_onnx, read_graph
 from qwen3_export.targets.onnx.recipes import RECIPES, find_recipe
+from qwen3_export.targets.onnx.target import OnnxOptions
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -37,8 +38,8 @@ def test_the_same_bytes_for_any_number_of_threads(exported: Callable[..., Any], 
 
 def test_what_is_read_back_is_what_was_rounded(exported: Callable[..., Any]) -> None:
     for variant, recipe, options in [
-        ("moe", "int4", {"is_symmetric": False}),
-        ("untied", "int4_int8", {"block_size": 64}),
+        ("moe", "int4", {"asymmetric": True}),
+        ("untied", "int4_int8", {"group_size": 64}),
         ("tied", "fp16", {}),
     ]:
         written = exported(variant, recipe, **options)
@@ -55,7 +56,9 @@ def test_solved_codes_arrive_unchanged(text: Path, tmp_path: Path) -> None:
     model = replace(model, graph=model.graph.truncated(0, 1))
     calibration = read_calibration(text, model.tokenizer, sequence_length=128, num_samples=8)
     for method, is_symmetric in (("gptq", False), ("awq", True)):
-        export = prepare(model, find_recipe("int4"), out=tmp_path / method, is_symmetric=is_symmetric)
+        export = prepare(
+            model, find_recipe("int4"), out=tmp_path / method, options=OnnxOptions(asymmetric=not is_symmetric)
+        )
         solution = solve(method, model.graph, export.weight_formats, calibration, work_dir=tmp_path / "work")
         solved = with_solution(export, solution)
         write(solved)
@@ -124,10 +127,10 @@ def test_what_cannot_be_stored_is_refused(model_folder: Callable[[str], Path], t
     with pytest.raises(QuantizationError, match=r"is not a multiple of `group_size` 32; use|can only be stored"):
         prepare(narrow, find_recipe("int4"), out=out)
     tied = load(model_folder("tied"))
-    with pytest.raises(QuantizationError, match="onnxruntime has 16, 32, 64, 128, 256"):
-        prepare(tied, find_recipe("int4"), out=out, block_size=48)
-    with pytest.raises(QuantizationError, match="MatMulNBits has 0 to 4"):
-        prepare(tied, find_recipe("int4"), out=out, accuracy_level=5)
+    with pytest.raises(OptionError, match="`group_size` 48: use one of 16, 32, 64, 128, 256"):
+        prepare(tied, find_recipe("int4"), out=out, options=OnnxOptions(group_size=48))
+    with pytest.raises(OptionError, match="`accuracy_level` 5: use one of 0, 1, 2, 3, 4"):
+        prepare(tied, find_recipe("int4"), out=out, options=OnnxOptions(accuracy_level=5))
     with pytest.raises(QuantizationError, match="no fp16 mixture of experts"):
         prepare(load(model_folder("moe")), find_recipe("fp16"), out=out)
     with pytest.raises(QuantizationError, match="not an ONNX recipe"):

@@ -17,8 +17,8 @@ pytest.importorskip("onnx")
 
 import onnx
 
+from qwen3_export.api import check
 from qwen3_export.checkpoint.model import load
-from qwen3_export.targets.artifacts import check_artifact
 from qwen3_export.targets.onnx.foreign import own_names
 
 
@@ -38,7 +38,7 @@ def built(tmp_path_factory: pytest.TempPathFactory, demo_folder: Path) -> Callab
 
 def test_an_int4_folder_is_checked_in_full(built: Callable[[str], Path]) -> None:
     model = load("demo")
-    report = check_artifact(built("int4"), model)
+    report = check(built("int4"), model)
     assert report.verdict == "pass", report.reasons
     assert report.conversion.mean_kld is not None
     assert report.conversion.mean_kld < 1e-9
@@ -56,7 +56,7 @@ def test_a_broken_one_is_placed_by_the_builder_s_names(built: Callable[[str], Pa
     for i in (1, 2):
         gate.input[i], up.input[i] = up.input[i], gate.input[i]
     path.write_bytes(proto.SerializeToString())
-    report = check_artifact(tmp_path / "out", load("demo"))
+    report = check(tmp_path / "out", load("demo"))
     where = report.first_divergence
     assert where is not None
     assert (where.layer, where.site, where.cause) == (2, "mlp", "gate_proj and up_proj are swapped")
@@ -64,7 +64,7 @@ def test_a_broken_one_is_placed_by_the_builder_s_names(built: Callable[[str], Pa
 
 def test_what_cannot_be_read_is_judged_by_what_it_does(built: Callable[[str], Path]) -> None:
     """The builder's fp32 matrices lie the other way round, for MatMul."""
-    report = check_artifact(built("fp32"), load("demo"))
+    report = check(built("fp32"), load("demo"))
     assert report.verdict == "not_run"
     assert report.end_to_end.mean_kld is not None
     assert report.end_to_end.mean_kld < 1e-9

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from checks import checked
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnx")
@@ -17,7 +18,6 @@ import onnx
 
 from qwen3_export.errors import CheckpointError
 from qwen3_export.parity.report import Report
-from qwen3_export.targets.onnx.check import check_onnx
 
 Edit = Callable[[Any], None]
 Caught = Callable[[str, Report], None]
@@ -35,7 +35,7 @@ def check_edited(exported: Callable[..., Any], tmp_path: Path) -> Callable[..., 
         proto = onnx.load(str(path), load_external_data=False)
         edit(proto)
         path.write_bytes(proto.SerializeToString())
-        return check_onnx(folder, written.model.graph, written.model.tokenizer)
+        return checked("onnx", folder, written.model.graph, written.model.tokenizer)
 
     return check
 
@@ -149,7 +149,7 @@ def test_a_wrong_genai_config(
     document = json.loads(path.read_text())
     document["model"][key] = value
     path.write_text(json.dumps(document))
-    report = check_onnx(tmp_path / "edited", written.model.graph, written.model.tokenizer)
+    report = checked("onnx", tmp_path / "edited", written.model.graph, written.model.tokenizer)
     caught(f"a wrong {key} in genai_config.json", report)
     assert report.verdict == "fail"
     assert told in report.metadata[0]
@@ -162,11 +162,11 @@ def test_damaged_codes_and_another_model(exported: Callable[..., Any], tmp_path:
     with (tmp_path / "edited" / "model.onnx.data").open("r+b") as file:
         file.seek(place.offset + 3 * place.row_bytes)
         file.write(b"\xff" * 16)
-    report = check_onnx(tmp_path / "edited", written.model.graph, written.model.tokenizer)
+    report = checked("onnx", tmp_path / "edited", written.model.graph, written.model.tokenizer)
     caught("one damaged block", report)
     assert "model.layers.1.mlp.down_proj: a block of row 3" in report.values[0]
     other = exported("untied", "int4").model
-    report = check_onnx(written.folder, other.graph, other.tokenizer)
+    report = checked("onnx", written.folder, other.graph, other.tokenizer)
     assert any("lm_head is missing" in sentence for sentence in report.metadata)
 
 
@@ -176,13 +176,13 @@ def test_what_cannot_be_read_is_refused(exported: Callable[..., Any], tmp_path: 
     data = tmp_path / "cut" / "model.onnx.data"
     data.write_bytes(data.read_bytes()[:-5000])
     with pytest.raises(CheckpointError, match="cut short"):
-        check_onnx(tmp_path / "cut", written.model.graph, written.model.tokenizer)
+        checked("onnx", tmp_path / "cut", written.model.graph, written.model.tokenizer)
     data.unlink()
     with pytest.raises(CheckpointError, match="is missing"):
-        check_onnx(tmp_path / "cut", written.model.graph, written.model.tokenizer)
+        checked("onnx", tmp_path / "cut", written.model.graph, written.model.tokenizer)
     (tmp_path / "cut" / "model.onnx").write_bytes(b"no graph at all")
     with pytest.raises(CheckpointError, match="no ONNX graph"):
-        check_onnx(tmp_path / "cut", written.model.graph, written.model.tokenizer)
+        checked("onnx", tmp_path / "cut", written.model.graph, written.model.tokenizer)
     (tmp_path / "empty").mkdir()
     with pytest.raises(CheckpointError, match=r"no \.onnx file"):
-        check_onnx(tmp_path / "empty", written.model.graph, written.model.tokenizer)
+        checked("onnx", tmp_path / "empty", written.model.graph, written.model.tokenizer)
