@@ -47,7 +47,7 @@ def main() -> None:
 
 
 def generate(program: Any, given: Sequence[int], *, limit: int) -> Iterator[int]:
-    """Greedy tokens until one ends the turn, the cache is full, or ``limit``: one prefill, then token by token."""
+    """Generate greedily (a prefill, then token by token) until the turn ends, the cache is full, or ``limit``."""
     ends = {int(value) for value in _flat(program.load_method("get_eos_ids").execute([]))}
     room = int(_flat(program.load_method("get_max_context_len").execute([]))[0])
     if len(given) >= room:

@@ -53,7 +53,7 @@ def artifact_speech(folder: Path, model: Model | None, *, end_ids: Iterable[int]
     if own is not None and (own.template is not None or model is None):
         return own
     if model is None:
-        raise ExportError(f"{folder}: has no {TOKENIZER}; name the checkpoint that it was made from with `model`")
+        raise ExportError(f"{folder}: has no {TOKENIZER}; use `model` to name the checkpoint it was made from")
     checkpoint = folder_speech(model.folder, end_ids=end_ids)
     return checkpoint if own is None else replace(own, template=checkpoint.template)
 

@@ -211,7 +211,7 @@ def _after_attention(inputs: Inputs) -> Suspects:
 
 
 def _mlp(inputs: Inputs) -> Suspects:
-    """``stream`` is the one after attention."""
+    """Here ``stream`` is the residual stream after attention."""
     assert inputs.layer is not None
     if inputs.config.is_sparse_layer(inputs.layer):
         yield from _experts(inputs)
@@ -259,7 +259,7 @@ def _experts(inputs: Inputs) -> Suspects:
 
 
 def _output(inputs: Inputs) -> Suspects:
-    """``stream`` is the one after attention."""
+    """Here ``stream`` is the residual stream after attention."""
     added_TD = inputs.states[Place.MLP]
     yield "the residual is not added", added_TD
     yield "the residual is taken after the norm", inputs.normed(Kind.POST_ATTENTION_LAYERNORM) + added_TD

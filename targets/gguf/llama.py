@@ -214,7 +214,7 @@ class LlamaSession:
                     found = read(tensor)
                     if found is not None:
                         observer(*found)
-                except BaseException as error:  # must not cross C
+                except BaseException as error:  # it must not cross C code
                     self._error = error
             return True
 

@@ -21,7 +21,7 @@ __all__ = ["ALIASES", "RECIPES", "Place", "Recipe", "eight_experts", "find_recip
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
-    """What a choice may depend on: the layer, and facts about the whole model."""
+    """The facts that a choice may depend on: the layer, and properties of the whole model."""
 
     layer: int
     layers: int
