@@ -31,6 +31,8 @@ from qwen3_export.targets.executorch.stored import INDEX, read_index, read_weigh
 from qwen3_export.targets.executorch.target import ExecutorchOptions
 
 MAX_SEQ_LEN = 96
+SHORT = ExecutorchOptions(max_seq_len=MAX_SEQ_LEN)
+PORTABLE = ExecutorchOptions(max_seq_len=MAX_SEQ_LEN, portable=True)
 
 
 def one_layer(model: Model) -> Model:
@@ -58,7 +60,7 @@ def bytes_a_channel(tmp_path_factory: pytest.TempPathFactory, model_folder: Call
     """A random untied layer as 8da8w."""
     out = tmp_path_factory.mktemp("executorch") / "out"
     model = one_layer(load(model_folder("untied")))
-    return written(prepare(model, find_recipe("8da8w"), out=out, options=ExecutorchOptions(max_seq_len=MAX_SEQ_LEN)))
+    return written(prepare(model, find_recipe("8da8w"), out=out, options=SHORT))
 
 
 def check(export: ExecutorchExport, model: Model, folder: Path | None = None, **options: Any) -> Report:
@@ -81,9 +83,7 @@ def test_solved_codes_arrive_unchanged(solved: ExecutorchExport) -> None:
 
 def test_awq_s_codes_arrive_and_its_scales_are_recorded(tmp_path: Path, text: Path) -> None:
     model = one_layer(load("demo"))
-    export = prepare(
-        model, find_recipe("8da4w"), out=tmp_path / "out", options=ExecutorchOptions(max_seq_len=MAX_SEQ_LEN)
-    )
+    export = prepare(model, find_recipe("8da4w"), out=tmp_path / "out", options=SHORT)
     windows = read_calibration(text, model.tokenizer, sequence_length=64, num_samples=4)
     solution = solve("awq", export.model.graph, export.weight_formats, windows, work_dir=tmp_path / "work")
     export = written(with_solution(export, solution))
@@ -117,9 +117,7 @@ def test_a_full_check_lowers_an_exact_twin(bytes_a_channel: ExecutorchExport) ->
 def test_a_mixture_of_experts(tmp_path: Path, model_folder: Callable[[str], Path]) -> None:
     """Router and experts are one operator, which computes in fp32 here: the twin, in which it stays, is exact."""
     model = one_layer(load(model_folder("moe")))
-    export = written(
-        prepare(model, find_recipe("8da4w"), out=tmp_path / "out", options=ExecutorchOptions(max_seq_len=MAX_SEQ_LEN))
-    )
+    export = written(prepare(model, find_recipe("8da4w"), out=tmp_path / "out", options=SHORT))
     stored = read_weights(export.out / "model.pte", export.model.graph, read_index(export.out))
     expert = module_name(Role(Kind.UP_PROJ, 0, 5))
     np.testing.assert_array_equal(stored.weights[expert].read(slice(3, 21)), export.graph.weights[expert].read()[3:21])
@@ -133,9 +131,7 @@ def test_a_mixture_of_experts(tmp_path: Path, model_folder: Callable[[str], Path
 def test_variants(tmp_path: Path, model_folder: Callable[[str], Path], variant: str, recipe: str) -> None:
     """A stretched RoPE, heads whose sizes together differ from hidden, a tied head."""
     model = one_layer(load(model_folder(variant)))
-    export = written(
-        prepare(model, find_recipe(recipe), out=tmp_path / "out", options=ExecutorchOptions(max_seq_len=MAX_SEQ_LEN))
-    )
+    export = written(prepare(model, find_recipe(recipe), out=tmp_path / "out", options=SHORT))
     report = check(export, model)
     assert report.verdict == "pass", report.reasons
 
@@ -146,7 +142,7 @@ def test_a_portable_program_names_no_operator_of_its_own(tmp_path: Path) -> None
         model,
         find_recipe("8da8w"),
         out=tmp_path / "out",
-        options=ExecutorchOptions(max_seq_len=MAX_SEQ_LEN, portable=True),
+        options=PORTABLE,
     )
     written(export)
     program = (export.out / "model.pte").read_bytes()
@@ -160,7 +156,7 @@ def test_a_portable_program_names_no_operator_of_its_own(tmp_path: Path) -> None
             model,
             find_recipe("8da8w"),
             out=tmp_path,
-            options=ExecutorchOptions(max_seq_len=96, portable=True, embedding=4),
+            options=replace(PORTABLE, embedding=4),
         )
 
 

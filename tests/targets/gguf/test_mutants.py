@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import checks
 import numpy as np
 import pytest
 import torch
-from checks import checked
 from models import write_model
 
 from qwen3_export.checkpoint.model import Model, load
@@ -109,7 +109,7 @@ def checked(
     pairs = build_metadata(model, provenance) | dict(metadata or {})
     kept = {key: value for key, value in pairs.items() if value is not None}
     emit(plan_files(export.graph.with_weights(weights), kept, path))
-    return checked("gguf", path, model.graph, model.tokenizer, threads=1)
+    return checks.checked("gguf", path, model.graph, model.tokenizer, threads=1)
 
 
 def values_of(model: Model, kind: Kind, layer: int) -> tuple[str, np.ndarray]:
@@ -247,7 +247,7 @@ def test_one_damaged_block(model: Model, tmp_path: Path, caught: Caught, damage:
     with path.open("r+b") as file:
         file.seek(tensor.offset + 100 * block)
         file.write(bytes(block) if damage == "zeros" else noise)
-    report = checked("gguf", path, model.graph, model.tokenizer, threads=1)
+    report = checks.checked("gguf", path, model.graph, model.tokenizer, threads=1)
     caught(f"one block of {damage}", report)
     assert report.verdict == "fail"
     assert [difference.partition(":")[0] for difference in report.values] == ["model.layers.0.mlp.gate_proj"]
