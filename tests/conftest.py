@@ -19,6 +19,9 @@ from qwen3_export.checkpoint.folder import open_checkpoint
 from qwen3_export.graph import Graph
 from qwen3_export.parity.report import NUMBERS, Report
 
+# Options and hooks of our own, each in its file: tests/marks.py, tests/skips.py
+pytest_plugins = ("marks", "skips")
+
 
 @pytest.fixture(scope="session")
 def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 
+@pytest.mark.gguf
 def test_a_sound_file_and_a_foreign_model(run, tmp_path: Path) -> None:
     assert run("gguf", "-m", "demo", "-q", "q8_0", "--no-check").code == 0
     outcome = run("lint", "demo-q8_0.gguf", "-m", "demo", "--json", "lint.json")
@@ -19,6 +20,7 @@ def test_a_sound_file_and_a_foreign_model(run, tmp_path: Path) -> None:
     assert set(document["digests"]) == {"tokenizer.json", "chat template"}
 
 
+@pytest.mark.gguf
 def test_a_split_file_is_not_for_everyone(run) -> None:
     assert run("gguf", "-m", "demo", "-q", "f32", "--split-max-size", "20M", "--no-check", "-o", "m.gguf").code == 0
     outcome = run("lint", "m-00001-of-00002.gguf", "-m", "demo")
@@ -27,6 +29,7 @@ def test_a_split_file_is_not_for_everyone(run) -> None:
     assert outcome.out.splitlines()[-3:] == ["llama.cpp: ok", "Ollama: 1 error", "LM Studio: ok"]
 
 
+@pytest.mark.onnx
 def test_onnx_folders(run, tmp_path: Path) -> None:
     pytest.importorskip("onnx_ir")
     assert run("onnx", "-m", "demo", "--no-check", "-o", "genai").code == 0
@@ -47,6 +50,7 @@ def test_onnx_folders(run, tmp_path: Path) -> None:
     assert "does not say use_external_data_format" in run("lint", "web", "-m", "demo").out
 
 
+@pytest.mark.coreml
 def test_core_ml_folders(run, tmp_path: Path) -> None:
     pytest.importorskip("coremltools")
     assert run("coreml", "-m", "demo", "--no-check", "-o", "app").code == 0

@@ -48,6 +48,7 @@ def test_a_checkpoint_thinks_and_answers(run) -> None:
     assert " a second" in last
 
 
+@pytest.mark.gguf
 def test_an_artifact_answers_at_once(run, artifact: Path) -> None:
     outcome = run("run", artifact, HOT, "--no-think", "--temperature", "0", "--threads", "1")
     assert outcome.out == f"{COLD}\n"
@@ -55,6 +56,7 @@ def test_an_artifact_answers_at_once(run, artifact: Path) -> None:
     assert "not thinking, greedy" in outcome.err
 
 
+@pytest.mark.gguf
 def test_a_budget_closes_the_thought(run, artifact: Path) -> None:
     for budget, thought in (("0", ""), ("2", "\nThe")):
         outcome = run("run", artifact, HOT, "--greedy", "--thinking-budget", budget)
@@ -63,6 +65,7 @@ def test_a_budget_closes_the_thought(run, artifact: Path) -> None:
     assert EARLY not in run("run", artifact, HOT, "--greedy", "--thinking-budget", "500").out
 
 
+@pytest.mark.gguf
 def test_a_seed_repeats_a_reply(run, artifact: Path) -> None:
     story = ("run", artifact, "Tell me a story.", "--no-think", "-n", "30", "--temperature", "1.5", "--top-k", "0")
     first, again, other = (run(*story, "--seed", seed) for seed in ("7", "7", "8"))
@@ -72,6 +75,7 @@ def test_a_seed_repeats_a_reply(run, artifact: Path) -> None:
     assert ", seed " in run(*story).err  # one that is drawn is told, so that it can be given
 
 
+@pytest.mark.gguf
 def test_plain_text_is_continued(run, artifact: Path) -> None:
     outcome = run("run", artifact, "The capital of France is", "--raw", "--greedy", "-n", "3")
     assert outcome.code == 0

@@ -35,6 +35,7 @@ def values_of(codes: NDArray[np.int8], params: AffineParams) -> NDArray[np.float
     return AffineFormat(num_bits=8).dequantize(codes, params)
 
 
+@pytest.mark.onnx
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("num_bits", [2, 4, 8])
 def test_onnxruntime_multiplies_with_the_values(num_bits: int, symmetric: bool) -> None:
@@ -119,6 +120,7 @@ def coreml_package(folder: Path, operation: str, inputs: dict[str, Any]) -> byte
     return (folder / "one.mlpackage/Data/com.apple.CoreML/weights/weight.bin").read_bytes()
 
 
+@pytest.mark.coreml
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("num_bits", [4, 8])
 def test_coremltools_writes_the_same_bytes(num_bits: int, symmetric: bool, tmp_path: Path) -> None:
@@ -143,6 +145,7 @@ def test_coremltools_writes_the_same_bytes(num_bits: int, symmetric: bool, tmp_p
     np.testing.assert_array_equal(meaning, values_of(codes, params))
 
 
+@pytest.mark.coreml
 @pytest.mark.parametrize("num_bits", [2, 3, 4, 6, 8])
 def test_coremltools_reads_palettes(num_bits: int, tmp_path: Path) -> None:
     pytest.importorskip("coremltools")
@@ -163,6 +166,7 @@ def test_coremltools_reads_palettes(num_bits: int, tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.executorch
 def test_executorch_serializes_the_same_nibbles() -> None:
     visitor = pytest.importorskip("executorch.backends.xnnpack.operators.node_visitor")
     codes, params = some_codes(4, symmetric=True, scale="bf16")
@@ -170,6 +174,7 @@ def test_executorch_serializes_the_same_nibbles() -> None:
     np.testing.assert_array_equal(theirs.numpy(), pack_xnnpack_int4(codes, params).weight_OY)
 
 
+@pytest.mark.executorch
 def test_executorch_embeds_the_values() -> None:
     pytest.importorskip("executorch.exir.passes._quant_patterns_and_replacements")
     codes, params = some_codes(4, symmetric=False)
@@ -184,6 +189,7 @@ def test_executorch_embeds_the_values() -> None:
     np.testing.assert_array_equal(read.numpy(), values_of(codes, params))
 
 
+@pytest.mark.executorch
 def test_torchao_dequantizes_the_values() -> None:
     torchao = pytest.importorskip("torchao.quantization")
     codes, params = some_codes(4, symmetric=False)

@@ -88,6 +88,7 @@ def test_values_are_held_unless_there_are_too_many(model: Model, monkeypatch: py
     assert held(model.graph) is model.graph
 
 
+@pytest.mark.gguf
 @pytest.mark.parametrize("recipe", ["f32", "q8_0"])
 def test_llama_cpp(recipe: str, model: Model, tmp_path: Path) -> None:
     pytest.importorskip("llama_cpp")
@@ -102,6 +103,7 @@ def test_llama_cpp(recipe: str, model: Model, tmp_path: Path) -> None:
     assert replies(open_artifact(path)) == replies(open_checkpoint(model), reference_runtime(stored))
 
 
+@pytest.mark.onnx
 @pytest.mark.parametrize("flavour", ["genai", "transformers.js"])
 def test_onnxruntime(flavour: str, model: Model, expected: list[list[int]], tmp_path: Path) -> None:
     pytest.importorskip("onnx_ir")
@@ -115,6 +117,7 @@ def test_onnxruntime(flavour: str, model: Model, expected: list[list[int]], tmp_
     assert replies(open_artifact(graph)) == expected
 
 
+@pytest.mark.onnx
 def test_an_onnx_graph_whose_caches_have_names_for_sizes(
     model: Model, expected: list[list[int]], tmp_path: Path
 ) -> None:
@@ -141,6 +144,7 @@ def test_an_onnx_graph_whose_caches_have_names_for_sizes(
         replies(open_artifact(folder))
 
 
+@pytest.mark.coreml
 def test_the_mil_executor(model: Model, expected: list[list[int]], tmp_path: Path) -> None:
     pytest.importorskip("coremltools")
     from qwen3_export.targets.coreml.export import prepare, write
@@ -150,6 +154,7 @@ def test_the_mil_executor(model: Model, expected: list[list[int]], tmp_path: Pat
     assert replies(open_artifact(tmp_path / "m")) == expected
 
 
+@pytest.mark.executorch
 def test_executorch(model: Model, tmp_path: Path) -> None:
     """One layer: lowering takes seconds for each; prompts are longer than what one call may take."""
     pytest.importorskip("executorch")
@@ -173,6 +178,7 @@ def test_executorch(model: Model, tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.gguf
 def test_every_position_of_the_context_is_used(model: Model, tmp_path: Path) -> None:
     pytest.importorskip("llama_cpp")
     from qwen3_export.generation.generate import Ending
@@ -209,6 +215,7 @@ def test_what_is_an_artifact(tmp_path: Path) -> None:
     assert is_artifact(str(DEMO / "config.json"))
 
 
+@pytest.mark.gguf
 def test_what_is_no_artifact_is_refused_before_a_runtime_sees_it(tmp_path: Path) -> None:
     (tmp_path / "damaged.gguf").write_bytes(b"GGUF" + bytes(100))
     for path, told, kind in (

@@ -56,6 +56,7 @@ def test_markup_is_shown_or_not_as_the_tokenizer_says(speech: Speech) -> None:
     assert [token for token in range(8150, 8192) if speech.is_end(token)] == [8156, 8158]
 
 
+@pytest.mark.gguf
 def test_llama_cpp_has_the_same_pieces(tmp_path: Path) -> None:
     pytest.importorskip("llama_cpp")
     from qwen3_export.checkpoint.model import load
