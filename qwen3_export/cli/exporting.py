@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ import typer
 
 from qwen3_export.cli.console import human_duration, human_size, progress, say
 from qwen3_export.errors import ExportError
+from qwen3_export.files.unfinished import remove_runs
 
 if TYPE_CHECKING:
     from qwen3_export.calibration.forecast import Forecast
@@ -149,7 +149,7 @@ class Solving:
             check_disk(expected.disk_bytes + export.num_bytes, folder)
         yield with_solution(export, self._solve(export, text, folder))
         if self.work_dir is None:
-            shutil.rmtree(folder)
+            remove_runs(folder)
 
     def _solve(self, export: Export, text: Calibration, folder: Path) -> Solution:
         from qwen3_export.calibration.solving import solve
