@@ -7,7 +7,6 @@ scales between weights, exactly, to where a text's activations make rounding cos
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +23,7 @@ from qwen3_export.calibration.gptq.forecast import gptq_forecast
 from qwen3_export.calibration.gptq.sequential import gptq_graph
 from qwen3_export.calibration.tokens import Calibration
 from qwen3_export.errors import ExportError
+from qwen3_export.files.unfinished import remove_runs
 from qwen3_export.graph import Graph
 from qwen3_export.parallel import default_threads
 from qwen3_export.quantizers.gptq.slab import NumberFormat
@@ -84,8 +84,7 @@ def solve(
     """
     _check_method(method)
     if not resume:
-        for earlier in work_dir.glob(f"{method}-*"):
-            shutil.rmtree(earlier)
+        remove_runs(work_dir, [method])
     windows = calibration.windows
     origin = _Origin(dataset=calibration.source, sha256=calibration.digest, num_tokens=calibration.num_tokens)
     if method == "awq":

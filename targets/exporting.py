@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +11,7 @@ from qwen3_export.calibration.forecast import Forecast, check_disk
 from qwen3_export.calibration.solving import Method, Solution, forecast_solving, solve
 from qwen3_export.calibration.tokens import Calibration, read_calibration
 from qwen3_export.errors import OptionError
+from qwen3_export.files.unfinished import remove_runs
 from qwen3_export.parallel import use_threads
 from qwen3_export.progress import SILENT, Progress
 from qwen3_export.targets.options import TargetOptions
@@ -106,7 +106,7 @@ def _solved(
         plan, _solve(plan, method, text, folder, resume=resume, threads=threads, progress=progress)
     )
     if work_dir is None:
-        shutil.rmtree(folder)
+        remove_runs(folder)
 
 
 def _solve(

@@ -26,9 +26,13 @@ def lint(
 ) -> None:
     """Compare names, shapes, numbers and documents with the checkpoint, for each consumer; exit with 3 on errors."""
     from qwen3_export.checkpoint.model import load
+    from qwen3_export.files.atomic import check_output, write_text
+    from qwen3_export.files.recognise import is_lint
     from qwen3_export.targets.lint import lint_artifact
     from qwen3_export.targets.registry import target_of
 
+    if json is not None:
+        check_output(json, overwrite=True, is_ours=is_lint, inputs=[artifact])
     found = lint_artifact(target_of(artifact), artifact, load(model, revision=revision, offline=offline))
     for finding in found.findings:
         print(f"{'error' if finding.is_error else 'note'}: {', '.join(finding.consumers)}: {finding.text}")
@@ -38,9 +42,6 @@ def lint(
     if json is not None:
         from dataclasses import asdict
         from json import dumps
-
-        from qwen3_export.files.atomic import write_text
-        from qwen3_export.files.recognise import is_lint
 
         text = dumps({"artifact": artifact.name, **asdict(found)}, indent=2, ensure_ascii=False) + "\n"
         write_text(json, text, overwrite=True, is_ours=is_lint)

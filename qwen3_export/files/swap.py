@@ -1,7 +1,7 @@
 """Putting a new folder in the place of an old one so that a kill at any step loses neither.
 
-The old folder is moved aside to ``NAME.replaced``, the new one gets its name, and the old one is removed. A run that
-finds ``NAME.replaced`` knows that an earlier one was killed in between, and finishes or undoes its work:
+The old folder is moved aside to ``NAME.qwen3-export.replaced``, the new one gets its name, and the old one is removed.
+A run that finds a folder moved aside knows that an earlier run was killed in between, and finishes or undoes its work:
 
     NAME is missing    killed before the new folder had its name: the old one is put back
     NAME is there      killed while the old one was being removed: it is removed, unless it holds foreign files
@@ -18,13 +18,15 @@ from qwen3_export.errors import OutputError
 
 __all__ = ["first_foreign", "left_over", "recover_folder", "swap_folder", "sync_folder"]
 
+SUFFIX = ".qwen3-export.replaced"
+
 # Written by operating systems into every folder that is looked at.
 LITTER = (".DS_Store", "Thumbs.db", "desktop.ini")
 
 
 def left_over(path: Path) -> Path:
     """Where the folder that is being replaced lies meanwhile."""
-    return path.with_name(f"{path.name}.replaced")
+    return path.with_name(path.name + SUFFIX)
 
 
 def first_foreign(folder: Path, is_ours: Callable[[str], bool]) -> str | None:

@@ -276,7 +276,13 @@ def test_foreign_and_damaged_files_are_refused(dense: Statistics, tmp_path: Path
     save_file({"x": np.ones(3)}, path)
     with pytest.raises(CheckpointError, match="holds no calibration statistics"):
         read_statistics(path)
+    with pytest.raises(OutputError, match="was not written by an export"):
+        write_statistics(path, dense, overwrite=True)
+    path.unlink()
     write_statistics(path, dense)
+    with pytest.raises(OutputError, match="exists already"):
+        write_statistics(path, dense)
+    write_statistics(path, dense, overwrite=True)
     path.write_bytes(path.read_bytes()[:-8])
     with pytest.raises(CheckpointError, match="cannot be read"):
         read_statistics(path)

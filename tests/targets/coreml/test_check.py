@@ -14,7 +14,7 @@ import pytest
 
 pytest.importorskip("coremltools")
 
-from qwen3_export.api import check
+from qwen3_export import api
 from qwen3_export.errors import CheckpointError, MissingExtraError
 from qwen3_export.parity.report import Report
 from qwen3_export.targets.coreml import run
@@ -173,7 +173,7 @@ def edited(packaged: Callable[..., Any], tmp_path_factory: pytest.TempPathFactor
 
 
 def check(written: Any, folder: Path | None = None, **options: Any) -> Report:
-    return check(folder or written.folder, written.model, **options)
+    return api.check(folder or written.folder, written.model, **options)
 
 
 @pytest.mark.parametrize(("variant", "recipe"), [("untied", "int4"), ("yarn", "palette4"), ("tied", "fp32")])
