@@ -2,8 +2,8 @@
 
     python docs/generate.py [--check]
 
-``docs/cli.md`` is the commands' own ``--help``; the part of ``docs/architecture.md`` after its marker is the first
-sentence of every module.  ``--check`` writes nothing and fails if a page is out of date.
+``docs/cli.md`` is the commands' own ``--help``; ``docs/files.md`` is the first sentence of every module. ``--check``
+writes nothing and fails if a page is out of date.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from qwen3_export.cli.main import app
 
 DOCS = Path(__file__).parent
 FOLDERS = ("qwen3_export", "quantizers", "calibration", "targets")
-MARKER = "<!-- generated from here on by docs/generate.py -->\n"
 WIDTH = "100"
 
 
@@ -38,10 +37,10 @@ def render_cli() -> str:
     return "\n\n".join(sections) + "\n"
 
 
-def render_architecture() -> str:
-    """The page as it stands, with the list of files made anew."""
-    written, marker, _ = (DOCS / "architecture.md").read_text(encoding="utf-8").partition(MARKER)
-    return written + marker + "\n" + "\n".join(file_lines()) + "\n"
+def render_files() -> str:
+    """The first sentence of every module."""
+    lines = "\n".join(file_lines())
+    return f"# Files\n\nGenerated from the modules' docstrings by `docs/generate.py`; see architecture.md.\n\n{lines}\n"
 
 
 def file_lines() -> Iterator[str]:
@@ -51,7 +50,7 @@ def file_lines() -> Iterator[str]:
             yield f"- `{path.relative_to(DOCS.parent)}`: {sentence}"
 
 
-PAGES = {"cli.md": render_cli, "architecture.md": render_architecture}
+PAGES = {"cli.md": render_cli, "files.md": render_files}
 
 
 def main() -> None:

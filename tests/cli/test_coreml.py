@@ -44,7 +44,7 @@ def test_dry_run_and_refusals(run, tmp_path: Path) -> None:
     assert "writing takes about" in shown.err
     assert "int4_channel" in shown.out
     for arguments, told in [
-        (("--block-size", "48"), "use one of 16, 32, 64, 128, 256"),
+        (("--group-size", "48"), "--group-size 48: use one of 16, 32, 64, 128, 256"),
         (("--quant", "q4_k_m"), "not a Core ML recipe"),
         (("--context-length", "4096"), "must be from 3 to the model's 2048"),
         (("--split-lm-head", "3"), "must be a multiple of 8"),

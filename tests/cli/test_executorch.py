@@ -23,7 +23,7 @@ def test_refusals(run, tmp_path: Path) -> None:
     for arguments, told in [
         (("--quant", "q4_k_m"), "not an ExecuTorch recipe"),
         (("--group-size", "100"), "XNNPACK's int4 has 32, 64, 128, 256"),
-        (("--max-seq-len", "4096"), "must be from 2 to --max-context-len 2048"),
+        (("--max-seq-len", "4096"), "must be from 2 to the --context-length 2048"),
     ]:
         refused = run("executorch", "-m", "demo", *arguments)
         assert (refused.code, told in refused.err) == (1, True), refused.err

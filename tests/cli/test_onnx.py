@@ -75,7 +75,7 @@ def test_dry_run_and_refusals(run, tmp_path: Path) -> None:
     assert shown.code == 0
     assert "[8192, 8, 16]" in shown.out
     for arguments, told in [
-        (("--block-size", "48"), "onnxruntime has 16, 32, 64, 128, 256"),
+        (("--block-size", "48"), "--group-size 48: use one of 16, 32, 64, 128, 256"),
         (("--quant", "q4_k_m"), "not an ONNX recipe"),
         (("--accuracy-level", "9"), "MatMulNBits has 0 to 4"),
         (("--calibration", "x.txt"), "--calibration is for --method gptq and awq"),
