@@ -1,1 +1,1 @@
-"""Target emitters, one folder a target, each with the same doors: emit, read, run."""
+"""Targets: a table of them, and a folder for each with the same functions (``target.Doors``)."""

@@ -1,4 +1,4 @@
-"""Values in affine blocks against the checkpoint's (``parity.values``): how far off affine blocks may be.
+"""Compare values in affine blocks with the checkpoint's: the limits that ``parity.values`` applies.
 
 In blocks of n columns with a step of s times the largest magnitude, the error of a block relative to its values is at
 most s·sqrt(n/12), where all but one value are near zero; twice that is allowed, and less than 1, which is what a block

@@ -1,4 +1,4 @@
-"""What the programs that load an artifact will stumble over, told in seconds: nothing is run, no weight is read.
+"""Find in seconds what would stop the programs that load an artifact. Nothing is run and no weight is read.
 
 Each target says which consumers its artifacts have, and what each of them needs; what every consumer needs (names,
 shapes, hyperparameters, end tokens, tokenizer and template as in the checkpoint) is the check's own list.

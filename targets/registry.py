@@ -1,4 +1,4 @@
-"""The table of targets: everything that serves all of them reads it.
+"""The table of targets.
 
 A new target is a folder with ``target.py`` and ``doors.py``, a row here, an extra in pyproject.toml and a page in docs.
 """

@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 
+from qwen3_export.cli.wording import as_options
+
 __all__ = ["CONSOLE", "progress", "say"]
 
 SECONDS_BETWEEN_LINES = 5.0
@@ -16,7 +18,7 @@ class _Console:
     """Standard error, as the library's functions are told of it."""
 
     def say(self, text: str) -> None:
-        say(text)
+        say(as_options(text))
 
     def bar(self, title: str, total: int) -> AbstractContextManager[Callable[[int], None]]:
         return progress(title, total)

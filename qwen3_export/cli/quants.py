@@ -8,6 +8,7 @@ import typer
 
 from qwen3_export.cli.console import say
 from qwen3_export.cli.options import OfflineOption, RevisionOption
+from qwen3_export.cli.wording import as_options
 from qwen3_export.targets.registry import find_target
 from qwen3_export.units import human_count, human_size
 
@@ -48,7 +49,7 @@ def quants(
         memory = row.num_bytes + row.bytes_per_cached_value * values
         print(
             f"{row.name:9} {row.bits_per_weight:5.2f} {human_size(row.num_bytes):>10} {human_size(memory):>10}  "
-            f"{row.description}"
+            f"{as_options(row.description)}"
         )
 
 

@@ -1,1 +1,1 @@
-"""Parity: proving that a written file computes what the checkpoint computes."""
+"""Parity: prove that an artifact computes what the checkpoint computes."""

@@ -1,4 +1,4 @@
-"""Running reference and artifact over the same texts, and comparing: the same for every target.
+"""Run the reference and an artifact over the same texts, and compare; the same for every target.
 
 A target hands in functions from tokens to logits; here they meet the reference, layer by layer over all texts,
 and the head over as many positions at a time as a fixed amount of memory holds.

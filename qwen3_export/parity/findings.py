@@ -1,4 +1,4 @@
-"""What a target's check has found, and the report that is made of it: the same for every target."""
+"""Collect what a check has found, and make the report of it; the same for every target."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From measured numbers to what is in bounds: the same rules for every target."""
+"""Decide which measured numbers are in bounds; the same rules for every target."""
 
 from __future__ import annotations
 

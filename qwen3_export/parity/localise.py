@@ -1,4 +1,4 @@
-"""Where a runtime parts from the reference, and, where a known mistake gives just what was found, why."""
+"""Find where a runtime's hidden states differ from the reference, and the known mistake that explains it."""
 
 from __future__ import annotations
 

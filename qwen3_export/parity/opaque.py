@@ -1,4 +1,4 @@
-"""Artifacts whose weights cannot be read: another tool's, in names or layouts that are not known here.
+"""Compare an artifact whose weights cannot be read, because another tool wrote it with unknown names or layouts.
 
 Their logits are compared with the original's, and their decoding with itself.
 """

@@ -33,9 +33,9 @@ def read_report(path: Path) -> Report:
     try:
         return parse_report(json.loads(path.read_text(encoding="utf-8")))
     except OSError as error:
-        raise ExportError(f"{path}: cannot be read ({error.strerror}); name what check --json has written") from error
+        raise ExportError(f"{path}: cannot be read ({error.strerror}); give a report that was saved as JSON") from error
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ExportError(f"{path}: no parity report; name what check --json has written") from error
+        raise ExportError(f"{path}: no parity report; give a report that was saved as JSON") from error
 
 
 def parse_report(document: Mapping[str, Any]) -> Report:

@@ -1,4 +1,4 @@
-"""From a quantized graph to weight.bin in one pass: no matrix is ever whole in memory.
+"""Write a quantized graph to weight.bin in one pass, without holding a whole matrix in memory.
 
 A few threads draw blocks of rows, each of which is read from the checkpoint, rounded, packed and written where the
 plan says; order does not matter, so the bytes are the same from run to run and for any thread count.

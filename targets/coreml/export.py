@@ -1,4 +1,4 @@
-"""One Core ML export from options to plan, and the plan to a folder.
+"""Plan a Core ML export, and write the folder.
 
 Everything that can be refused is refused in ``prepare``, before a byte is written.
 """

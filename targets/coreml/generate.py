@@ -1,4 +1,4 @@
-"""A Core ML package in Core ML itself on a Mac, and elsewhere in the MIL executor, rounded as fp16 devices round."""
+"""Generate with a Core ML package: in Core ML on a Mac, elsewhere in the MIL executor with fp16 rounding."""
 
 from __future__ import annotations
 

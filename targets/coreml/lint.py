@@ -1,4 +1,4 @@
-"""What swift-transformers needs of a Core ML package, and phones of its size."""
+"""Check what swift-transformers needs of a Core ML package, and its size for phones."""
 
 from __future__ import annotations
 

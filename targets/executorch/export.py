@@ -1,4 +1,4 @@
-"""One ExecuTorch export from options to plan, and the plan to a folder."""
+"""Plan an ExecuTorch export, and write the folder."""
 
 from __future__ import annotations
 

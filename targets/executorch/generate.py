@@ -1,4 +1,4 @@
-"""An ExecuTorch program in ExecuTorch's own runtime, with the tokenizer that lies beside it."""
+"""Generate with an ExecuTorch program in its own runtime, with the tokenizer that lies beside it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What ExecuTorch's LLM runners (C++, Java, Swift) need of a program and of what lies beside it."""
+"""Check what ExecuTorch's LLM runners (C++, Java, Swift) need of a program and of the files beside it."""
 
 from __future__ import annotations
 

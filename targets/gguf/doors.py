@@ -44,6 +44,8 @@ __all__ = [
     "write",
 ]
 
+NEEDS = " (needs `imatrix`, or a calibrated `method`)"
+
 
 def plan(model: Model, recipe: str, *, out: Path | None, options: GgufOptions, method: Method) -> GgufExport:
     is_calibrated = method != "rtn" and options.imatrix is None
@@ -84,7 +86,7 @@ def costs(model: Model) -> Iterator[RecipeCost]:
         formats = assign(recipe, config, tensors, has_imatrix=recipe.needs_imatrix)
         yield RecipeCost(
             name=recipe.name,
-            description=recipe.description + (" (needs --imatrix)" if recipe.needs_imatrix else ""),
+            description=recipe.description + (NEEDS if recipe.needs_imatrix else ""),
             bits_per_weight=bits_per_weight(tensors, formats),
             num_bytes=total_bytes(tensors, formats),
             bytes_per_cached_value=2,

@@ -1,4 +1,4 @@
-"""One GGUF export from options to plan: which tensor takes which format, and what the file will be.
+"""Plan a GGUF export: the format of each tensor, and the layout of the file.
 
 What can be refused is refused here, before a byte is written.
 """

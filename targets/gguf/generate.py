@@ -1,4 +1,4 @@
-"""A GGUF file in llama.cpp, with llama.cpp's own tokenizer: what llama-cli and everything built on it would do."""
+"""Generate with a GGUF file in llama.cpp and its own tokenizer, as llama-cli does."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What llama.cpp, Ollama and LM Studio need of a GGUF file."""
+"""Check what llama.cpp, Ollama and LM Studio need of a GGUF file."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def lint_gguf(path: Path, graph: Graph, tokenizer: Tokenizer) -> Iterator[Findin
     if len(file.paths) > 1:
         yield Finding(
             text=f"the model is split into {len(file.paths)} files, and 'ollama create' takes one; export without "
-            "--split-max-size",
+            "`split_max_size`",
             consumers=OLLAMA,
         )
     if "tokenizer.chat_template" not in file.metadata:

@@ -1,4 +1,4 @@
-"""One ONNX export from options to plan, and the plan to a folder.
+"""Plan an ONNX export, and write the folder.
 
 Everything that can be refused is refused in ``prepare``, before a byte is written.
 """

@@ -1,4 +1,4 @@
-"""An ONNX folder in onnxruntime; caches stay in its own values between tokens."""
+"""Generate with an ONNX folder in onnxruntime, which keeps the KV cache between tokens."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def _context_length(folder: Path, genai: Mapping[str, Any], model: Model | None)
     if stated is None and model is not None:
         stated = model.graph.config.max_position_embeddings
     if not isinstance(stated, int):
-        raise ExportError(f"{folder}: no config says how long the context is; name the checkpoint with --model")
+        raise ExportError(f"{folder}: no config says how long the context is; name the checkpoint with `model`")
     return stated
 
 

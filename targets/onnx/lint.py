@@ -1,4 +1,4 @@
-"""What onnxruntime-genai and transformers.js need of an ONNX folder."""
+"""Check what onnxruntime-genai and transformers.js need of an ONNX folder."""
 
 from __future__ import annotations
 

@@ -61,6 +61,7 @@ def test_an_interrupted_run_says_what_is_kept(text: Path, tmp_path: Path) -> Non
     _, told = started.communicate()
     assert started.returncode == 130
     assert told.splitlines()[-1] == (
-        "qwen3-export: interrupted; what was done so far is kept in a.gguf.work, and the same command goes on from there"
+        "qwen3-export: interrupted; what was done so far is kept in a.gguf.work, "
+        "and the same command goes on from there"
     )
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.gguf.work"]

@@ -77,7 +77,7 @@ def test_dry_run_and_refusals(run, tmp_path: Path) -> None:
     for arguments, told in [
         (("--block-size", "48"), "--group-size 48: use one of 16, 32, 64, 128, 256"),
         (("--quant", "q4_k_m"), "not an ONNX recipe"),
-        (("--accuracy-level", "9"), "MatMulNBits has 0 to 4"),
+        (("--accuracy-level", "9"), "--accuracy-level 9: use one of 0, 1, 2, 3, 4"),
         (("--calibration", "x.txt"), "--calibration is for --method gptq and awq"),
     ]:
         refused = run("onnx", "-m", "demo", *arguments)
