@@ -8,6 +8,7 @@ of our own packages (``coreml/blobs.py``) shares nothing with this, so that no m
 
 from __future__ import annotations
 
+import math
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,7 +39,7 @@ class Blob:
 
     @property
     def elements(self) -> int:
-        return int(np.prod(self.shape, dtype=np.int64))
+        return math.prod(self.shape)
 
     @property
     def bytes(self) -> int:
@@ -48,7 +49,7 @@ class Blob:
 def check_blob(blob: Blob) -> None:
     """Read the record only; CheckpointError where file, record or data are missing, cut off or of another type."""
     end = _data_offset(blob) + blob.bytes
-    size = blob.path.stat().st_size
+    size = blob.path.stat().st_size  # the record was read from it
     if end > size:
         raise CheckpointError(f"{blob.path}: is cut off: {size} bytes of at least {end}; copy the whole package again")
 
