@@ -55,8 +55,11 @@ class Cursor:
 def check_bounds(path: Path) -> None:
     """Refuse a GGUF file whose header states sizes that it does not have. Raises CheckpointError."""
     try:
-        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            _check(Cursor(data))
+        with path.open("rb") as file:
+            if file.read(4) != b"GGUF":
+                raise ValueError("it does not begin with GGUF")
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+                _check(Cursor(data, position=4))
     except ValueError as error:
         raise CheckpointError(f"{path}: not a GGUF file, or cut short ({error}); get it again") from error
     except OSError as error:
@@ -64,9 +67,7 @@ def check_bounds(path: Path) -> None:
 
 
 def _check(cursor: Cursor) -> None:
-    if cursor.data[:4] != b"GGUF":
-        raise ValueError("it does not begin with GGUF")
-    cursor.skip(4)
+    """Go through all that follows the magic number."""
     version = cursor.integer("<I")
     if version not in VERSIONS:
         raise ValueError(f"version {version}, where 2 and 3 are read")
