@@ -7,14 +7,21 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-__all__ = ["human_count", "human_duration", "human_size", "progress", "say"]
+from qwen3_export.files.shown import escaped
+
+__all__ = ["human_count", "human_duration", "human_size", "progress", "say", "show"]
 
 SECONDS_BETWEEN_LINES = 5.0
 
 
 def say(text: str) -> None:
-    """One remark on standard error."""
-    print(text, file=sys.stderr, flush=True)
+    """One remark on standard error, without characters that act on a terminal."""
+    print(escaped(text), file=sys.stderr, flush=True)
+
+
+def show(text: str, *, end: str = "\n") -> None:
+    """A result on standard output, without characters that act on a terminal: names come from files of others."""
+    print(escaped(text), end=end)
 
 
 def human_size(num_bytes: float) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import sys
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +14,8 @@ import typer
 
 from qwen3_export.cli.console import human_count, human_size
 from qwen3_export.cli.options import OfflineOption, RevisionOption
+from qwen3_export.errors import ExportError
+from qwen3_export.files.shown import escaped, on_one_line, shown
 
 if TYPE_CHECKING:
     from qwen3_export.checkpoint.model import Model
@@ -72,12 +75,12 @@ def _inspect_model(model: Model, *, tensors: bool, template: bool) -> None:
         }
     )
     for note in graph.notes:
-        print(f"note: {note}")
+        _line(f"note: {note}")
     if tensors:
         for weight in graph:
-            print(f"{weight.format:6} {list(weight.shape)!s:20} {weight.name}")
+            _line(f"{weight.format:6} {list(weight.shape)!s:20} {weight.name}")
     if template and tokenizer.chat_template is not None:
-        print(tokenizer.chat_template)
+        _show_template(tokenizer.chat_template)
 
 
 def _inspect_gguf(path: Path, *, tensors: bool, template: bool) -> None:
@@ -95,15 +98,16 @@ def _inspect_gguf(path: Path, *, tensors: bool, template: bool) -> None:
         }
     )
     _rows({key: _shortened(value) for key, value in artifact.metadata.items() if key != "tokenizer.chat_template"})
-    chat_template = artifact.metadata.get("tokenizer.chat_template")
+    stated = artifact.metadata.get("tokenizer.chat_template")
+    chat_template = stated if isinstance(stated, str) else None
     print(f"chat template: {'none' if chat_template is None else f'{len(chat_template)} characters'}")
     if tensors:
         errors = (recorded_calibration(artifact) or {}).get("tensor_errors", {})
         for tensor in artifact.tensors.values():
             error = f"  output error {errors[tensor.name]:.2e}" if tensor.name in errors else ""
-            print(f"{tensor.format:6} {list(tensor.shape)!s:22} {tensor.name}{error}")
+            _line(f"{tensor.format:6} {list(tensor.shape)!s:22} {tensor.name}{error}")
     if template and chat_template is not None:
-        print(chat_template)
+        _show_template(chat_template)
 
 
 def _inspect_onnx(path: Path, *, tensors: bool, template: bool) -> None:
@@ -122,28 +126,31 @@ def _inspect_onnx(path: Path, *, tensors: bool, template: bool) -> None:
     _rows(rows | {key.removeprefix(PREFIX): _shortened(value) for key, value in artifact.metadata.items()})
     if tensors:
         for place in places:
-            print(f"{place.dtype.strip('<|'):3} {list(place.shape)!s:22} {place.name}")
+            _line(f"{place.dtype.strip('<|'):3} {list(place.shape)!s:22} {place.name}")
         _errors(artifact.metadata)
     if template:
         _template(artifact.folder)
 
 
 def _inspect_executorch(path: Path, *, tensors: bool, template: bool) -> None:
-    from qwen3_export.calibration.provenance import PREFIX, read_calibration_record
+    from qwen3_export.calibration.provenance import PREFIX
     from qwen3_export.targets.executorch.stored import read_index
 
     folder = path if path.is_dir() else path.parent
     document = read_index(folder)
-    size = (folder / "model.pte").stat().st_size
-    rows: dict[str, object] = {"program": f"{folder / 'model.pte'}, {human_size(size)}"}
-    rows |= {"layouts": _counted(entry["layout"] for entry in document["weights"].values())}
+    program = folder / "model.pte"
+    if not program.exists():
+        raise ExportError(f"{folder}: holds no model.pte; name the folder that an export has written")
+    rows: dict[str, object] = {"program": f"{program}, {human_size(program.stat().st_size)}"}
+    weights = document.get("weights") or {}
+    rows |= {"layouts": _counted(entry["layout"] for entry in weights.values())}
     origin = {key.removeprefix(PREFIX): _shortened(value) for key, value in document.items() if PREFIX in key}
-    _rows(rows | {"group size": document["group_size"]} | origin)
+    _rows(rows | {"group size": document.get("group_size")} | origin)
     if tensors:
-        errors = (read_calibration_record(document) or {}).get("tensor_errors", {})
-        for name, entry in document["weights"].items():
-            error = f"  output error {errors[name]:.2e}" if name in errors else ""
-            print(f"{entry['layout']:16} at {entry['codes']:12,}  {name}{error}")
+        errors = _recorded_errors(document)
+        for name, entry in weights.items():
+            error = f"  output error {_error(errors[name])}" if name in errors else ""
+            _line(f"{entry['layout']:16} at {entry['codes']:12,}  {name}{error}")
     if template:
         _template(folder)
 
@@ -166,7 +173,7 @@ def _inspect_coreml(path: Path, *, tensors: bool, template: bool) -> None:
     if tensors:
         for name, parts in artifact.constants.items():
             for part, blob in parts.items():
-                print(f"{blob.element:6} {list(blob.shape)!s:22} {name} {part}")
+                _line(f"{blob.element:6} {list(blob.shape)!s:22} {name} {part}")
         _errors(artifact.metadata)
     if template:
         _template(artifact.folder)
@@ -174,16 +181,32 @@ def _inspect_coreml(path: Path, *, tensors: bool, template: bool) -> None:
 
 def _errors(metadata: Mapping[str, str]) -> None:
     """What a solver recorded of each weight."""
-    from qwen3_export.calibration.provenance import read_calibration_record
-
-    for name, error in (read_calibration_record(metadata) or {}).get("tensor_errors", {}).items():
-        print(f"output error {error:.2e}  {name}")
+    for name, error in _recorded_errors(metadata).items():
+        _line(f"output error {_error(error)}  {name}")
 
 
 def _template(folder: Path) -> None:
-    path = folder / "chat_template.jinja"
-    if path.exists():
-        print(path.read_text(encoding="utf-8"))
+    from qwen3_export.checkpoint.tokenizer import read_chat_template
+
+    template = read_chat_template(folder, {})
+    if template is not None:
+        _show_template(template)
+
+
+def _show_template(template: str) -> None:
+    """The template exactly as it is into a pipe or a file; on a terminal without characters that act on it."""
+    print(escaped(template) if sys.stdout.isatty() else template)
+
+
+def _recorded_errors(metadata: Mapping[str, str]) -> Mapping[str, object]:
+    from qwen3_export.calibration.provenance import read_calibration_record
+
+    errors = (read_calibration_record(metadata) or {}).get("tensor_errors")
+    return errors if isinstance(errors, dict) else {}
+
+
+def _error(value: object) -> str:
+    return f"{value:.2e}" if isinstance(value, float) else shown(value)
 
 
 def _sampling(generation: Any) -> str:
@@ -203,9 +226,14 @@ def _shortened(value: object, width: int = 100) -> str:
 
 
 def _rows(rows: dict[str, object]) -> None:
-    width = max(map(len, rows))
+    width = max(map(len, rows), default=0)
     for key, value in rows.items():
-        print(f"{key:{width}}  {value}")
+        _line(f"{key:{width}}  {value}")
+
+
+def _line(text: str) -> None:
+    """One line of the result: whatever a file says, it stays one, and acts on no terminal."""
+    print(on_one_line(text))
 
 
 inspect.__doc__ = f"{inspect.__doc__}\n\n{EPILOG}"

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from qwen3_export.cli.options import ModelOption, OfflineOption, RevisionOption
+from qwen3_export.files.shown import on_one_line
 
 EPILOG = """Examples:
 
@@ -34,7 +35,8 @@ def lint(
         check_output(json, overwrite=True, is_ours=is_lint, inputs=[artifact])
     found = lint_artifact(artifact, load(model, revision=revision, offline=offline))
     for finding in found.findings:
-        print(f"{'error' if finding.is_error else 'note'}: {', '.join(finding.consumers)}: {finding.text}")
+        kind = "error" if finding.is_error else "note"
+        print(on_one_line(f"{kind}: {', '.join(finding.consumers)}: {finding.text}"))
     for consumer in found.consumers:
         errors = len(found.errors_of(consumer))
         print(f"{consumer}: {'ok' if not errors else f'{errors} error' + 's' * (errors > 1)}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import traceback
 from types import FrameType
 from typing import Annotated
 
@@ -16,8 +17,10 @@ import typer
 
 from qwen3_export import __version__
 from qwen3_export.cli import calibrate, check, coreml, executorch, gguf, inspect, lint, onnx, quants, report, run
+from qwen3_export.cli.console import say
 from qwen3_export.cli.interrupted import Interrupted
 from qwen3_export.errors import ExportError
+from qwen3_export.files.shown import on_one_line
 
 __all__ = ["app", "main"]
 
@@ -56,7 +59,7 @@ def main() -> None:
         app()
     except ExportError as error:
         if os.environ.get(DEBUG_VARIABLE):
-            raise
+            say(traceback.format_exc())
         _fail(str(error))
     except Interrupted:
         _fail("interrupted; no unfinished file was left behind")
@@ -90,7 +93,7 @@ def _interrupt(number: int, _frame: FrameType | None) -> None:
 
 
 def _fail(sentence: str) -> None:
-    print(f"qwen3-export: {sentence}", file=sys.stderr)
+    say(f"qwen3-export: {on_one_line(sentence)}")
     sys.exit(1)
 
 

@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Mapping
 
-__all__ = ["escaped", "shown"]
+__all__ = ["escaped", "on_one_line", "shown"]
 
 WIDTH = 60
 
@@ -21,6 +21,11 @@ def escaped(text: str) -> str:
     Newlines and tabs stay. Text without such characters is returned as it is.
     """
     return ACTIVE.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
+
+
+def on_one_line(text: str) -> str:
+    """``escaped``, with newlines and tabs written out as well: a name or a value cannot pretend to be another line."""
+    return escaped(text).replace("\n", r"\n").replace("\t", r"\t")
 
 
 def shown(value: object) -> str:

@@ -74,12 +74,12 @@ def look_at(graph: Graph) -> None:
 @pytest.mark.parametrize(
     ("variant", "name", "count"),
     [
-        ("tied", SINGLE, 400),
-        ("moe_fused", SINGLE, 200),
-        ("sharded", INDEX, 200),
-        ("tied", "config.json", 400),
-        ("yarn", "config.json", 200),
-        ("moe", "config.json", 300),
+        ("tied", SINGLE, 200),
+        ("moe_fused", SINGLE, 80),
+        ("sharded", INDEX, 80),
+        ("tied", "config.json", 200),
+        ("yarn", "config.json", 80),
+        ("moe", "config.json", 100),
     ],
 )
 def test_weights_and_configs(variant: str, name: str, count: int, folders: Callable[[str], Path]) -> None:
@@ -100,7 +100,7 @@ def test_weights_and_configs(variant: str, name: str, count: int, folders: Calla
 def test_tokenizers(name: str, folders: Callable[[str], Path]) -> None:
     folder, refused = folders("added_tokens"), 0
     with limited():
-        for case in cases(folder, name, 60):
+        for case in cases(folder, name, 20):
             for read in (load, folder_speech):
                 try:
                     read(folder)
@@ -108,7 +108,7 @@ def test_tokenizers(name: str, folders: Callable[[str], Path]) -> None:
                     refused += 1
                 except BaseException as error:
                     pytest.fail(f"{case}: {type(error).__name__}: {error}")
-    assert refused > 10
+    assert refused > 3
 
 
 def test_cards_and_templates_decide_nothing_by_being_damaged(folders: Callable[[str], Path], tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ def look_at(path: Path) -> None:
 def test_damaged_models(small: bytes, tmp_path: Path) -> None:
     chance, refused, path = random.Random(0), [], tmp_path / "x.gguf"
     with limited():
-        for number in range(600):
+        for number in range(400):
             path.write_bytes(damaged_bytes(small[:700], chance) + small[700:])
             try:
                 look_at(path)
@@ -62,7 +62,7 @@ def test_damaged_models(small: bytes, tmp_path: Path) -> None:
                 refused.append(str(error))
             except BaseException as error:
                 pytest.fail(f"{number}: {type(error).__name__}: {error}")
-    assert len(refused) > 150
+    assert len(refused) > 100
     assert not any("\n" in sentence for sentence in refused)
 
 
@@ -72,7 +72,7 @@ def test_damaged_importance_matrices(tmp_path: Path) -> None:
     write_imatrix(path, {"blk.0.attn_q.weight": entry}, datasets=["a"], chunks=1, chunk_size=32)
     sound, chance = path.read_bytes(), random.Random(0)
     with limited():
-        for number in range(300):
+        for number in range(200):
             path.write_bytes(damaged_bytes(sound, chance))
             try:
                 with suppress(ExportError):
