@@ -282,7 +282,7 @@ def _check_fits(tokenizer: Tokenizer, config: Qwen3Config) -> None:
             f"{config.vocab_size} rows; tokenizer and weights are not of the same model"
         )
     generation = tokenizer.generation
-    stated = [("eos_token_id", token) for token in generation.eos_token_ids]
+    stated: list[tuple[str, int | None]] = [("eos_token_id", token) for token in generation.eos_token_ids]
     stated += [("bos_token_id", generation.bos_token_id), ("pad_token_id", generation.pad_token_id)]
     for name, token in stated:
         if token is not None and not 0 <= token < config.vocab_size:
