@@ -44,12 +44,11 @@ def read_calibration_record(metadata: Mapping[str, str]) -> dict[str, Any] | Non
     if text is None:
         return None
     try:
-        found = json.loads(text)
-    except ValueError as error:
+        return dict(json.loads(text))
+    except (ValueError, TypeError, RecursionError) as error:
         raise CheckpointError(
             f"{PREFIX}calibration of the artifact cannot be read ({error}); export it again"
         ) from error
-    return dict(found)
 
 
 def recorded(metadata: Mapping[str, str], key: str) -> str:
@@ -73,5 +72,5 @@ def read_scales_record(metadata: Mapping[str, str]) -> dict[Fold, NDArray[np.flo
             parse_place(place): np.frombuffer(base64.b64decode(value, validate=True), "<f4")
             for place, value in found.items()
         }
-    except (TypeError, ValueError, AttributeError, binascii.Error) as error:
+    except (TypeError, ValueError, AttributeError, RecursionError, binascii.Error) as error:
         raise CheckpointError(f"{PREFIX}scales of the artifact cannot be read ({error}); export it again") from error

@@ -1,8 +1,8 @@
-"""What can go wrong, as one small hierarchy.
+"""The errors that this toolkit raises on purpose, as one small hierarchy.
 
-Every message is one sentence that says what, where and what to do:
+Every message is one sentence that says what is wrong, where, and what to do:
 ``model.layers.3.mlp.down_proj: in_features 3072 is not a multiple of group_size 100; use 32, 64 or 128``.
-The command line prints it and exits with 1; ``--debug`` brings the traceback.
+The command line prints the message and exits with 1; ``--debug`` shows the traceback.
 """
 
 from __future__ import annotations
@@ -25,23 +25,23 @@ class ExportError(Exception):
 
 
 class ModelNotFoundError(ExportError):
-    """``--model`` names nothing that can be opened or downloaded."""
+    """The given model name is no folder, and nothing that can be downloaded."""
 
 
 class CheckpointError(ExportError):
-    """The checkpoint's files are damaged, incomplete or contradict each other."""
+    """Files of a checkpoint or an artifact are damaged, incomplete or contradict each other."""
 
 
 class UnsupportedModelError(ExportError):
-    """The checkpoint is sound, but not a model that this toolkit (or this target) can represent."""
+    """The checkpoint is sound, but this toolkit (or the chosen target) does not support such a model."""
 
 
 class CalibrationError(ExportError):
-    """The text to calibrate on cannot be read, or says too little."""
+    """The calibration text cannot be read, or is too short."""
 
 
 class QuantizationError(ExportError):
-    """A weight cannot be stored in the number format that was asked for."""
+    """A weight cannot be stored in the chosen number format."""
 
 
 class OptionError(ExportError):
@@ -49,11 +49,11 @@ class OptionError(ExportError):
 
 
 class OutputError(ExportError):
-    """The result cannot be written where it was asked for."""
+    """A file or folder cannot be written: no space, no permission, or something else lies there."""
 
 
 class MissingExtraError(ExportError):
-    """An optional package is needed, and not installed."""
+    """An optional package is needed and not installed."""
 
     def __init__(self, *, package: str, extra: str, purpose: str) -> None:
         super().__init__(f"{purpose} needs {package}, which is not installed; pip install 'qwen3-export[{extra}]'")

@@ -1,12 +1,12 @@
-"""The canonical Qwen3 graph: a config and its weights, by name and by role.
+"""A Qwen3 model as a graph: a config and its weights, by name and by role.
 
-The wiring of a Qwen3 is fixed, so the graph holds no edges: what varies is the config and what each weight is
-made of.  A ``Weight`` knows its shape, its number format and where it lies, and reads itself, whole or a block
-of rows, only when asked; opening a 60 GB checkpoint therefore reads headers alone.  Its ``role`` says what it
-is for (q_proj of layer 3, down_proj of expert 17), so that no code downstream parses names.
+All Qwen3 models are wired alike, so the graph holds no edges; models differ in their config and in how each weight is
+stored. A ``Weight`` knows its shape, its number format and where it lies, and reads its values (all of them, or a block
+of rows) only when ``read`` is called. So opening a 60 GB checkpoint reads headers only. A weight's ``role`` says what
+it is for (q_proj of layer 3, down_proj of expert 17), so that no other code has to parse names.
 
-Experts are always separate here, ``model.layers.L.mlp.experts.E.gate_proj`` and so on, whether the checkpoint
-stores them fused or not; stacking is the business of the targets that want it.
+Experts are always separate weights here (``model.layers.L.mlp.experts.E.gate_proj``), even if the checkpoint stores
+them fused. Targets that want them stacked do that themselves.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ ALL_ROWS = slice(None)
 
 
 class Kind(str, Enum):
-    """What a weight is for, in the checkpoint's own words."""
+    """What a weight is for, by the names that checkpoints use."""
 
     EMBED_TOKENS = "embed_tokens"
     INPUT_LAYERNORM = "input_layernorm"
@@ -81,16 +81,16 @@ class Weight(Protocol):
     def format(self) -> str: ...  # name of the number format: "BF16", "F32", "Q4_K", …
 
     def read(self, rows: slice = ALL_ROWS) -> np.ndarray:
-        """The values that this weight stands for, fp32, [rows, in_features] (or [rows] for a vector)."""
+        """The weight's values in fp32: [rows, in_features], or [rows] for a vector."""
         ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Graph:
-    """A Qwen3 model: ``weights`` by Hugging Face module name, in the order in which a forward pass meets them.
+    """A Qwen3 model: ``weights`` by Hugging Face module name, in the order in which a forward pass uses them.
 
-    ``name`` is what the user calls the model; ``notes`` are findings that a user should hear of.
-    A tied model has no ``lm_head`` among its weights.
+    ``name`` is what the user calls the model; ``notes`` are sentences for the user about how it was read. A model whose
+    output head is tied to the embedding has no ``lm_head`` among its weights.
     """
 
     name: str
@@ -106,7 +106,7 @@ class Graph:
 
     @property
     def head(self) -> Weight:
-        """The output projection: ``lm_head``, or the embedding when tied."""
+        """The output projection: ``lm_head``, or the embedding if the two are tied."""
         return self[Role(Kind.EMBED_TOKENS if self.config.tie_word_embeddings else Kind.LM_HEAD)]
 
     @property
@@ -120,9 +120,9 @@ class Graph:
         return replace(self, weights=MappingProxyType(dict(weights)))
 
     def truncated(self, first: int, count: int) -> Graph:
-        """A model of ``count`` layers, numbered from 0, made of this one's layers from ``first`` on.
+        """A smaller model: ``count`` layers of this one from ``first`` on, numbered from 0.
 
-        Embedding, final norm and head stay.  Used to check a large model a few layers at a time.
+        Embedding, final norm and head stay. Used to check a large model a few layers at a time.
         """
         layers = {first + i: i for i in range(count)}
         kept: dict[str, Weight] = {}
@@ -142,7 +142,7 @@ class Graph:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DerivedWeight:
-    """A weight made of another one, with its name, role, shape, format and values where a subclass changes nothing."""
+    """A weight made of another one; subclasses change some of its name, role, shape, format and values."""
 
     source: Weight
 
@@ -178,7 +178,7 @@ class RenamedWeight(DerivedWeight):
 
 
 def module_name(role: Role) -> str:
-    """The Hugging Face module name of a role: ``model.layers.3.mlp.experts.17.down_proj``."""
+    """The Hugging Face module name of a role, such as ``model.layers.3.mlp.experts.17.down_proj``."""
     kind = role.kind
     if role.layer is None:
         return kind.value if kind is Kind.LM_HEAD else f"model.{kind.value}"
@@ -192,7 +192,7 @@ def module_name(role: Role) -> str:
 
 
 def expected_weights(config: Qwen3Config) -> dict[Role, tuple[int, ...]]:
-    """Every weight that a model of this config has, with its shape, in the order of a forward pass."""
+    """The role and shape of every weight of a model with this config, in the order of a forward pass."""
     hidden, head_dim, vocab = config.hidden_size, config.head_dim, config.vocab_size
     q_size, kv_size = config.num_attention_heads * head_dim, config.num_key_value_heads * head_dim
     shapes: dict[Role, tuple[int, ...]] = {Role(Kind.EMBED_TOKENS): (vocab, hidden)}

@@ -1,4 +1,4 @@
-"""Independent jobs on a few threads, stopped cleanly by the first error or by Ctrl-C."""
+"""Run independent jobs on a few threads, and stop cleanly at the first error or Ctrl-C."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ Job = TypeVar("Job")
 
 
 def default_threads() -> int:
-    """The cores that this process may use."""
+    """The number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def use_threads(threads: int | None) -> None:
-    """How many threads torch may use; all cores by default."""
+    """Set how many threads torch uses; all cores by default."""
     import torch
 
     torch.set_num_threads(threads or default_threads())
 
 
 def run_jobs(work: Callable[[Job], None], jobs: Iterable[Job], *, threads: int) -> None:
-    """Call ``work`` for each job on ``threads`` threads; jobs are drawn as threads become free.
+    """Call ``work`` for each job on ``threads`` threads; a thread takes the next job when it is free.
 
-    The work must release the GIL to gain anything.  The first exception stops the drawing of jobs and is raised
-    once the jobs under way have ended; so does KeyboardInterrupt.
+    Only work that releases the GIL becomes faster. After the first exception, or KeyboardInterrupt, no further job is
+    taken, and the exception is raised once the running jobs have ended.
     """
     iterator, lock, stop = iter(jobs), threading.Lock(), threading.Event()
 

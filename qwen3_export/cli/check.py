@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from qwen3_export.cli.console import CONSOLE
+from qwen3_export.cli.console import CONSOLE, show
 from qwen3_export.cli.options import (
     MaxMeanKldOption,
     MaxP99KldOption,
@@ -104,7 +104,7 @@ def show_and_exit(report: Report) -> None:
     """Print the report's summary; exit with 3 if the verdict is that the artifact is out of bounds."""
     from qwen3_export.parity.summary import to_text
 
-    print(to_text(report))
+    show(to_text(report))
     if report.verdict == "fail":
         raise typer.Exit(OUT_OF_BOUNDS)
 

@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 
 from qwen3_export.cli.wording import as_options
+from qwen3_export.files.shown import escaped
 
-__all__ = ["CONSOLE", "progress", "say"]
+__all__ = ["CONSOLE", "progress", "say", "show"]
 
 SECONDS_BETWEEN_LINES = 5.0
 
@@ -28,8 +29,13 @@ CONSOLE = _Console()
 
 
 def say(text: str) -> None:
-    """One remark on standard error."""
-    print(text, file=sys.stderr, flush=True)
+    """One remark on standard error, without characters that act on a terminal."""
+    print(escaped(text), file=sys.stderr, flush=True)
+
+
+def show(text: str, *, end: str = "\n") -> None:
+    """A result on standard output, without characters that act on a terminal: names come from files of others."""
+    print(escaped(text), end=end)
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from qwen3_export.cli.options import OfflineOption, RevisionOption
+from qwen3_export.files.shown import escaped, on_one_line
 from qwen3_export.targets.registry import is_artifact, target_of
 from qwen3_export.units import human_count
 
@@ -49,9 +51,9 @@ def _show(found: Inspection, *, tensors: bool, template: bool) -> None:
     print(f"chat template: {'none' if found.template is None else f'{len(found.template)} characters'}")
     if tensors:
         for line in found.tensors():
-            print(line)
+            _line(line)
     if template and found.template is not None:
-        print(found.template)
+        _show_template(found.template)
 
 
 def _inspect_model(model: Model, *, tensors: bool, template: bool) -> None:
@@ -74,12 +76,17 @@ def _inspect_model(model: Model, *, tensors: bool, template: bool) -> None:
         }
     )
     for note in graph.notes:
-        print(f"note: {note}")
+        _line(f"note: {note}")
     if tensors:
         for weight in graph:
-            print(f"{weight.format:6} {list(weight.shape)!s:20} {weight.name}")
+            _line(f"{weight.format:6} {list(weight.shape)!s:20} {weight.name}")
     if template and tokenizer.chat_template is not None:
-        print(tokenizer.chat_template)
+        _show_template(tokenizer.chat_template)
+
+
+def _show_template(template: str) -> None:
+    """The template exactly as it is into a pipe or a file; on a terminal without characters that act on it."""
+    print(escaped(template) if sys.stdout.isatty() else template)
 
 
 def _sampling(generation: Any) -> str:
@@ -95,9 +102,14 @@ def _shortened(value: object, width: int = 100) -> str:
 
 
 def _rows(rows: Mapping[str, object]) -> None:
-    width = max(map(len, rows))
+    width = max(map(len, rows), default=0)
     for key, value in rows.items():
-        print(f"{key:{width}}  {value}")
+        _line(f"{key:{width}}  {value}")
+
+
+def _line(text: str) -> None:
+    """One line of the result: whatever a file says, it stays one, and acts on no terminal."""
+    print(on_one_line(text))
 
 
 inspect.__doc__ = f"{inspect.__doc__}\n\n{EPILOG}"

@@ -9,6 +9,7 @@ import typer
 
 from qwen3_export.cli.options import ModelOption, OfflineOption, RevisionOption
 from qwen3_export.cli.wording import as_options
+from qwen3_export.files.shown import on_one_line
 
 EPILOG = """Examples:
 
@@ -36,7 +37,8 @@ def lint(
         check_output(json, overwrite=True, is_ours=is_lint, inputs=[artifact])
     found = lint_artifact(target_of(artifact), artifact, load(model, revision=revision, offline=offline))
     for finding in found.findings:
-        print(f"{'error' if finding.is_error else 'note'}: {', '.join(finding.consumers)}: {as_options(finding.text)}")
+        kind = "error" if finding.is_error else "note"
+        print(on_one_line(f"{kind}: {', '.join(finding.consumers)}: {as_options(finding.text)}"))
     for consumer in found.consumers:
         errors = len(found.errors_of(consumer))
         print(f"{consumer}: {'ok' if not errors else f'{errors} error' + 's' * (errors > 1)}")

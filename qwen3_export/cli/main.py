@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import traceback
 from types import FrameType
 from typing import Annotated
 
@@ -17,10 +18,12 @@ import typer
 
 from qwen3_export import __version__
 from qwen3_export.cli import calibrate, check, inspect, lint, quants, report, run
+from qwen3_export.cli.console import say
 from qwen3_export.cli.export import export_class, export_command
 from qwen3_export.cli.interrupted import Interrupted
 from qwen3_export.cli.wording import as_options
 from qwen3_export.errors import ExportError
+from qwen3_export.files.shown import on_one_line
 from qwen3_export.targets.registry import TARGETS
 
 __all__ = ["app", "main"]
@@ -58,7 +61,7 @@ def main() -> None:
         app()
     except ExportError as error:
         if os.environ.get(DEBUG_VARIABLE):
-            raise
+            say(traceback.format_exc())
         _fail(as_options(str(error)))
     except Interrupted as interrupted:
         _fail(interrupted.sentence, code=interrupted.exit_code)
@@ -92,7 +95,7 @@ def _interrupt(number: int, _frame: FrameType | None) -> None:
 
 
 def _fail(sentence: str, *, code: int = 1) -> None:
-    print(f"qwen3-export: {sentence}", file=sys.stderr)
+    say(f"qwen3-export: {on_one_line(sentence)}")
     sys.exit(code)
 
 

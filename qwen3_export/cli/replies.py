@@ -1,7 +1,8 @@
-"""A reply as it is shown while it comes: the text alone on standard output.
+"""Write a reply while it comes: the text alone on standard output.
 
-On a terminal a thought is dimmed and its marks are left out. Anywhere else the reply is written as the model gave it,
-so that a program finds the thought between ``<think>`` and ``</think>``.
+On a terminal a thought is dimmed, its marks are left out, and characters that would act on the terminal (colours,
+movements of the cursor, turned writing) are written out. Into a pipe or a file the reply is written exactly as the
+model gave it, so that a program finds the thought between ``<think>`` and ``</think>``.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import os
 from collections.abc import Callable
 from typing import TextIO
 
+from qwen3_export.files.shown import escaped
 from qwen3_export.generation.generate import Step
 from qwen3_export.generation.text import TextStream
 from qwen3_export.generation.thinking import OPEN, Place
@@ -24,7 +26,8 @@ class ReplyWriter:
 
     def __init__(self, out: TextIO, piece: Callable[[int], bytes], *, is_inside: bool = False) -> None:
         self._out, self._text = out, TextStream(piece)
-        self._dims = out.isatty() and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
+        self._is_terminal = out.isatty()
+        self._dims = self._is_terminal and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
         self._is_dim, self._is_at_start, self._last = False, True, ""
         if is_inside and not self._dims:
             self._write(f"{OPEN}\n")
@@ -51,6 +54,6 @@ class ReplyWriter:
 
     def _write(self, text: str) -> None:
         if text:
-            self._out.write(text)
+            self._out.write(escaped(text) if self._is_terminal else text)
             self._out.flush()
             self._is_at_start, self._last = False, text[-1]

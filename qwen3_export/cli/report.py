@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from qwen3_export.cli.check import check_outputs
-from qwen3_export.cli.console import say
+from qwen3_export.cli.console import say, show
 
 EPILOG = """Examples:
 
@@ -45,7 +45,7 @@ def report(
     if junit is not None:
         save_junit(found, junit)
         say(f"wrote {junit}")
-    print(to_markdown(found) if markdown else overview_text(found), end="")
+    show(to_markdown(found) if markdown else overview_text(found), end="")
 
 
 report.__doc__ = f"{report.__doc__}\n\n{EPILOG}"

@@ -1,1 +1,1 @@
-"""Files: written whole, read by position, and never outside their folder."""
+"""Files: written whole or not at all, read by position, never outside their folder and never over the user's own."""

@@ -1,7 +1,7 @@
 """Whether an existing file is one that this toolkit wrote, and may be replaced by a newer one of its kind.
 
-Each function looks at a file's content, never at its name: ``--json notes.txt`` must not cost anybody their notes. A
-file that cannot be read was not written by us.
+Each function looks at a file's content, never at its name: a report written to ``notes.txt`` must not cost anybody
+their notes. A file that cannot be read counts as somebody else's.
 """
 
 from __future__ import annotations

@@ -6,10 +6,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from qwen3_export.calibration.provenance import read_calibration_record
 from qwen3_export.targets.executorch.check import program_path
 from qwen3_export.targets.executorch.stored import read_index
-from qwen3_export.targets.inspection import counted, origin, template_beside
+from qwen3_export.targets.inspection import counted, origin, recorded_errors, template_beside
 from qwen3_export.targets.target import Inspection
 from qwen3_export.units import human_size
 
@@ -20,16 +19,17 @@ def inspect(path: Path) -> Inspection:
     """Size, layouts and origin of a folder (or the program in it), from the index that lies beside the program."""
     folder, program = path if path.is_dir() else path.parent, program_path(path)
     index = read_index(folder)
+    weights = index.get("weights") or {}
     facts: dict[str, object] = {
         "program": f"{program}, {human_size(program.stat().st_size)}",
-        "layouts": counted(entry["layout"] for entry in index["weights"].values()),
-        "group size": index["group_size"],
+        "layouts": counted(entry["layout"] for entry in weights.values()),
+        "group size": index.get("group_size"),
     }
     return Inspection(facts=facts | origin(index), tensors=lambda: _lines(index), template=template_beside(folder))
 
 
 def _lines(index: Mapping[str, Any]) -> Iterator[str]:
-    errors = (read_calibration_record(index) or {}).get("tensor_errors", {})
-    for name, entry in index["weights"].items():
-        error = f"  output error {errors[name]:.2e}" if name in errors else ""
+    errors = recorded_errors(index)
+    for name, entry in (index.get("weights") or {}).items():
+        error = f"  output error {errors[name]}" if name in errors else ""
         yield f"{entry['layout']:16} at {entry['codes']:12,}  {name}{error}"

@@ -25,7 +25,9 @@ from numpy.typing import NDArray
 from qwen3_export.errors import CheckpointError
 from qwen3_export.files.atomic import partial_file
 from qwen3_export.files.recognise import is_gguf
+from qwen3_export.files.shown import shown
 from qwen3_export.llama_names import is_stacked
+from qwen3_export.targets.gguf.bounds import check_bounds
 from qwen3_export.targets.gguf.container import MetaType, MetaValue, aligned, lay_out, serialize_header
 from qwen3_export.targets.gguf.imatrix_dat import parse_dat
 from qwen3_export.targets.gguf.names import GgufTensor
@@ -35,6 +37,7 @@ __all__ = ["Imatrix", "ImatrixEntry", "check_fits", "read_imatrix", "write_imatr
 
 Floats = NDArray[np.float32]
 F32 = 0  # its number in ggml's type enum
+MAX_COUNT = 1 << 53
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -173,14 +176,18 @@ def _read_gguf(path: Path) -> Imatrix:
     for name in names:
         sums, counts = arrays.get(f"{name}.in_sum2"), arrays.get(f"{name}.counts")
         if sums is None or counts is None or len(sums) % max(len(counts), 1):
-            raise CheckpointError(f"{path}: damaged; the sums and counts of {name} do not belong together")
+            raise CheckpointError(f"{path}: damaged; the sums and counts of {shown(name)} do not belong together")
+        if not (np.abs(counts) < MAX_COUNT).all():  # NaN is not either
+            raise CheckpointError(
+                f"{path}: damaged; the counts of {shown(name)} are no numbers of tokens; make it again"
+            )
         entries[name] = ImatrixEntry(sums.reshape(len(counts), -1), np.rint(counts).astype(np.int64))
     return Imatrix(
         path=path,
         entries=MappingProxyType(_split_experts(entries)),
-        datasets=tuple(_field(reader, "imatrix.datasets", ())),
-        chunks=int(_field(reader, "imatrix.chunk_count", 0)),
-        chunk_size=int(_field(reader, "imatrix.chunk_size", 0)),
+        datasets=tuple(name for name in _list(reader, "imatrix.datasets") if isinstance(name, str)),
+        chunks=_whole(reader, "imatrix.chunk_count"),
+        chunk_size=_whole(reader, "imatrix.chunk_size"),
     )
 
 
@@ -225,12 +232,22 @@ def _split_experts(entries: Mapping[str, ImatrixEntry]) -> dict[str, ImatrixEntr
 def _open_gguf(path: Path) -> Any:
     from gguf import GGUFReader
 
+    check_bounds(path)
     try:
         return GGUFReader(path)
-    except (ValueError, IndexError, KeyError, OverflowError) as error:
+    except (ValueError, IndexError, KeyError, TypeError, OverflowError) as error:
         raise CheckpointError(f"{path}: a damaged GGUF file ({error}); make it again") from error
 
 
-def _field(reader: Any, key: str, default: Any) -> Any:
+def _list(reader: Any, key: str) -> list[Any]:
+    """A field that is a list; an empty one where it is missing, or something else."""
     field = reader.get_field(key)
-    return default if field is None else field.contents()
+    value = None if field is None else field.contents()
+    return value if isinstance(value, list) else []
+
+
+def _whole(reader: Any, key: str) -> int:
+    """A field that is a whole number; 0 where it is missing, or something else."""
+    field = reader.get_field(key)
+    value = None if field is None else field.contents()
+    return value if isinstance(value, int) else 0

@@ -30,7 +30,9 @@ def inspect(path: Path) -> Inspection:
     }
     facts |= {key: value for key, value in file.metadata.items() if key != TEMPLATE}
     template = file.metadata.get(TEMPLATE)
-    return Inspection(facts=facts, tensors=lambda: _lines(file), template=None if template is None else str(template))
+    return Inspection(
+        facts=facts, tensors=lambda: _lines(file), template=template if isinstance(template, str) else None
+    )
 
 
 def _lines(file: GgufFile) -> Iterator[str]:
