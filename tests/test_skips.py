@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import subprocess
 import sys
@@ -33,6 +34,7 @@ def test_known(): assert False
     "below/conftest.py": "import pytest\npytest.importorskip('another_runtime')\n",
     "below/test_below.py": "def test_it(): pass\n",
 }
+DEFINITIONS = (ast.FunctionDef, ast.ClassDef)
 UNEXPECTED = [
     "test_skipped.py::test_inside: no such runtime",
     "test_skipped.py::test_by_fixture: the fixture lacks a runtime",
@@ -83,3 +85,12 @@ def test_a_missing_runtime_is_never_expected() -> None:
         assert not is_expected(f"could not import '{name}': No module named '{package}'")
     assert is_expected("could not import 'mlx.core': No module named 'mlx'")
     assert not is_expected("could not import 'mlx.core': No module named 'mlx.core'"), "mlx is there, and broken"
+
+
+def test_no_conftest_skips_while_it_is_imported() -> None:
+    """Where its folder is named on the command line, pytest would end with a traceback."""
+    for path in Path(__file__).parent.rglob("conftest.py"):
+        body = ast.parse(path.read_text(encoding="utf-8")).body
+        outside = [node for statement in body if not isinstance(statement, DEFINITIONS) for node in ast.walk(statement)]
+        called = [ast.unparse(node.func) for node in outside if isinstance(node, ast.Call)]
+        assert not [name for name in called if "skip" in name], path

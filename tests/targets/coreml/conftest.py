@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -14,13 +14,11 @@ import torch
 from torch import Tensor
 
 from qwen3_export.checkpoint.model import Model, load
-
-pytest.importorskip("coremltools")
-
-from qwen3_export.targets.coreml.export import CoremlExport, prepare, write
-from qwen3_export.targets.coreml.mil.package import Outputs, Package, State, open_package
-from qwen3_export.targets.coreml.recipes import find_recipe
 from qwen3_export.targets.coreml.target import CoremlOptions
+
+if TYPE_CHECKING:
+    from qwen3_export.targets.coreml.export import CoremlExport
+    from qwen3_export.targets.coreml.mil.package import Outputs, Package, State
 
 BLOCKED = -np.finfo(np.float16).max
 
@@ -37,12 +35,18 @@ class Written:
         return self.export.out
 
     def open(self) -> Package:
+        from qwen3_export.targets.coreml.mil.package import open_package
+
         return open_package(self.export.package)
 
 
 @pytest.fixture(scope="session")
 def packaged(model_folder: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Written]:
     """A written export of a variant (or of ``demo``) by recipe and options; not to be written to."""
+    pytest.importorskip("coremltools")
+    from qwen3_export.targets.coreml.export import prepare, write
+    from qwen3_export.targets.coreml.recipes import find_recipe
+
     root = tmp_path_factory.mktemp("coreml")
 
     @cache

@@ -13,6 +13,8 @@ import torch
 from tokens import random_tokens
 from torch import Tensor
 
+pytest.importorskip("coremltools")
+
 from qwen3_export.reference.model import logits
 from qwen3_export.targets.coreml.blocks import rms_norm
 from qwen3_export.targets.coreml.builder import ProgramBuilder

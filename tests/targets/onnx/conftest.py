@@ -6,16 +6,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from qwen3_export.checkpoint.model import Model, load
-
-pytest.importorskip("onnx_ir")
-
-from qwen3_export.targets.onnx.export import OnnxExport, prepare, write
-from qwen3_export.targets.onnx.recipes import find_recipe
 from qwen3_export.targets.onnx.target import OnnxOptions
+
+if TYPE_CHECKING:
+    from qwen3_export.targets.onnx.export import OnnxExport
 
 
 @dataclass(frozen=True)
@@ -33,6 +32,10 @@ class Written:
 @pytest.fixture(scope="session")
 def exported(model_folder: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Written]:
     """A written export of a variant (or of ``demo``) by recipe and options; not to be written to."""
+    pytest.importorskip("onnx_ir")
+    from qwen3_export.targets.onnx.export import prepare, write
+    from qwen3_export.targets.onnx.recipes import find_recipe
+
     root = tmp_path_factory.mktemp("onnx")
 
     @cache

@@ -13,8 +13,6 @@ import pytest
 
 from qwen3_export.targets.coreml.mil import Package, open_package
 
-coremltools = pytest.importorskip("coremltools")
-
 Arrays = Mapping[str, np.ndarray]
 
 
@@ -23,7 +21,9 @@ class Programs:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.mb: Any = __import__("coremltools.converters.mil", fromlist=["Builder"]).Builder
+        from coremltools.converters.mil import Builder
+
+        self.mb: Any = Builder
 
     def save(
         self,
@@ -37,6 +37,7 @@ class Programs:
 
         Nothing is optimized or folded: the package has the operators that the body asks for.
         """
+        import coremltools
         from coremltools.converters.mil import mil
 
         opset = getattr(coremltools.target, target)
@@ -94,4 +95,5 @@ def little_garbage() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def programs(tmp_path_factory: pytest.TempPathFactory) -> Programs:
+    pytest.importorskip("coremltools")
     return Programs(tmp_path_factory.mktemp("programs"))
