@@ -19,6 +19,7 @@ from qwen3_export.parity.compare import (
     decided_parts,
     decode_difference,
     first_divergence,
+    reference_states,
 )
 from qwen3_export.reference.model import KVCache, Place, Site, forward, logits
 
@@ -133,17 +134,13 @@ def test_decode_difference_finds_a_chunk_that_is_off(graph: Graph) -> None:
 def test_first_divergence_names_the_sub_block(graph: Graph, kind: Kind, layer: int, site: Site) -> None:
     other = changed(graph, kind, layer, 1.01)
 
-    def run(tokens: Sequence[int]) -> dict[Site, np.ndarray]:
-        found: dict[Site, np.ndarray] = {}
-        forward(other, [torch.tensor(tokens)], observe=lambda site, _, x: found.update({site: x.clone().numpy()}))
-        return found
-
     tokens = random_tokens(9).tolist()
-    divergence = first_divergence(graph, tokens, run)
+    found = {site: state.numpy() for site, state in reference_states(other, tokens).items()}
+    divergence = first_divergence(reference_states(graph, tokens), found)
     assert divergence is not None
     assert divergence[0] == site
     assert divergence[1] == pytest.approx(0.01, rel=0.2)
-    assert first_divergence(other, tokens, run) is None
+    assert first_divergence(reference_states(other, tokens), found) is None
 
 
 def test_texts_are_cut_where_a_router_is_undecided(model_graph: Callable[[str], Graph]) -> None:
