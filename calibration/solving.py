@@ -26,15 +26,15 @@ from qwen3_export.calibration.tokens import Calibration
 from qwen3_export.errors import ExportError
 from qwen3_export.graph import Graph
 from qwen3_export.parallel import default_threads
-from qwen3_export.quantizers.gptq.slab import NumberFormat
+from qwen3_export.quantizers.formats import NumberFormat
 from qwen3_export.quantizers.transforms import Fold
 
 __all__ = ["SOLVERS", "Formats", "Solution", "forecast_solving", "solve"]
 
 SOLVERS = ("gptq", "awq")
 
-Formats = Mapping[str, str | NumberFormat]
-"""A number format for the name of each weight: one of GGML's by name, or any."""
+Formats = Mapping[str, NumberFormat]
+"""The number format of each weight, by the weight's name."""
 
 Progress = Callable[[int, int], None]
 

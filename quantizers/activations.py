@@ -22,7 +22,7 @@ from torch import Tensor
 
 from qwen3_export.errors import QuantizationError
 from qwen3_export.graph import Weight
-from qwen3_export.quantizers.weights.coded import CodedWeight
+from qwen3_export.quantizers.weights.protocols import code_format
 
 __all__ = ["Int8Activations", "round_asymmetric", "round_symmetric"]
 
@@ -40,20 +40,20 @@ class Int8Activations:
 
     def __post_init__(self) -> None:
         if self.block_size is not None and self.block_size < 1:
-            raise QuantizationError(f"block_size {self.block_size} of activations is not positive")
+            raise QuantizationError(f"`block_size` {self.block_size} of activations is not positive")
 
     def round(self, x_TI: Tensor, weight: Weight) -> Tensor:
-        """The input of a linear weight as the runtime sees it; a dense weight's input is left alone.
+        """The input of a linear weight as the runtime sees it; unchanged where the weight is stored as floats.
 
         Each token is rounded by itself. This is a ``round_activations`` for ``reference.forward``.
         """
-        if not isinstance(weight, CodedWeight):
+        if code_format(weight) is None:
             return x_TI
         if self.block_size is None:
             return self._round(x_TI)
         if x_TI.shape[-1] % self.block_size:
             raise QuantizationError(
-                f"{weight.name}: {x_TI.shape[-1]} activations are not a multiple of block_size {self.block_size}"
+                f"{weight.name}: {x_TI.shape[-1]} activations are not a multiple of `block_size` {self.block_size}"
             )
         return self._round(x_TI.reshape(*x_TI.shape[:-1], -1, self.block_size)).flatten(-2)
 

@@ -6,7 +6,8 @@ the first run of a machine pays for it. The folder is the user's cache (``~/.cac
 written, kernels are compiled anew in each process and everything else works.
 
 Numba notices when the file of a kernel changes, but not when a file changes whose functions were inlined into it. The
-folder is therefore named by a digest of all that may be: the sources beside the kernel's, and ``lanes.py``.
+folder is therefore named by a digest of all files that this can be: those beside the kernel's, ``lanes.py`` and
+``codebook.py``.
 
 Options: ``nogil``, because callers run kernels from a thread pool; no ``fastmath`` and no contraction, because the
 same weights must give the same bytes however they are cut into blocks; numpy's error model (a division by zero is
@@ -84,6 +85,6 @@ def _writable_cache_folder(sources: Path) -> Path | None:
 def _digest(sources: Path) -> str:
     digest = hashlib.sha256()
     here = Path(__file__).parent
-    for path in (here / "compile.py", here / "lanes.py", *sorted(sources.glob("*.py"))):
+    for path in (*(here / name for name in ("codebook.py", "compile.py", "lanes.py")), *sorted(sources.glob("*.py"))):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:12]

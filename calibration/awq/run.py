@@ -26,21 +26,22 @@ from qwen3_export.calibration.digests import run_key
 from qwen3_export.errors import OutputError, QuantizationError
 from qwen3_export.files.atomic import partial_file
 from qwen3_export.graph import Graph, Kind, Role, Weight
-from qwen3_export.quantizers.ggml import GGML_FORMATS
-from qwen3_export.quantizers.gptq.slab import NumberFormat
+from qwen3_export.quantizers.formats import NumberFormat
 from qwen3_export.quantizers.transforms import Fold, Pair, fold
-from qwen3_export.quantizers.weights.rounding import UNBLOCKED, round_weight, weighted_error
+from qwen3_export.quantizers.weights.rounded import RoundedWeight
 from qwen3_export.reference.layer import rms_norm
 from qwen3_export.reference.model import run_layer
 from qwen3_export.reference.weights import embed, read_tensor
 
-__all__ = ["SEARCH_TOKENS", "AwqResult", "awq_graph", "judged_windows"]
+__all__ = ["SEARCH_TOKENS", "AwqResult", "awq_graph", "judged_windows", "weighted_error"]
 
 # To be raised when a change makes the results of older runs differ.
 VERSION = 1
 
 SEARCH_TOKENS = 4096
 """About how many tokens candidates are compared on."""
+
+VALUES_PER_BLOCK = 1 << 21
 
 Values = NDArray[np.float32]
 
@@ -73,7 +74,7 @@ class _Search:
 @torch.inference_mode()
 def awq_graph(
     graph: Graph,
-    formats: Mapping[str, str | NumberFormat],
+    formats: Mapping[str, NumberFormat],
     windows: Sequence[NDArray[np.int64]],
     *,
     work_dir: Path,
@@ -86,27 +87,39 @@ def awq_graph(
     ``is_judged_raw``: see ``search_layer``.
     Raises QuantizationError for a weight without a format, OutputError where ``work_dir`` cannot be written.
     """
-    chosen = {name: GGML_FORMATS[found] if isinstance(found, str) else found for name, found in formats.items()}
-    missing = graph.weights.keys() - chosen.keys()
+    missing = graph.weights.keys() - formats.keys()
     if missing:
         raise QuantizationError(f"{min(missing)}: has no number format; give one for each weight")
     search = _Search(alphas=tuple(alphas), is_judged_raw=is_judged_raw)
-    folder = _open_folder(work_dir, graph, windows=windows, formats=chosen, search=search)
+    folder = _open_folder(work_dir, graph, windows=windows, formats=formats, search=search)
     layers = graph.config.num_hidden_layers
     hidden = [embed(graph, torch.from_numpy(np.asarray(window_T, np.int64))) for window_T in windows]
     found: list[_Layer] = []
     for layer in range(layers):
-        result, hidden = _find_layer(graph, layer, hidden=hidden, formats=chosen, search=search, folder=folder)
+        result, hidden = _find_layer(graph, layer, hidden=hidden, formats=formats, search=search, folder=folder)
         found.append(result)
         if progress is not None:
             progress(layer + 1, layers + 1)
     scales = {place: scale for result in found for place, scale in result.scales.items()}
     importance = {name: vector for result in found for name, vector in result.importance.items()}
     importance[graph.head.name] = _head_importance(graph, hidden)
-    rounded = _rounded(fold(graph, scales), chosen, importance)
+    rounded = _rounded(fold(graph, scales), formats, importance)
     if progress is not None:
         progress(layers + 1, layers + 1)
     return AwqResult(graph=rounded[0], scales=MappingProxyType(scales), errors=MappingProxyType(rounded[1]))
+
+
+def weighted_error(stored: Weight, exact: Weight, importance: Values) -> float:
+    """Σ importance · (stored - exact)² over Σ importance · exact²: the output error if columns were independent."""
+    rows, columns = exact.shape
+    step = max(1, VALUES_PER_BLOCK // columns)
+    lost = whole = 0.0
+    for first in range(0, rows, step):
+        block = slice(first, min(first + step, rows))
+        exact_RI = exact.read(block)
+        lost += float((np.square(stored.read(block) - exact_RI) @ importance).sum(dtype=np.float64))
+        whole += float((np.square(exact_RI) @ importance).sum(dtype=np.float64))
+    return lost / whole if whole else 0.0
 
 
 def judged_windows(windows: Sequence[Sized]) -> list[int]:
@@ -131,7 +144,9 @@ def _find_layer(
 
     def rounding(weight: Weight, importance: Values | None) -> Weight:
         number_format = formats[weight.name]
-        return weight if number_format.name in UNBLOCKED else round_weight(weight, number_format, importance)
+        if number_format.is_float:
+            return weight
+        return RoundedWeight(source=weight, number_format=number_format, importance=importance)
 
     searched, after = search_layer(
         graph,
@@ -155,8 +170,8 @@ def _rounded(
     errors: dict[str, float] = {}
     for weight in folded:
         number_format = formats[weight.name]
-        vector = None if number_format.name in UNBLOCKED else importance.get(weight.name)
-        weights[weight.name] = round_weight(weight, number_format, vector)
+        vector = None if number_format.is_float else importance.get(weight.name)
+        weights[weight.name] = RoundedWeight(source=weight, number_format=number_format, importance=vector)
         if vector is not None:
             errors[weight.name] = weighted_error(weights[weight.name], weight, vector)
     return folded.with_weights(MappingProxyType(weights)), errors

@@ -42,9 +42,9 @@ from qwen3_export.quantizers.transforms import Fold, Pair, column_factors, fold,
 from qwen3_export.reference.layer import rms_norm
 from qwen3_export.reference.model import run_layer
 from qwen3_export.reference.probe import Probe
-from qwen3_export.reference.weights import RoundActivations, embed, read_tensor
+from qwen3_export.reference.weights import RoundActivations, read_tensor
 
-__all__ = ["ALPHAS", "PAIRS", "Choice", "LayerScales", "Rounding", "Rule", "search_layer", "search_scales"]
+__all__ = ["ALPHAS", "PAIRS", "Choice", "LayerScales", "Rounding", "Rule", "search_layer"]
 
 Values = NDArray[np.float32]
 Rule = Literal["awq", "smoothquant"]
@@ -110,47 +110,6 @@ class _Inputs:
 
 
 @torch.inference_mode()
-def search_scales(
-    graph: Graph,
-    sequences: Sequence[Tensor],
-    *,
-    rounding: Rounding,
-    rule: Rule = "awq",
-    alphas: Sequence[float] = ALPHAS,
-    round_activations: RoundActivations | None = None,
-    progress: Callable[[int, int], None] | None = None,
-) -> LayerScales:
-    """The scales of all layers, each searched on what the fp32 model gives it for these tokens.
-
-    ``fold(graph, result.scales)`` is the model to quantize, with ``result.importance``. Raises QuantizationError where
-    there are no sequences, or an α is not from 0 to 1.
-    """
-    if not sequences:
-        raise QuantizationError("there are no calibration tokens; scales are searched on what they bring about")
-    layers = graph.config.num_hidden_layers
-    hidden = [embed(graph, tokens_T) for tokens_T in sequences]
-    found: list[LayerScales] = []
-    for layer in range(layers):
-        result, hidden = search_layer(
-            graph,
-            layer,
-            hidden=hidden,
-            rounding=rounding,
-            rule=rule,
-            alphas=alphas,
-            round_activations=round_activations,
-        )
-        found.append(result)
-        if progress is not None:
-            progress(layer + 1, layers)
-    return LayerScales(
-        scales={place: scale for result in found for place, scale in result.scales.items()},
-        importance={name: vector for result in found for name, vector in result.importance.items()},
-        choices=[choice for result in found for choice in result.choices],
-    )
-
-
-@torch.inference_mode()
 def search_layer(
     graph: Graph,
     layer: int,
@@ -170,7 +129,7 @@ def search_layer(
     there to be measured against.
     """
     if not all(0 <= alpha <= 1 for alpha in alphas):
-        raise QuantizationError(f"alphas {tuple(alphas)} are not all from 0 to 1")
+        raise QuantizationError(f"`alphas` {tuple(alphas)} are not all from 0 to 1")
     inputs = _Inputs()
     exact = run_layer(graph, layer, hidden=hidden, probe=Probe(observe_inputs=inputs.observe))
 

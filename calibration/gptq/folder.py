@@ -3,12 +3,10 @@
 It is named by all that a result depends on: checkpoint, tokens, formats, settings, the version of torch and the number
 of its threads (on which the last bits of a product depend).  A run that finds its own folder takes what is there, and
 its remaining weights come out as they would have, bit by bit, because all that goes before is recomputed from the
-stored blocks and from nothing else.
+stored codes and from nothing else.
 
-    gptq-1f0c…/model.layers.3.mlp.down_proj.blocks   the bytes of its rows
+    gptq-1f0c…/model.layers.3.mlp.down_proj.solved   its codes and parameters (``quantizers.weights.solved``)
                model.layers.3.mlp.down_proj.json     how good they are; written last, so it says that all is there
-
-Codes and parameters of formats other than GGML's lie in ``.npy`` files instead (``quantizers.stored_codes``).
 """
 
 from __future__ import annotations
@@ -25,18 +23,16 @@ from numpy.typing import NDArray
 from qwen3_export.calibration.digests import run_key
 from qwen3_export.calibration.gptq.report import WeightReport
 from qwen3_export.errors import OutputError
-from qwen3_export.files.atomic import partial_file, write_all, write_text
+from qwen3_export.files.atomic import write_text
 from qwen3_export.graph import Graph, Weight
-from qwen3_export.quantizers.ggml import GgmlFormat
-from qwen3_export.quantizers.gptq.slab import NumberFormat
+from qwen3_export.quantizers.formats import NumberFormat
 from qwen3_export.quantizers.gptq.solver import GptqResult
-from qwen3_export.quantizers.weights.stored_blocks import StoredBlocks
-from qwen3_export.quantizers.weights.stored_codes import StoredCodes, save_codes
+from qwen3_export.quantizers.weights.solved import SolvedWeight, save_solved
 
 __all__ = ["GptqFolder", "open_gptq_folder"]
 
 # To be raised when a change makes the results of older runs differ.
-VERSION = 3
+VERSION = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,26 +58,13 @@ class GptqFolder:
 
     def save(self, weight: Weight, number_format: NumberFormat, result: GptqResult, report: WeightReport) -> Weight:
         """Keep a result; returns the weight that reads it."""
-        if isinstance(number_format, GgmlFormat):
-            data = number_format.pack(result.codes_OI, result.params).tobytes()
-            with partial_file(self._file(weight, "blocks"), num_bytes=len(data)) as descriptor:
-                write_all(descriptor, data)
-        else:
-            save_codes(self.path / weight.name, result.codes_OI, result.params)
+        save_solved(self._file(weight, "solved"), number_format, result.codes_OI, result.params)
         write_text(self._file(weight, "json"), json.dumps(asdict(report)))
         return self._stored(weight, number_format)
 
     def _stored(self, weight: Weight, number_format: NumberFormat) -> Weight:
-        if isinstance(number_format, GgmlFormat):
-            return StoredBlocks(
-                role=weight.role,
-                shape=weight.shape,
-                number_format=number_format,
-                path=self._file(weight, "blocks"),
-            )
-        return StoredCodes(
-            role=weight.role, shape=weight.shape, number_format=number_format, path=self.path / weight.name
-        )
+        path = self._file(weight, "solved")
+        return SolvedWeight(role=weight.role, shape=weight.shape, number_format=number_format, path=path)
 
     def _file(self, weight: Weight, suffix: str) -> Path:
         return self.path / f"{weight.name}.{suffix}"

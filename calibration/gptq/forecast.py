@@ -20,10 +20,8 @@ from numpy.typing import NDArray
 from qwen3_export.calibration.forecast import Forecast
 from qwen3_export.calibration.gptq.run import SequentialSettings
 from qwen3_export.graph import ATTENTION, Graph, Kind, Weight
-from qwen3_export.quantizers.ggml import GGML_FORMATS, GgmlFormat
-from qwen3_export.quantizers.gptq.slab import NumberFormat
+from qwen3_export.quantizers.formats import NumberFormat
 from qwen3_export.quantizers.gptq.solver import SLAB_COLUMNS
-from qwen3_export.quantizers.weights.rounding import UNBLOCKED
 
 __all__ = ["gptq_forecast"]
 
@@ -31,9 +29,6 @@ FP32_BYTES = 4
 
 # Python, torch, numba and the tokenizer.
 BASE_BYTES = 450 << 20
-
-# Codes lie as bytes, and parameters beside them: of groups of this size at least.
-SMALLEST_GROUP = 16
 
 # Seconds of one thread to improve one weight's code and scales once (Q4_K; others take less).
 SECONDS_PER_MOVE = 3e-7
@@ -44,7 +39,7 @@ ADDING = frozenset({Kind.O_PROJ, Kind.DOWN_PROJ})
 
 def gptq_forecast(
     graph: Graph,
-    formats: Mapping[str, str | NumberFormat],
+    formats: Mapping[str, NumberFormat],
     windows: Sequence[NDArray[np.int64]],
     *,
     settings: SequentialSettings | None = None,
@@ -58,7 +53,7 @@ def gptq_forecast(
     work += sum(_solving(weight, graph, num_tokens) for weight in solved)
     moves = sum(_moves(weight, settings) for weight in solved)
     held, spilled = _states(graph, num_tokens, limit=settings.memory_limit)
-    stored = sum(_num_bytes(weight, formats[weight.name]) for weight in graph)
+    stored = sum(_file_bytes(weight, formats[weight.name]) for weight in solved)
     return Forecast(
         seconds=work / rate + moves * SECONDS_PER_MOVE / threads,
         memory_bytes=BASE_BYTES + held + FP32_BYTES * (2 * _half_layer(graph) + _held_solving(solved)),
@@ -66,11 +61,10 @@ def gptq_forecast(
     )
 
 
-def _is_solved(weight: Weight, graph: Graph, number_format: str | NumberFormat) -> bool:
+def _is_solved(weight: Weight, graph: Graph, number_format: NumberFormat) -> bool:
     """Whether more than rounding is done to a weight: an embedding that is no head multiplies nothing."""
     looked_up = weight.role.kind is Kind.EMBED_TOKENS and not graph.config.tie_word_embeddings
-    name = number_format if isinstance(number_format, str) else number_format.name
-    return name not in UNBLOCKED and not looked_up
+    return not number_format.is_float and not looked_up
 
 
 def _products(weight: Weight, graph: Graph, num_tokens: int) -> float:
@@ -136,14 +130,9 @@ def _widest(graph: Graph, chosen: object) -> int:
     return max((weight.shape[1] for weight in graph if len(weight.shape) == 2 and chosen(weight)), default=0)
 
 
-def _num_bytes(weight: Weight, number_format: str | NumberFormat) -> int:
-    """What a solved weight takes in the work folder: blocks of GGML's, or a byte a code and its parameters."""
-    found = GGML_FORMATS[number_format] if isinstance(number_format, str) else number_format
-    if isinstance(found, GgmlFormat):
-        return math.prod(weight.shape[:-1]) * found.row_bytes(weight.shape[-1])
-    if len(weight.shape) == 1:
-        return FP32_BYTES * weight.shape[0]
-    return math.prod(weight.shape) + FP32_BYTES * math.prod(weight.shape) // SMALLEST_GROUP
+def _file_bytes(weight: Weight, number_format: NumberFormat) -> int:
+    """What a solved weight takes in the work folder."""
+    return sum(kind.num_bytes for kind in number_format.array_types(weight.shape).values())
 
 
 def _multiplications_a_second(hidden_size: int) -> float:

@@ -6,7 +6,7 @@ Shapes: O out, I in
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -17,9 +17,10 @@ from qwen3_export.calibration.moments import MomentSums
 from qwen3_export.calibration.window_states import MEMORY_LIMIT, WindowStates
 from qwen3_export.errors import QuantizationError
 from qwen3_export.graph import Graph, Kind, Role, Weight, module_name
+from qwen3_export.quantizers.formats import NumberFormat
 from qwen3_export.quantizers.gptq.hessian import InverseFactor, Moments, factor_inverse
-from qwen3_export.quantizers.gptq.slab import NumberFormat
 from qwen3_export.quantizers.gptq.solver import GptqResult, GptqSettings, gptq
+from qwen3_export.quantizers.params import join_rows
 from qwen3_export.reference.weights import Linear, read_linear, read_tensor
 
 __all__ = ["GptqRun", "QkNorm", "SequentialSettings"]
@@ -152,15 +153,9 @@ class GptqRun:
 
 def _stack_rows(parts: Sequence[GptqResult]) -> GptqResult:
     """Results for equal parts of a weight's rows, as one."""
-    params = {
-        name: None if arrays[0] is None else np.concatenate(arrays)
-        for name, arrays in (
-            (one.name, [getattr(part.params, one.name) for part in parts]) for one in fields(parts[0].params)
-        )
-    }
     return GptqResult(
         codes_OI=np.concatenate([part.codes_OI for part in parts]),
-        params=type(parts[0].params)(**params),
+        params=join_rows([part.params for part in parts]),
         method="gptq" if any(part.method == "gptq" for part in parts) else "rtn",
         error=float(np.mean([part.error for part in parts])),
         rtn_error=float(np.mean([part.rtn_error for part in parts])),

@@ -28,16 +28,6 @@ class AffineParams:
         """What the value is below ``scale * code``: scale times zero point."""
         return self.scale_RG * self.zero_point_RG
 
-    def copy(self) -> AffineParams:
-        """The same numbers in arrays of their own."""
-        return AffineParams(scale_RG=self.scale_RG.copy(), zero_point_RG=self.zero_point_RG.copy())
-
-    def group(self, index: int) -> AffineParams:
-        """Those of the group with this index, [R, 1] each: what rounding one column takes."""
-        return AffineParams(
-            scale_RG=self.scale_RG[:, index : index + 1], zero_point_RG=self.zero_point_RG[:, index : index + 1]
-        )
-
-    def rows(self, rows: slice, *, of: int) -> AffineParams:  # noqa: ARG002 (what other formats need)
+    def rows(self, rows: slice, *, of: int) -> AffineParams:
         """Those of a block of rows, of so many."""
         return AffineParams(scale_RG=self.scale_RG[rows], zero_point_RG=self.zero_point_RG[rows])

@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 
 from qwen3_export.errors import QuantizationError
 from qwen3_export.quantizers.compile import read_only
+from qwen3_export.quantizers.formats import Values, Weighting
 from qwen3_export.quantizers.ggml.affine import AffineGrid, fit_affine_blocks, fit_affine_superblocks
-from qwen3_export.quantizers.ggml.formats import Weighting
 from qwen3_export.quantizers.ggml.packing import effective_params
 from qwen3_export.quantizers.ggml.params import BlockParams
 from qwen3_export.quantizers.ggml.shapes import BlockShape
@@ -33,8 +33,6 @@ from qwen3_export.quantizers.ggml.symmetric import (
 )
 
 __all__ = ["fit"]
-
-Values = NDArray[np.float32]
 
 _LARGEST = 65504.0
 """Scales and offsets are float16; a weight beyond this could not be stored for certain."""
@@ -103,7 +101,7 @@ def fit(
     _refuse_huge(name, values_RI)
     spread = search.spread if importance is None else search.spread_with_importance
     work = _lay_out(
-        values_RI, _normalized(importance, values_RI.shape), spread=spread if weighting == "magnitude" else _NO_LEAN
+        values_RI, _normalized(importance, values_RI.shape), spread=spread if weighting == "usual" else _NO_LEAN
     )
     if isinstance(search.grid, AffineGrid):
         stored = _fit_affine(shape, work, grid=search.grid)

@@ -1,6 +1,6 @@
 """The parameters of a block format: everything a stored row holds besides its codes.
 
-Shapes: # R rows  S blocks a row  G groups a row (the sub-blocks that share one scale)  C columns
+Shapes: # R rows  S blocks a row  G groups a row (the sub-blocks that share one scale)
 
 A value is ``scale_RG * level - offset_RG``, where the level is the code itself or, in the IQ4 formats, what the
 code book says. Both are final: products of what the file stores, computed as a runtime computes them.
@@ -8,7 +8,8 @@ code book says. Both are final: products of what the file stores, computed as a 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,13 +33,8 @@ class BlockParams:
     sub_scale_RG: NDArray[np.int16] | None = None
     sub_offset_RG: NDArray[np.int16] | None = None
 
-    def group(self, index: int) -> BlockParams:
-        """The parameters of one group of each row, [R, 1]: what rounding a single column takes.
-
-        They round and dequantize; they do not pack.
-        """
-        return BlockParams(
-            scale_RG=self.scale_RG[:, index : index + 1],
-            offset_RG=self.offset_RG[:, index : index + 1],
-            block_scale_RS=self.block_scale_RS,
-        )
+    def rows(self, rows: slice, *, of: int) -> BlockParams:
+        """Those of a block of rows, of so many."""
+        arrays = {field.name: getattr(self, field.name) for field in fields(self)}
+        found: dict[str, Any] = {name: None if array is None else array[rows] for name, array in arrays.items()}
+        return BlockParams(**found)

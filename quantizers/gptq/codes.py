@@ -12,48 +12,16 @@ Shapes: # R rows  J columns of one slab  G groups of one slab  L levels
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
 from numpy.typing import NDArray
 
-from qwen3_export.quantizers.compile import inlined, kernel
+from qwen3_export.quantizers.codebook import code_at, level_of
+from qwen3_export.quantizers.compile import kernel
+from qwen3_export.quantizers.formats import Codebook, Values
 
-__all__ = ["Codebook", "descend_codes", "nearest_code", "round_columns"]
+__all__ = ["descend_codes", "round_columns"]
 
-Values = NDArray[np.float32]
 Codes = NDArray[np.int8]
-
-
-class Codebook(NamedTuple):
-    """What codes stand for: themselves, from ``low`` to ``high``, or an ascending list of levels."""
-
-    low: np.float32
-    high: np.float32
-    levels_L: Values
-
-
-@inlined
-def nearest_code(position: np.float32, book: Codebook) -> np.int64:
-    """The code whose level is nearest."""
-    if book.levels_L.size == 0:
-        return np.int64(min(max(np.rint(position), book.low), book.high))
-    code = np.int64(0)
-    for k in range(1, book.levels_L.size):
-        if position > (book.levels_L[k - 1] + book.levels_L[k]) * np.float32(0.5):
-            code = np.int64(k)
-    return code
-
-
-@inlined
-def level_of(code: np.int64, book: Codebook) -> np.float32:
-    return np.float32(code) if book.levels_L.size == 0 else book.levels_L[code]
-
-
-@inlined
-def code_at(value: np.float32, scale: np.float32, offset: np.float32, book: Codebook) -> np.int64:
-    """The code of a value; where the scale is zero all are the same."""
-    return nearest_code((value + offset) / scale if scale != 0 else np.float32(0), book)
 
 
 @kernel

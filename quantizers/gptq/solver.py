@@ -20,19 +20,18 @@ Shapes: # O out  I in  J columns of one slab
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from qwen3_export.errors import QuantizationError
-from qwen3_export.quantizers.affine import AffineFormat
-from qwen3_export.quantizers.ggml import GgmlFormat
+from qwen3_export.quantizers.formats import Codes, NumberFormat, Values
 from qwen3_export.quantizers.gptq.hessian import InverseFactor, Moments, aim, factor_inverse
-from qwen3_export.quantizers.gptq.slab import NumberFormat, Slab, SlabMetric, improve_slab, start_slab
+from qwen3_export.quantizers.gptq.slab import Slab, SlabMetric, improve_slab, start_slab
+from qwen3_export.quantizers.params import join_columns
 
 __all__ = ["PLAIN_GPTQ", "GptqResult", "GptqSettings", "gptq"]
 
@@ -40,7 +39,6 @@ SLAB_COLUMNS = 256
 LARGEST_GROUP = 512
 
 Method = Literal["gptq", "rtn"]
-Values = NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,7 +72,7 @@ class GptqResult:
     Errors are tr(ΔW H ΔWᵀ) / tr(W H Wᵀ), ΔW against the weights aimed at; ``method`` says whose codes these are.
     """
 
-    codes_OI: NDArray[Any]
+    codes_OI: Codes
     params: Any
     method: Method
     error: float
@@ -97,6 +95,7 @@ def gptq(
     The result does not depend on ``threads``.  ``factor`` is what ``factor_inverse`` gives for the moments' Hessian
     and the damping of ``settings``: weights that share their inputs need it only once.
     """
+    number_format.check(tuple(weights_OI.shape))
     factor = factor or factor_inverse(moments.hessian_II, damping=settings.damping)
     target_OI = aim(weights_OI, moments, factor, step=settings.step)
     metric_II = moments.hessian_II / factor.mean
@@ -174,44 +173,38 @@ def _cycle(
 
 def _slab_columns(number_format: NumberFormat, columns: int) -> list[slice]:
     """Slabs of whole blocks, about ``SLAB_COLUMNS`` wide."""
-    size = 1
-    if isinstance(number_format, GgmlFormat):
-        number_format.row_bytes(columns)
-        size = number_format.block_size
-    elif isinstance(number_format, AffineFormat) and number_format.columns_a_group(columns) <= LARGEST_GROUP:
-        size = number_format.columns_a_group(columns)
+    size = _columns_of_block(number_format, columns) or 1
     width = size * max(1, SLAB_COLUMNS // size)
     return [slice(first, min(first + width, columns)) for first in range(0, columns, width)]
 
 
+def _columns_of_block(number_format: NumberFormat, columns: int) -> int | None:
+    """The columns of a block that is fitted by itself; None where parameters are those of whole rows.
+
+    That they are for palettes, whose tables serve all columns, and for scales of groups too wide for a slab.
+    """
+    size = number_format.columns_together or columns
+    return size if number_format.codebook is not None and size <= LARGEST_GROUP else None
+
+
 def _fit_whole_rows(target_OI: Tensor, factor: InverseFactor, number_format: NumberFormat) -> Any:
-    """Parameters that do not belong to columns are fitted once, before the first slab; None where they do."""
-    if isinstance(number_format, GgmlFormat):
-        return None
-    columns = target_OI.shape[1]
-    if isinstance(number_format, AffineFormat) and number_format.columns_a_group(columns) <= LARGEST_GROUP:
+    """Parameters that belong to whole rows are fitted once, before the first slab; None where they do not."""
+    if _columns_of_block(number_format, target_OI.shape[1]) is not None:
         return None
     importance_I = _contiguous(factor.root_II.square().sum(dim=1))
     return number_format.fit(_contiguous(target_OI), importance_I, weighting="importance")
 
 
-def _round_to_nearest(weights_OI: Tensor, metric_II: Tensor, number_format: NumberFormat) -> tuple[NDArray[Any], Any]:
+def _round_to_nearest(weights_OI: Tensor, metric_II: Tensor, number_format: NumberFormat) -> tuple[Codes, Any]:
     """What plain rounding gives, its scales searched with the Hessian's diagonal."""
     values_OI = _contiguous(weights_OI)
-    params: Any = number_format.fit(values_OI, _contiguous(metric_II.diagonal()), weighting="importance")
+    params = number_format.fit(values_OI, _contiguous(metric_II.diagonal()), weighting="importance")
     return number_format.round(values_OI, params), params
 
 
-def _join(slabs: Sequence[Slab]) -> tuple[NDArray[Any], Any]:
+def _join(slabs: Sequence[Slab]) -> tuple[Codes, Any]:
     """Codes and parameters of whole rows."""
-    first = slabs[0].params
-    if all(slab.params is first for slab in slabs):  # one slab, or parameters of whole rows
-        params = first
-    else:
-        parts = {field.name: [getattr(slab.params, field.name) for slab in slabs] for field in fields(first)}
-        params = type(first)(
-            **{name: None if arrays[0] is None else np.concatenate(arrays, axis=1) for name, arrays in parts.items()}
-        )
+    params = join_columns([slab.params for slab in slabs]) if slabs[0].owns_params else slabs[0].params
     return np.concatenate([slab.codes_RJ for slab in slabs], axis=1), params
 
 

@@ -18,7 +18,7 @@ from qwen3_export.errors import QuantizationError, UnsupportedModelError
 from qwen3_export.files.atomic import partial_file, partial_folder
 from qwen3_export.graph import Graph
 from qwen3_export.parallel import default_threads
-from qwen3_export.quantizers.weights.rounding import round_graph
+from qwen3_export.quantizers.weights.rounded import round_graph
 from qwen3_export.targets.coreml.extra import require_coremltools
 from qwen3_export.targets.coreml.layout import WeightPlan, plan_weights, stored_matrices
 from qwen3_export.targets.coreml.names import MODEL_FILE, PACKAGE, WEIGHT_FILE

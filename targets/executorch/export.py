@@ -14,8 +14,7 @@ from qwen3_export.checkpoint.model import Model
 from qwen3_export.errors import MissingExtraError, QuantizationError, UnsupportedModelError
 from qwen3_export.files.atomic import partial_folder
 from qwen3_export.graph import Graph, Weight
-from qwen3_export.quantizers.affine import AffineFormat
-from qwen3_export.quantizers.weights.rounding import round_graph
+from qwen3_export.quantizers.weights.rounded import round_graph
 from qwen3_export.targets.executorch.recipes import ExecutorchFormat, Recipe, assign, untied
 
 if TYPE_CHECKING:
@@ -193,14 +192,11 @@ def _check_portable(graph: Graph, embedding_bits: int | None) -> None:
 
 
 def _num_bytes(weight: Weight, number_format: ExecutorchFormat) -> int:
-    count = _count(weight)
-    if not isinstance(number_format, AffineFormat):
-        return 4 * count
-    return int(count * number_format.bits_per_weight(weight.shape[-1]) / 8)
+    return int(_count(weight) * number_format.bits_per_weight(weight.shape) / 8)
 
 
 def _unpacked_bytes(weight: Weight, number_format: ExecutorchFormat) -> int:
-    return _count(weight) * (1 if isinstance(number_format, AffineFormat) else 4)
+    return _count(weight) * (4 if number_format.is_float else 1)
 
 
 def _count(weight: Weight) -> int:

@@ -17,8 +17,9 @@ from qwen3_export.calibration.solving import Solution
 from qwen3_export.checkpoint.model import Model
 from qwen3_export.errors import QuantizationError
 from qwen3_export.graph import Graph
+from qwen3_export.quantizers.formats import PackedFormat
 from qwen3_export.quantizers.transforms import Fold, fold
-from qwen3_export.quantizers.weights.quantized import quantize
+from qwen3_export.quantizers.weights.rounded import round_graph
 from qwen3_export.targets.gguf.emit import FilePlan, plan_files
 from qwen3_export.targets.gguf.imatrix import Imatrix, check_fits
 from qwen3_export.targets.gguf.metadata import CalibrationOrigin, Provenance, build_metadata
@@ -33,7 +34,7 @@ __all__ = ["GgufExport", "default_path", "prepare", "with_solution"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GgufExport:
-    """An export that is ready to be written; ``formats`` by GGUF tensor name, ``graph`` with the stored values.
+    """An export that is ready to be written; ``formats`` by weight name, ``graph`` with the stored values.
 
     ``scales`` were moved in ``model`` before anything was rounded.
     """
@@ -44,7 +45,7 @@ class GgufExport:
     out: Path
     split_max_size: int | None
     tensors: tuple[GgufTensor, ...]
-    formats: Mapping[str, str]
+    formats: Mapping[str, PackedFormat]
     files: tuple[FilePlan, ...]
     scales: Scales = field(default_factory=lambda: MappingProxyType({}))
 
@@ -53,9 +54,8 @@ class GgufExport:
         return sum(file.num_bytes for file in self.files)
 
     @property
-    def weight_formats(self) -> dict[str, str]:
-        """The formats by the names of the graph's weights."""
-        return {member.name: self.formats[tensor.name] for tensor in self.tensors for member in tensor.members}
+    def weight_formats(self) -> Mapping[str, PackedFormat]:
+        return self.formats
 
     @property
     def bits_per_weight(self) -> float:
@@ -93,9 +93,8 @@ def prepare(
         check_fits(imatrix, tensors)
     has_imatrix = imatrix is not None or is_calibrated
     formats = assign(recipe, config, tensors, has_imatrix=has_imatrix, overrides=overrides or Overrides())
-    by_weight = {member.name: formats[tensor.name] for tensor in tensors for member in tensor.members}
     importance = {} if imatrix is None else _importance_by_weight(imatrix, tensors)
-    graph = quantize(model.graph, by_weight, importance=importance)
+    graph = round_graph(model.graph, formats, importance=importance)
     provenance = replace(_provenance(recipe, imatrix), scales=scales)
     files = plan_files(graph, build_metadata(model, provenance), out, split_max_size=split_max_size)
     return GgufExport(
