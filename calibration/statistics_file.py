@@ -1,9 +1,9 @@
-"""Statistics as a file: safetensors, so that any tool can read it, under keys that name kind and layer.
+"""Write statistics to a safetensors file, and read them, under keys that name kind and layer.
 
     input.q_proj.3.sum_of_squares      [E, I]   input.lm_head.sum_of_squares
     state.k_rope.3.max_magnitude       [K, H]   state.final.max_magnitude
 
-Where they come from stands in the metadata.  The same form keeps one layer's part in the work directory.
+The metadata names the model and the tokens. The work folder holds the statistics of single layers in the same form.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ __all__ = ["read_layer_statistics", "read_statistics", "write_layer_statistics",
 
 FORMAT = "qwen3-export statistics 1"
 
-# Field of ColumnStatistics by its name in the file, with the type that is stored.
+# Fields of ColumnStatistics by their names in the file, with the stored type.
 FIELDS: Mapping[str, tuple[str, str]] = {
     "sum_of_squares": ("sum_of_squares_EI", "F32"),
     "sum_of_magnitudes": ("sum_of_magnitudes_EI", "F32"),
@@ -44,13 +44,13 @@ DTYPES: Mapping[str, str] = {"F32": "<f4", "I64": "<i8"}
 
 
 def write_statistics(path: Path, statistics: Statistics) -> None:
-    """Write a file that appears when it is whole; its bytes depend on the statistics alone."""
+    """Write a file; it appears when it is whole, and its bytes depend on the statistics only."""
     part = LayerStatistics(inputs=statistics.inputs, states=statistics.states)
     _write(path, part, {"format": FORMAT, "origin": json.dumps(asdict(statistics.origin))})
 
 
 def read_statistics(path: Path) -> Statistics:
-    """Read them back.  Raises CheckpointError for a file that holds none, or is damaged."""
+    """Statistics from a file: the inverse of ``write_statistics``. Raises CheckpointError if there are none in it."""
     part, metadata = _read(path)
     try:
         origin = Origin(**json.loads(metadata["origin"]))
@@ -60,10 +60,12 @@ def read_statistics(path: Path) -> Statistics:
 
 
 def write_layer_statistics(path: Path, part: LayerStatistics) -> None:
+    """Write the statistics of one layer; the file appears when it is whole."""
     _write(path, part, {"format": FORMAT})
 
 
 def read_layer_statistics(path: Path) -> LayerStatistics:
+    """The statistics of one layer: the inverse of ``write_layer_statistics``."""
     return _read(path)[0]
 
 
@@ -84,7 +86,7 @@ def _write(path: Path, part: LayerStatistics, metadata: Mapping[str, str]) -> No
 
 
 def _arrays(part: LayerStatistics) -> Iterator[tuple[str, str, NDArray[Any]]]:
-    """Name, stored type and values of every array, in a fixed order; counts first, so that all lie aligned."""
+    """Name, stored type and values of every array in a fixed order, with counts first, so that all are aligned."""
     for field, (attribute, stored) in sorted(FIELDS.items(), key=lambda item: item[1][1] != "I64"):
         for name, found in _entries(part):
             yield f"{name}.{field}", stored, np.ascontiguousarray(getattr(found, attribute), DTYPES[stored])

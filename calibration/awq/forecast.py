@@ -1,6 +1,6 @@
-"""What an AWQ run will take in time, memory and disk, said before it starts.
+"""Estimate how much time, memory and disk an AWQ run will take.
 
-Time comes from a rehearsal on the first layer: its weights rounded and read, and one window passed through them.
+Time is measured on the first layer: its weights are rounded and read, and one window passes through them.
 
 Shapes: T tokens of one window, D hidden
 """
@@ -29,20 +29,20 @@ __all__ = ["awq_forecast"]
 
 FP32_BYTES = 4
 
-# Python, torch, numba and the tokenizer.
+# Of Python, torch, numba and the tokenizer.
 BASE_BYTES = 450 << 20
 
-# Places of a layer that are searched, and copies of all hidden states at the worst moment.
+# Places of a layer that are searched, and the most copies of all hidden states at any time.
 PLACES, COPIES = 4, 5
 
 
 @torch.inference_mode()
 def awq_forecast(graph: Graph, formats: Mapping[str, NumberFormat], windows: Sequence[NDArray[np.int64]]) -> Forecast:
-    """For a run from its beginning; one that goes on with what an earlier one left takes less."""
+    """The estimate for a whole run; a run that is resumed takes less."""
     config, candidates = graph.config, len(ALPHAS) + 1
     rounding, passing = _rehearse(graph, formats, max(windows, key=len))
     judged = len(judged_windows(windows))
-    # A candidate rounds the weights behind its place, all places together a layer; and it passes the whole layer.
+    # A candidate rounds the weights behind its place (all places together: a layer) and passes the whole layer.
     layer_seconds = candidates * (rounding + PLACES * judged * passing) + len(windows) * passing
     tokens = sum(map(len, windows))
     layer_bytes = FP32_BYTES * sum(math.prod(weight.shape) for weight in graph if weight.role.layer == 0)
@@ -57,7 +57,7 @@ def awq_forecast(graph: Graph, formats: Mapping[str, NumberFormat], windows: Seq
 def _rehearse(graph: Graph, formats: Mapping[str, NumberFormat], window_T: NDArray[np.int64]) -> tuple[float, float]:
     """Seconds to round and read the first layer's weights, and to pass one window through it."""
     hidden = [embed(graph, torch.from_numpy(np.asarray(window_T, np.int64)))]
-    run_layer(graph, 0, hidden=hidden)  # wakes threads and page cache
+    run_layer(graph, 0, hidden=hidden)  # starts threads and fills the page cache
     started = time.perf_counter()
     run_layer(graph, 0, hidden=hidden)
     passing = time.perf_counter() - started

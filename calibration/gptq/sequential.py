@@ -1,12 +1,11 @@
-"""GPTQ with true sequential calibration: a graph, formats and tokens to a graph whose weights are solved.
+"""Run GPTQ on a whole model, in the order of its forward pass ("true sequential").
 
-The order is the order of a forward pass, with one exception: the embedding of a tied model comes first.  It is one
-tensor used at both ends.  As the output head it multiplies final hidden states, which the fp32 model gives
-beforehand; it is solved for these, and the layers, all of which see it as their input, make up for what it
-loses there.
+There is one exception to the order: the embedding of a tied model comes first. It is one tensor for both ends of the
+model. As the output head it multiplies the final hidden states, which are computed with the fp32 model beforehand. It
+is solved for these, and the layers, whose input it is too, make up for its errors.
 
-What is held is the two residual streams (and, for a moment, the inputs of o_proj or down_proj), half a layer of
-weights twice (or one expert), and the sums of one weight's inputs.
+Memory holds the two residual streams (and at times the inputs of o_proj or down_proj), half a layer of weights twice
+(or one expert), and the sums over one weight's inputs.
 
 Shapes: T tokens of one window, D hidden
 """
@@ -42,7 +41,7 @@ __all__ = ["SequentialSettings", "gptq_graph"]
 
 STEPS_PER_LAYER = 4
 
-# The head's Hessian takes a pass through the whole model of its own, and small models need fewer tokens for it.
+# The head's Hessian needs a forward pass of its own; small models need fewer tokens for it.
 HEAD_TOKENS_PER_COLUMN = 64
 
 
@@ -59,9 +58,9 @@ def gptq_graph(
 ) -> tuple[Graph, CalibrationReport]:
     """Quantize every weight to the format that ``formats`` gives for its name.
 
-    ``windows`` are token ids, [T] each.  Results are kept in ``work_dir`` as they come, and the graph's weights read
-    them from there; the same call goes on where an earlier one ended.  ``progress`` is told how many steps are
-    done, of how many.  Raises QuantizationError for formats that do not fit, OutputError when the disk is full.
+    ``windows`` are token ids, [T] each. Results are kept in ``work_dir`` as they come, and the weights of the returned
+    graph read them from there; the same call continues where an earlier one ended. ``progress`` is told how many steps
+    of how many are done. Raises QuantizationError for formats that do not fit, OutputError for a full disk.
     """
     settings, started = settings or SequentialSettings(), time.perf_counter()
     _check_formats(graph, formats)
@@ -90,7 +89,7 @@ def gptq_graph(
 
 
 def _solve_all(run: GptqRun, windows: Sequence[Tensor]) -> None:
-    """The embedding where it is the head too, the layers in order, and the head."""
+    """Solve the embedding if it is the head too, then the layers in order, then the head."""
     config = run.graph.config
     if config.tie_word_embeddings:
         _solve_tied_embedding(run, windows)
@@ -138,7 +137,7 @@ def _embed(run: GptqRun, windows: Sequence[Tensor]) -> Streams:
 
 
 def _rounded(graph: Graph, formats: Mapping[str, NumberFormat]) -> dict[str, Weight]:
-    """Weights that there is nothing to solve for: formats without blocks, and an embedding that is no head."""
+    """The weights that are only rounded: floats, and an embedding that is not the head."""
     rounded: dict[str, Weight] = {}
     for weight in graph:
         number_format = formats[weight.name]
@@ -149,7 +148,7 @@ def _rounded(graph: Graph, formats: Mapping[str, NumberFormat]) -> dict[str, Wei
 
 
 def _check_formats(graph: Graph, formats: Mapping[str, NumberFormat]) -> None:
-    """Before hours of work: every weight has a format, and its rows fit it."""
+    """Raise QuantizationError unless every weight has a format that fits it."""
     for weight in graph:
         if weight.name not in formats:
             raise QuantizationError(f"{weight.name}: has no number format; give one for each weight")

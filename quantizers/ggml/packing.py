@@ -1,9 +1,9 @@
-"""Codes and parameters to rows of bytes, and back.
+"""Pack codes and parameters of block formats into rows of bytes, and unpack them.
 
 Shapes: # R rows  I columns  S blocks a row  G groups a row  N = R * S blocks  Y bytes a row
 
-Effective scales are recomputed from what is stored, in float32 and in a runtime's order: first the product of the
-float16 scale and the integer, then its product with the level.
+Effective scales are computed from the stored numbers in float32, and in the order of a runtime: first the product of
+the float16 scale and the integer, then its product with the level.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def effective_params(
     sub_scale_RG: NDArray[np.int16] | None,
     sub_offset_RG: NDArray[np.int16] | None,
 ) -> BlockParams:
-    """Parameters as stored, and what they amount to in each group."""
+    """Parameters with both the stored numbers and the scales and offsets that they give each group."""
     scale_RG = _times(block_scale_RS, sub_scale_RG)
     offset_RG = np.zeros_like(scale_RG) if block_offset_RS is None else _times(block_offset_RS, sub_offset_RG)
     return BlockParams(

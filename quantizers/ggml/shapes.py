@@ -1,8 +1,7 @@
-"""What distinguishes one block format from another, as numbers.
+"""The numbers that define each block format: sizes of blocks and groups, ranges of codes, levels.
 
-Every one of GGML's block formats is the same construction. A block has one scale (and perhaps one offset) in float16;
-it is cut into groups, each of which may multiply these by small integers of its own; a code of a few bits then selects
-a level:
+All of GGML's block formats are built in the same way. A block has one scale, and perhaps one offset, in float16. It is
+cut into groups, each of which may multiply these by small integers of its own. A code of a few bits selects a level:
 
     value = (block_scale * sub_scale) * level(code) - (block_offset * sub_offset)
 
@@ -18,7 +17,7 @@ from types import MappingProxyType
 __all__ = ["BLOCK_SHAPES", "IQ4_LEVELS", "BlockShape"]
 
 IQ4_LEVELS = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
-"""The sixteen levels of IQ4_NL and IQ4_XS: dense in the middle, where most weights are."""
+"""The levels of IQ4_NL and IQ4_XS: dense in the middle, where most weights are."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +42,7 @@ class BlockShape:
 
     @property
     def groups(self) -> int:
-        """Groups a block."""
+        """Groups in a block."""
         return self.block_size // self.group_size
 
     @property
@@ -53,7 +52,7 @@ class BlockShape:
 
     @property
     def subs(self) -> int:
-        """Sub-scales and sub-offsets a block."""
+        """Sub-scales and sub-offsets in a block."""
         return self.groups * (1 + self.has_offset) if self.has_subs else 0
 
 

@@ -1,11 +1,11 @@
-"""GPTQ's two loops over codes, under given scales: one column after the other, and descent.
+"""The two loops of GPTQ over codes under given scales: column by column, and coordinate descent.
 
-``round_columns`` is GPTQ itself (Frantar et al., arXiv 2210.17323, algorithm 1) inside one slab of columns: each
-column is rounded to its nearest code, and what that leaves is taken up by the columns after it, in the proportion
-that costs least under the Hessian.  ``descend_codes`` then goes over the codes again: it moves each to where the
-quadratic error is least given all others, which GPTQ, never looking back, cannot.
+``round_columns`` is GPTQ itself (Frantar et al., arXiv 2210.17323, algorithm 1) within one slab of columns. Each column
+is rounded to its nearest codes, and the columns after it make up for the error, in the proportion that costs least
+under the Hessian. ``descend_codes`` goes over the codes again, and moves each to where the quadratic error is least
+given all others. GPTQ alone never goes back to an earlier column.
 
-Both change arrays in place, as kernels here do, and rows are independent of each other: threads take a block each.
+Both change arrays in place. Rows are independent of each other, so that each thread can take a block of them.
 
 Shapes: # R rows  J columns of one slab  G groups of one slab  L levels
 """
@@ -61,7 +61,7 @@ def descend_codes(
     offset_RG: Values,
     book: Codebook,
 ) -> None:
-    """One round of coordinate descent; ``gradient_RJ`` is half the error's derivative, kept up to date."""
+    """Do one round of coordinate descent; ``gradient_RJ``, half the derivative of the error, is kept up to date."""
     columns = codes_RJ.shape[1]
     group_size = columns // scale_RG.shape[1]
     slope = np.empty(columns, np.float32)

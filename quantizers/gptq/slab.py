@@ -1,12 +1,12 @@
-"""One slab of columns on its way through GPTQ: codes and parameters, and the moves that improve them.
+"""GPTQ on one slab of columns: fit parameters, round, and improve codes and parameters in turn.
 
 A slab is some whole blocks of a number format, 256 columns where the format allows it. ``start_slab`` fits parameters
 to the targets and rounds column by column; ``improve_slab`` alternates between the best parameters for the codes (the
-format's ``refit``) and the best codes for the parameters (``codes``), under a metric and a gradient that tell what the
-columns outside make of it.
+format's ``refit``) and the best codes for the parameters (``codes.py``). The metric and the gradient that it is given
+include the effect on columns outside the slab.
 
-Formats whose values are scales times levels take part in all of it, with the scales that were fitted where whole rows
-share them; palettes, whose tables are shared by rows, are rounded column by column.
+Formats whose values are scales times levels take part in all of this, except that scales of whole rows stay as they
+were fitted. Palettes, whose tables are shared by rows, are only rounded column by column.
 
 Shapes: # R rows  J columns of one slab  G groups of one slab
 """
@@ -31,7 +31,7 @@ ROWS_PER_JOB = 64
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Slab:
-    """The state after some moves; ``params`` are the format's own, of this slab alone or of whole rows."""
+    """Codes, values and parameters of one slab; the parameters are its own, or (not ``owns_params``) of whole rows."""
 
     codes_RJ: Codes
     values_RJ: Values
@@ -41,7 +41,7 @@ class Slab:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SlabMetric:
-    """What an error in the slab's columns costs once later columns have made up for it as well as they can.
+    """The cost of errors in the slab's columns, after later columns have made up for them as well as they can.
 
     ``factor_JJ`` is the slab's part U of the factor of the inverse Hessian, ``metric_JJ`` is (U'U)⁻¹.
     """
@@ -83,7 +83,7 @@ def improve_slab(
     rounds: int,
     threads: int = 1,
 ) -> Slab:
-    """The slab after ``rounds`` of moves, none of which raises the error; palettes come back as they were."""
+    """The slab after ``rounds`` of improvements, none of which raises the error; palettes come back unchanged."""
     book = number_format.codebook
     if book is None:
         return slab
@@ -107,7 +107,7 @@ def improve_slab(
 
 
 def _round_slowly(number_format: NumberFormat, targets_RJ: Values, *, params: Any, factor_JJ: Values) -> Slab:
-    """GPTQ's columns in numpy, for formats whose rounding no kernel here knows."""
+    """The column loop of GPTQ in numpy, for formats that the kernels here do not know."""
     left_RJ = targets_RJ.copy()
     codes: list[Codes] = []
     values_RJ = np.empty_like(targets_RJ)

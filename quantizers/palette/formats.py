@@ -27,12 +27,12 @@ _LARGEST = {"f16": 65504.0, "f32": 1e15}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PaletteParams:
-    """The tables of R rows, entries ascending; row r reads table r // (R / L)."""
+    """The tables of R rows, with ascending entries; row r uses table r // (R / L)."""
 
     table_LE: Values
 
     def rows(self, rows: slice, *, of: int) -> PaletteParams:
-        """The tables of a block of rows, of so many; a block within one table has that table."""
+        """The tables of a block of rows; ``of`` is the number of all rows. A block within one table has that table."""
         size = of // self.table_LE.shape[0]
         first, last = rows.start // size, -(-rows.stop // size)
         if last - first > 1 and (rows.start % size or rows.stop % size):
@@ -42,7 +42,7 @@ class PaletteParams:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PaletteFormat:
-    """A table of ``2 ** num_bits`` values for each ``rows_per_table`` rows; None shares one table by all rows.
+    """A table of ``2 ** num_bits`` values for each ``rows_per_table`` rows; with None all rows share one table.
 
     Core ML has 1, 2, 3, 4, 6 and 8 bits, and calls ``rows_per_table`` the group size of grouped channels.
     What the methods do is said at ``NumberFormat``. Codes are indices into a table; a table serves all columns, so a
@@ -91,7 +91,7 @@ class PaletteFormat:
         self.tables(shape[0])
 
     def tables(self, rows: int) -> int:
-        """How many tables so many rows have; QuantizationError where they do not divide."""
+        """The number of tables for a number of rows; QuantizationError if it is no multiple of ``rows_per_table``."""
         size = self.rows_per_table or rows
         if rows % size:
             sizes = [str(n) for n in (4, 8, 16, 32, 64) if rows % n == 0] or ["1"]

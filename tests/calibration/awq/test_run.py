@@ -108,5 +108,5 @@ def test_what_is_refused(demo_graph: Graph, tmp_path: Path) -> None:
     with pytest.raises(QuantizationError, match="has no number format"):
         awq_graph(graph, dict(list(formats.items())[1:]), random_windows(), work_dir=tmp_path)
     (tmp_path / "file").touch()
-    with pytest.raises(OutputError, match="another --work-dir"):
+    with pytest.raises(OutputError, match="another `work_dir`"):
         awq_graph(graph, formats, random_windows(), work_dir=tmp_path / "file")
