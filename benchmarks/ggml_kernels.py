@@ -27,12 +27,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qwen3_export.quantizers.ggml import GGML_FORMATS
+from qwen3_export.targets.gguf.formats import TYPE_IDS
 
 Values = NDArray[np.float32]
 Doubles = NDArray[np.float64]
 Quantizer = Callable[[str, Values, Values | None], NDArray[np.uint8]]
 
-FORMATS = tuple(name for name, number_format in GGML_FORMATS.items() if number_format.block_size > 1)
+FORMATS = tuple(GGML_FORMATS)
 
 
 def main() -> None:
@@ -54,7 +55,8 @@ def print_cold(names: tuple[str, ...]) -> None:
         for name in names:
             start = time.process_time()
             number_format = GGML_FORMATS[name]
-            number_format.decode(number_format.encode(np.ones((8, 256), np.float32)))
+            blocks = number_format.pack(*number_format.encode(np.ones((8, 256), np.float32)))
+            number_format.dequantize(*number_format.unpack(blocks))
             print(f"{name:7} {time.process_time() - start:5.1f} s")
 
 
@@ -88,7 +90,7 @@ def load_llama_cpp() -> Quantizer:
         rows, columns = values.shape
         blocks = np.empty((rows, GGML_FORMATS[name].row_bytes(columns)), np.uint8)
         address = None if importance is None else importance.ctypes.data
-        function(GGML_FORMATS[name].type_id, values.ctypes.data, blocks.ctypes.data, 0, rows, columns, address)
+        function(TYPE_IDS[name], values.ctypes.data, blocks.ctypes.data, 0, rows, columns, address)
         return blocks
 
     return quantize
@@ -128,8 +130,8 @@ def error_ratios(name: str, values: Values, important: bool, quantize: Quantizer
     """Our error over llama.cpp's: with its weights, and without extra weight for large values."""
     number_format, x = GGML_FORMATS[name], values.astype(np.float64)
     importance = importance_of(values) if important else None
-    ours = np.square(number_format.decode(number_format.encode(values, importance)) - x)
-    theirs = np.square(number_format.decode(quantize(name, values, importance)) - x)
+    ours = np.square(number_format.dequantize(*number_format.encode(values, importance)) - x)
+    theirs = np.square(number_format.dequantize(*number_format.unpack(quantize(name, values, importance))) - x)
     plain = np.ones_like(x) if importance is None else np.broadcast_to(importance.astype(np.float64), x.shape)
     weights = plain * llama_cpp_lean(name, x, important=important)
     return float((weights * ours).sum() / (weights * theirs).sum()), float(
@@ -160,9 +162,9 @@ def speeds(name: str, important: bool, quantize: Quantizer, *, repeats: int = 5)
     """Million weights per second of one thread's CPU time: ours, llama.cpp's."""
     values = random_weights(256)["normal"]
     importance = importance_of(values) if important else None
-    ours, theirs = [], []
+    number_format, ours, theirs = GGML_FORMATS[name], [], []
     for _ in range(repeats):
-        ours.append(cpu_seconds(lambda: GGML_FORMATS[name].encode(values, importance)))
+        ours.append(cpu_seconds(lambda: number_format.pack(*number_format.encode(values, importance))))
         theirs.append(cpu_seconds(lambda: quantize(name, values, importance)))
     return values.size / min(ours) / 1e6, values.size / min(theirs) / 1e6
 

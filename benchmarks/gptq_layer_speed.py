@@ -26,6 +26,8 @@ from qwen3_export.calibration.tokens import read_calibration
 from qwen3_export.checkpoint.model import load
 from qwen3_export.graph import Graph, Kind
 from qwen3_export.parallel import default_threads
+from qwen3_export.quantizers.floats import BF16
+from qwen3_export.quantizers.formats import NumberFormat
 from qwen3_export.targets.gguf.names import gguf_tensors
 from qwen3_export.targets.gguf.recipes import assign, find_recipe
 
@@ -40,9 +42,8 @@ def main() -> None:
     if scale > 1:
         windows = windows[: max(2, round(len(windows) / scale))]
     tensors = gguf_tensors(graph)
-    assigned = assign(find_recipe("q4_k_m"), graph.config, tensors, has_imatrix=True)
-    formats = {member.name: assigned[tensor.name] for tensor in tensors for member in tensor.members}
-    formats |= {weight.name: "BF16" for weight in graph if weight.role.kind in (Kind.EMBED_TOKENS, Kind.LM_HEAD)}
+    formats: dict[str, NumberFormat] = {**assign(find_recipe("q4_k_m"), graph.config, tensors, has_imatrix=True)}
+    formats |= {weight.name: BF16 for weight in graph if weight.role.kind in (Kind.EMBED_TOKENS, Kind.LM_HEAD)}
     expected = gptq_forecast(graph, formats, windows, threads=default_threads())
     started = time.perf_counter()
     with tempfile.TemporaryDirectory(dir=arguments.model.parent) as work_dir:

@@ -24,13 +24,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from evaluation import Windows, compare, read_windows, used_resources
 from safetensors.torch import save_file
 from torch import Tensor
 
 from qwen3_export.calibration.awq.run import awq_graph
-from qwen3_export.calibration.awq.search import search_scales
+from qwen3_export.calibration.awq.search import search_layer
 from qwen3_export.calibration.gptq.sequential import gptq_graph
 from qwen3_export.calibration.tokens import read_calibration
 from qwen3_export.checkpoint.folder import open_checkpoint
@@ -38,11 +39,12 @@ from qwen3_export.checkpoint.model import Model, load
 from qwen3_export.graph import Graph, Weight
 from qwen3_export.quantizers.activations import round_symmetric
 from qwen3_export.quantizers.affine import AffineFormat
-from qwen3_export.quantizers.gptq.slab import NumberFormat
+from qwen3_export.quantizers.floats import BF16, F32
+from qwen3_export.quantizers.formats import NumberFormat
 from qwen3_export.quantizers.palette import PaletteFormat
 from qwen3_export.quantizers.transforms import fold
-from qwen3_export.quantizers.weights.coded import round_weights
-from qwen3_export.quantizers.weights.rounding import round_weight
+from qwen3_export.quantizers.weights.rounded import RoundedWeight, round_graph
+from qwen3_export.reference.weights import embed
 
 CHANNEL = AffineFormat(num_bits=8, scale_dtype="f16")
 FORMATS: Mapping[str, NumberFormat] = {
@@ -166,27 +168,44 @@ def _quantized(
 ) -> Graph:
     graph = model.graph
     if method == "rtn":
-        return round_weights(graph, formats)
+        return round_graph(graph, formats)
     windows = read_calibration(arguments.calibration, model.tokenizer, num_samples=arguments.samples).windows
-    everything: dict[str, str | NumberFormat] = {
-        weight.name: formats.get(weight.name, "BF16" if weight.format == "BF16" else "F32") for weight in graph
+    everything: dict[str, NumberFormat] = {
+        weight.name: formats.get(weight.name, BF16 if weight.format == "BF16" else F32) for weight in graph
     }
     if method == "awq":
         return awq_graph(graph, everything, windows, work_dir=work_dir).graph
-    importance = {}
+    importance: dict[str, np.ndarray] = {}
     if method.startswith("smoothquant"):
-        found = search_scales(
+        tokens = [torch.from_numpy(window_T) for window_T in windows[:: max(1, len(windows) // 8)]]
+        graph, importance = _smoothed(graph, tokens, formats)
+        everything = {name: F32 if found == BF16 else found for name, found in everything.items()}
+    if method == "smoothquant":
+        return round_graph(graph, formats, importance=importance)
+    return gptq_graph(graph, everything, windows, work_dir=work_dir)[0]
+
+
+def _smoothed(
+    graph: Graph, tokens: Sequence[Tensor], formats: Mapping[str, NumberFormat]
+) -> tuple[Graph, dict[str, np.ndarray]]:
+    """The graph with SmoothQuant's scales moved in every layer, and what columns weigh then."""
+
+    def rounding(weight: Weight, vector: np.ndarray | None) -> Weight:
+        return RoundedWeight(source=weight, number_format=formats[weight.name], importance=vector)
+
+    hidden, scales, importance = [embed(graph, tokens_T) for tokens_T in tokens], {}, {}
+    for layer in range(graph.config.num_hidden_layers):
+        found, hidden = search_layer(
             graph,
-            [torch.from_numpy(window_T) for window_T in windows[:: max(1, len(windows) // 8)]],
-            rounding=lambda weight, vector: round_weight(weight, formats[weight.name], vector),
+            layer,
+            hidden=hidden,
+            rounding=rounding,
             rule="smoothquant",
             round_activations=_round_layer_inputs,
         )
-        graph, importance = fold(graph, found.scales), dict(found.importance)
-        everything = {name: "F32" if number == "BF16" else number for name, number in everything.items()}
-    if method == "smoothquant":
-        return round_weights(graph, formats, importance=importance)
-    return gptq_graph(graph, everything, windows, work_dir=work_dir)[0]
+        scales |= found.scales
+        importance |= found.importance
+    return fold(graph, scales), importance
 
 
 @dataclass(frozen=True)

@@ -41,8 +41,9 @@ from qwen3_export.checkpoint.model import Model, load
 from qwen3_export.graph import Graph
 from qwen3_export.parity.metrics import kl_divergence
 from qwen3_export.quantizers.affine import AffineFormat
+from qwen3_export.quantizers.floats import F32
 from qwen3_export.quantizers.transforms import Fold, Pair, fold
-from qwen3_export.quantizers.weights.quantized import quantize
+from qwen3_export.quantizers.weights.rounded import round_graph
 from qwen3_export.reference.model import forward, head_logits
 from qwen3_export.targets.gguf.emit import emit, plan_files
 from qwen3_export.targets.gguf.llama import open_model
@@ -74,8 +75,7 @@ def main() -> None:
 def weighted_hessians(model: Model, windows: Windows, tokens: Tokens, folder: Path) -> Iterator[tuple[str, float]]:
     """Run GPTQ with each weighting of q_proj's and k_proj's Hessians."""
     graph, tensors = model.graph, gguf_tensors(model.graph)
-    assigned = assign(find_recipe("q4_k_m"), graph.config, tensors, has_imatrix=True)
-    formats = {member.name: assigned[tensor.name] for tensor in tensors for member in tensor.members}
+    formats = assign(find_recipe("q4_k_m"), graph.config, tensors, has_imatrix=True)
     for weighting in ("off", "averaged", "grouped"):
         settings = SequentialSettings(qk_norm=weighting)  # type: ignore[arg-type]
         solved = gptq_graph(graph, formats, tokens, work_dir=folder, settings=settings)[0]
@@ -104,7 +104,7 @@ def balanced_keys(model: Model, windows: Windows, tokens: Tokens, folder: Path) 
         graph = fold(model.graph, scales)
         file = folder / "keys.gguf"
         metadata = build_metadata(model, Provenance(recipe="f32", file_type=0, method="rtn"))
-        emit(plan_files(quantize(graph, {weight.name: "F32" for weight in graph}), metadata, file))
+        emit(plan_files(round_graph(graph, dict.fromkeys(graph.weights, F32)), metadata, file))
         for key_type in ("Q8_0", "Q4_0"):
             yield f"{name}, kept as {key_type}", _llama_kld(model.graph, file, windows, key_type=key_type)
         file.unlink()

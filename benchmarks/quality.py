@@ -37,7 +37,8 @@ from qwen3_export.calibration.gptq.sequential import SequentialSettings, gptq_gr
 from qwen3_export.calibration.tokens import read_calibration
 from qwen3_export.checkpoint.model import Model, load
 from qwen3_export.graph import Graph
-from qwen3_export.quantizers.weights.quantized import quantize
+from qwen3_export.quantizers.formats import NumberFormat
+from qwen3_export.quantizers.weights.rounded import round_graph
 from qwen3_export.reference.model import forward, head_logits
 from qwen3_export.reference.probe import SHARED_INPUT
 from qwen3_export.targets.gguf.emit import emit, plan_files
@@ -129,8 +130,7 @@ def _make(arguments: argparse.Namespace) -> None:
     model = load(arguments.model)
     recipe, tensors = find_recipe(arguments.quant[0]), gguf_tensors(model.graph)
     method = arguments.method[0]
-    assigned = assign(recipe, model.graph.config, tensors, has_imatrix=method != "rtn")
-    formats = {member.name: assigned[tensor.name] for tensor in tensors for member in tensor.members}
+    formats = assign(recipe, model.graph.config, tensors, has_imatrix=method != "rtn")
     with tempfile.TemporaryDirectory() as work_dir:
         graph = _quantized(arguments, model, formats, method=method, work_dir=Path(work_dir))
         metadata = build_metadata(model, Provenance(recipe=recipe.name, file_type=recipe.file_type, method=method))
@@ -139,15 +139,15 @@ def _make(arguments: argparse.Namespace) -> None:
 
 
 def _quantized(
-    arguments: argparse.Namespace, model: Model, formats: Mapping[str, str], *, method: str, work_dir: Path
+    arguments: argparse.Namespace, model: Model, formats: Mapping[str, NumberFormat], *, method: str, work_dir: Path
 ) -> Graph:
     if method == "rtn":
-        return quantize(model.graph, formats)
+        return round_graph(model.graph, formats)
     windows = read_calibration(
         arguments.calibration, model.tokenizer, num_samples=arguments.samples, sequence_length=arguments.length
     ).windows
     if method == "imatrix":
-        return quantize(model.graph, formats, importance=mean_squares(model.graph, windows))
+        return round_graph(model.graph, formats, importance=mean_squares(model.graph, windows))
     if method == "awq":
         return awq_graph(model.graph, formats, windows, work_dir=work_dir).graph
     settings = SequentialSettings(qk_norm=arguments.qk_norm)

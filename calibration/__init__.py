@@ -1,1 +1,1 @@
-"""Text to tokens, tokens to statistics, layer by layer."""
+"""Calibration: text to tokens, tokens to statistics, and solvers that run layer by layer."""

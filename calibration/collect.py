@@ -1,12 +1,11 @@
-"""The calibration run: all windows of tokens through the fp32 reference, one layer at a time.
+"""Collect calibration statistics: run all windows of tokens through the fp32 reference, one layer at a time.
 
-What is held is one half layer of weights (or one expert), as many windows as ``max_tokens`` says, and the
-statistics of one layer.  A layer that does not hold all windows at once is read again for each block of them:
-reading is a few per cent of what multiplying takes, and the result does not depend on the blocks, because
-windows are added up in order.
+Memory holds half a layer of weights (or one expert), as many windows as ``max_tokens`` allows, and the statistics of
+one layer. If not all windows fit, the layer is read again for each block of windows. Reading takes a few per cent of
+the time of multiplying, and the result does not depend on the blocks, because windows are summed in order.
 
-Each layer's end is a point to resume from: the residual stream behind it is written first, then its
-statistics, then the residual stream in front of it is removed.
+A run can be resumed at the end of each layer: first the residual stream after the layer is written, then its
+statistics, then the residual stream before it is removed.
 
 Shapes: T tokens of one window, D hidden.
 """
@@ -45,10 +44,10 @@ def collect_statistics(
     max_tokens: int,
     progress: Callable[[int], None] | None = None,
 ) -> Statistics:
-    """Statistics of ``graph`` over ``windows`` of token ids, [T] each; ``dataset`` is what to call them.
+    """Statistics of ``graph`` over ``windows`` of token ids, [T] each; ``dataset`` is their name.
 
-    Goes on from what ``work`` holds and leaves it there.  ``progress`` is told of tokens times layers as they
-    are done.  Raises OutputError when the disk is full, CheckpointError for activations that are not finite.
+    Continues with the results in ``work``, and leaves them there. ``progress`` is called with tokens times layers that
+    were just done. Raises OutputError for a full disk, CheckpointError for activations that are not finite.
     """
     advance = progress or (lambda _: None)
     layers = graph.config.num_hidden_layers
@@ -104,7 +103,7 @@ def _pass_on(
 
 
 def _run_final_norm(graph: Graph, work: WorkFolder) -> LayerStatistics:
-    """The input of the head, which a tied model's embedding is."""
+    """Statistics of the head's input; in a tied model the head is the embedding."""
     norm = read_tensor(graph[Role(Kind.NORM)])
     collector = LayerCollector(graph.config)
     for hidden in work.hidden(work.num_layers).blocks(max_tokens=1):

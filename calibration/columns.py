@@ -1,12 +1,12 @@
-"""What is kept of the vectors that met a matrix: a few numbers for each of its columns.
+"""Statistics of the inputs of a matrix: a few numbers for each of its columns.
 
-Sums of squares weigh errors in rounding (llama.cpp's importance matrix holds just them), mean magnitudes are
-AWQ's measure of a channel, largest magnitudes are the ranges that int8 activations and fp16 must hold.
-An expert sees few tokens and gets a share of each: ``squared_shares_E`` is what those tokens weigh when an error
-counts as it arrives in the residual stream, and it is the count where there is no routing.
+Sums of squares weigh rounding errors (llama.cpp's importance matrix holds only these). Sums of magnitudes give AWQ's
+measure of a channel. Largest magnitudes are the ranges that int8 activations and fp16 must hold. An expert sees only
+some tokens, and its output is multiplied with a share for each: ``squared_shares_E`` is the sum of the squared shares,
+which weigh errors as they arrive in the residual stream. Without routing it is the count.
 
-A sum is taken in fp32 within one window and in fp64 across windows: as exact as fp64 throughout to 1e-7, which
-is what fp32 can store, at the cost of fp32.
+Sums are taken in fp32 within a window and in fp64 across windows. That is as exact as fp64 throughout to 1e-7, which is
+the precision of fp32, and as fast as fp32.
 
 Shapes: T tokens, E experts or heads (1 for an ordinary matrix), I input columns.
 """
@@ -27,7 +27,7 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ColumnStatistics:
-    """What met each column of a matrix, of each expert's matrix, or of each head; nothing met gives zeros."""
+    """Statistics of each column of a matrix, of each expert's matrix, or of each head; zeros without any input."""
 
     sum_of_squares_EI: Floats
     sum_of_magnitudes_EI: Floats
@@ -36,23 +36,13 @@ class ColumnStatistics:
     squared_shares_E: Floats
 
     @property
-    def mean_square(self) -> Floats:
-        """[E, I]; zeros where nothing was met."""
-        return self.sum_of_squares_EI / self._divisor
-
-    @property
-    def mean_magnitude(self) -> Floats:
-        """[E, I]; zeros where nothing was met."""
-        return self.sum_of_magnitudes_EI / self._divisor
-
-    @property
     def largest(self) -> float:
         """The largest magnitude of all."""
         return float(self.max_magnitude_EI.max())
 
     @property
     def largest_column(self) -> int:
-        """The column where it was met."""
+        """The column of the largest magnitude."""
         return int(self.max_magnitude_EI.max(axis=0).argmax())
 
     def expert(self, expert: int) -> ColumnStatistics:
@@ -66,13 +56,9 @@ class ColumnStatistics:
             squared_shares_E=self.squared_shares_E[rows],
         )
 
-    @property
-    def _divisor(self) -> Floats:
-        return np.maximum(self.count_E, 1).astype(np.float32)[:, None]
-
 
 class ColumnAccumulator:
-    """Statistics in the making; the order of ``add`` decides the last bits, and nothing else does."""
+    """Adds inputs up to statistics; the last bits depend on the order of calls, and on nothing else."""
 
     def __init__(self, experts: int, columns: int) -> None:
         self._squares_EI = torch.zeros(experts, columns, dtype=torch.float64)
@@ -82,11 +68,11 @@ class ColumnAccumulator:
         self._squared_shares_E = torch.zeros(experts, dtype=torch.float64)
 
     def add(self, x_TI: Tensor, *, expert: int = 0, shares_T: Tensor | None = None) -> None:
-        """Vectors that met one matrix, and the share that its result gets in each of their tokens."""
+        """Add inputs of one matrix, and for an expert the share that its output gets for each token."""
         self._add(x_TI[:, None], slice(expert, expert + 1), shares_T)
 
     def add_heads(self, x_TEI: Tensor) -> None:
-        """Vectors that each head has one of."""
+        """Add vectors of all heads."""
         self._add(x_TEI, slice(None), None)
 
     def result(self) -> ColumnStatistics:

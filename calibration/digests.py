@@ -1,12 +1,12 @@
-"""Digests of what a calibration came from: the checkpoint and the tokens.
+"""Digests of a checkpoint and of tokens: they tell which calibration a result belongs to.
 
-A checkpoint's digest is over its config, the name, shape and number format of each weight, and the values of a
-few of its rows.  Reading all of it would take as long as an export; fine-tunes change every row of the matrices
-they touch, so a few rows tell two of them apart.  It does not depend on where the files lie or how they are cut
-into shards, so it may be recorded in results.
+The digest of a checkpoint is over its config, the name, shape and number format of each weight, and the values of a few
+rows. Reading all of it would take as long as an export. Fine-tunes change every row of the matrices that they train, so
+a few rows tell two of them apart. The digest does not depend on where the files lie or how they are cut into shards, so
+it may be recorded in results.
 
-What must never be wrong is the resuming of a run: there the files' sizes and times of change are added, so that
-a checkpoint that was edited in place is another one.
+Resuming a run must never take results of another checkpoint. There the sizes and modification times of files are added,
+so that a checkpoint that was edited in place counts as another one.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def checkpoint_digest(graph: Graph) -> str:
 
 
 def file_stamps(graph: Graph) -> list[str]:
-    """Name, size and time of change of each file that the weights lie in, as text."""
+    """Name, size and modification time of each file of the checkpoint, as text."""
     paths = {weight.path for weight in graph if isinstance(weight, StoredWeight)}
     stats = [(path.name, path.stat()) for path in sorted(paths)]
     return [f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in stats]
@@ -54,9 +54,9 @@ def run_key(
     formats: Mapping[str, str],
     settings: Mapping[str, Any],
 ) -> str:
-    """Names a solver's run by all that its results depend on, and so the folder in which it may be resumed.
+    """A name for a solver's run that depends on everything its results depend on; it names the folder to resume from.
 
-    The version of torch and the number of its threads are among it: the last bits of a product depend on them.
+    That includes the version of torch and the number of its threads, because the last bits of a product depend on them.
     """
     return text_digest(
         [
@@ -86,6 +86,6 @@ def text_digest(parts: Sequence[str]) -> str:
 
 
 def _sampled_rows(weight: Weight) -> list[int]:
-    """First, last and some between; a vector is one row that is read whole."""
+    """The first row, the last, and some between; of a vector, single values."""
     rows = weight.shape[0]
     return sorted({round(i * (rows - 1) / (SAMPLED_ROWS - 1)) for i in range(SAMPLED_ROWS)})

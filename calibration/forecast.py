@@ -1,7 +1,7 @@
-"""What a calibration run will take in time, memory and disk, said before it starts.
+"""Estimate how much time, memory and disk a calibration run will take.
 
-Time comes from a rehearsal: one window through the first layer, and the reading of that layer's attention
-weights; and so does most of the memory.  The rest, and the disk, follow from shapes.
+Time is measured: one window passes through the first layer, and the layer's attention weights are read. Most of the
+memory is measured in the same way. The rest, and the disk, follow from shapes.
 
 Shapes: T tokens of one window.
 """
@@ -35,10 +35,10 @@ __all__ = ["Forecast", "block_tokens", "check_disk", "forecast"]
 FP32_BYTES = 4
 MIN_BLOCK_BYTES, MAX_BLOCK_BYTES = 128 << 20, 512 << 20
 
-# Copies of a block's hidden states at the worst moment: before and after each half, normed, and what experts add.
+# The most copies of a block's hidden states: before and after each half, after a norm, and the sum of experts.
 COPIES = 5
 
-# Of each column of each matrix: three numbers in the end, and fp64 sums in the making.
+# For each column of each matrix: three numbers in the result, and fp64 sums while it is computed.
 COLUMN_BYTES, COLUMN_BYTES_IN_THE_MAKING = 12, 20
 
 
@@ -58,7 +58,7 @@ class Forecast:
 
 
 def block_tokens(graph: Graph) -> int:
-    """How many tokens pass through a layer at a time: their hidden states take about what the layer does."""
+    """How many tokens pass through a layer at a time: their hidden states take about as much memory as the layer."""
     layer_bytes = FP32_BYTES * sum(_count(weight) for weight in graph if weight.role.layer == 0)
     budget = min(max(layer_bytes, MIN_BLOCK_BYTES), MAX_BLOCK_BYTES)
     return max(1, budget // (COPIES * graph.config.hidden_size * FP32_BYTES))
@@ -66,7 +66,7 @@ def block_tokens(graph: Graph) -> int:
 
 @torch.inference_mode()
 def forecast(graph: Graph, windows: Sequence[NDArray[np.int64]], *, done_layers: int = 0) -> Forecast:
-    """What the layers that are left to do will take."""
+    """The estimate for the layers that are not done yet."""
     num_tokens = sum(map(len, windows))
     left = graph.config.num_hidden_layers - done_layers
     blocks = -(-num_tokens // block_tokens(graph))
@@ -76,13 +76,13 @@ def forecast(graph: Graph, windows: Sequence[NDArray[np.int64]], *, done_layers:
 
 
 def check_disk(needed: int, folder: Path) -> None:
-    """Raises OutputError where the disk of ``folder``, which need not exist yet, has less than ``needed`` left."""
+    """Raise OutputError if the disk of ``folder``, which need not exist yet, has less than ``needed`` bytes free."""
     existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
     free = shutil.disk_usage(existing).free
     if free < needed:
         raise OutputError(
             f"{folder}: {needed / 1e9:.2f} GB are needed for unfinished work and {free / 1e9:.2f} GB are free; free "
-            "some space, or choose a --work-dir on another disk"
+            "some space, or choose a `work_dir` on another disk"
         )
 
 
@@ -90,7 +90,7 @@ def _rehearse(graph: Graph, window_T: NDArray[np.int64]) -> tuple[float, float]:
     """Seconds to read a layer, and to pass one token through one."""
     collector = LayerCollector(graph.config)
     hidden = [embed(graph, torch.from_numpy(np.asarray(window_T, np.int64)))]
-    run_layer(graph, 0, hidden=[hidden[0][:1]], probe=collector.probe)  # wakes threads and page cache
+    run_layer(graph, 0, hidden=[hidden[0][:1]], probe=collector.probe)  # starts threads and fills the page cache
     started = time.perf_counter()
     read_attention(graph, 0)
     reading = (time.perf_counter() - started) * _layer_size(graph) / _layer_size(graph, only_attention=True)
@@ -101,7 +101,7 @@ def _rehearse(graph: Graph, window_T: NDArray[np.int64]) -> tuple[float, float]:
 
 
 def _memory(graph: Graph, windows: Sequence[NDArray[np.int64]]) -> int:
-    """What the rehearsal has taken (a half layer, the inner states of a window), a block of windows, the results."""
+    """Bytes: the most so far (half a layer, the inner states of a window), a block of windows, and the results."""
     config = graph.config
     lengths = [len(window_T) for window_T in windows]
     block = max(min(block_tokens(graph), sum(lengths)), *lengths)
@@ -112,7 +112,7 @@ def _memory(graph: Graph, windows: Sequence[NDArray[np.int64]]) -> int:
 
 
 def _peak_bytes() -> int:
-    """The most memory that this process has held so far."""
+    """The most memory that this process has used so far."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 

@@ -1,8 +1,7 @@
-"""Where a runtime that computes in fp16 would overflow, by the names of the layers.
+"""Find where a runtime that computes in fp16 would overflow, by the names of layers.
 
-fp16 ends at 65,504.  Two things go wrong before a residual stream reaches that: RMSNorm squares it, so a norm
-taken in fp16 overflows where |x| exceeds 255.9; and what was measured on some text comes near the end on
-other text, hence the margin.
+fp16 ends at 65,504. Two problems begin earlier. RMSNorm squares the residual stream, so a norm computed in fp16
+overflows where |x| exceeds 255.9. And values on other text may be larger than on the measured text, hence the margin.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ __all__ = ["FP16_MAX", "Fp16Warning", "fp16_warnings"]
 FP16_MAX = 65504.0
 SQUARE_MAX = FP16_MAX**0.5
 
-# From this part of the range on, other text may well leave it.
+# From this part of the range on, other text may well overflow.
 MARGIN = 0.25
 
 RESIDUAL = (Place.INPUT, Place.AFTER_ATTENTION, Place.OUTPUT)
@@ -28,7 +27,7 @@ RESIDUAL = (Place.INPUT, Place.AFTER_ATTENTION, Place.OUTPUT)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fp16Warning:
-    """``name`` meets |x| up to ``largest`` in ``column``; ``is_square``: it is the square that overflows."""
+    """``name`` has values |x| up to ``largest`` in ``column``; with ``is_square`` their square overflows."""
 
     name: str
     largest: float
@@ -43,7 +42,7 @@ class Fp16Warning:
 
 
 def fp16_warnings(statistics: Statistics) -> list[Fp16Warning]:
-    """Values near the end of fp16's range, and norms whose squares leave it, worst first."""
+    """Values near the end of fp16's range, and norms whose squares exceed it, worst first."""
     found = [*_values(statistics), *_norms(statistics)]
     return sorted(found, key=lambda warning: (warning.is_square, -warning.largest))
 
@@ -64,7 +63,7 @@ def _norms(statistics: Statistics) -> Iterator[Fp16Warning]:
 
 
 def _norm_after(site: Site, last: int) -> Role:
-    """The norm that reads this point of the residual stream."""
+    """The norm that reads the residual stream at this point."""
     assert site.layer is not None
     if site.place is Place.INPUT:
         return Role(Kind.INPUT_LAYERNORM, site.layer)

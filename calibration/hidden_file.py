@@ -1,8 +1,8 @@
-"""The residual stream of all windows between two layers, as a file of fp32 rows, [all tokens, D].
+"""A file with the residual stream of all windows between two layers, as fp32 rows [all tokens, D].
 
-A file rather than memory, always: while there is room the operating system keeps it in its cache, and gives
-that memory up where there is none; and a run that was killed finds it again.  Blocks of windows are read, not mapped:
-mapped pages would count as resident.
+It is a file and not memory, even for small models. The operating system keeps it in its cache while there is room, and
+frees that memory when there is none. A run that was killed finds it again. Blocks of windows are read, not mapped, as
+mapped pages would count as resident memory.
 
 Shapes: T tokens of one window, D hidden.
 """
@@ -30,13 +30,13 @@ FP32_BYTES = 4
 
 
 def num_hidden_bytes(num_tokens: int, hidden_size: int) -> int:
-    """What one such file takes."""
+    """The size of such a file."""
     return num_tokens * hidden_size * FP32_BYTES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HiddenFile:
-    """A whole file; ``lengths`` are the tokens of each window."""
+    """A finished file; ``lengths`` are the numbers of tokens of the windows."""
 
     path: Path
     lengths: Sequence[int]
@@ -48,7 +48,7 @@ class HiddenFile:
         return self.path.is_file() and self.path.stat().st_size == size
 
     def blocks(self, max_tokens: int) -> Iterator[list[Tensor]]:
-        """The windows in order, [T, D] each, as many at a time as ``max_tokens`` hold, and one at least."""
+        """The windows in order, [T, D] each; as many at a time as ``max_tokens`` allows, but at least one."""
         with self.path.open("rb", buffering=0) as file:
             for lengths in _blocks(self.lengths, max_tokens):
                 yield [self._read_next(file, length) for length in lengths]
@@ -59,14 +59,14 @@ class HiddenFile:
         while view:
             count = file.readinto(view)
             if not count:
-                raise OutputError(f"{self.path}: cut short while it was in use; start again with --no-resume")
+                raise OutputError(f"{self.path}: cut short while it was in use; start again with `resume=False`")
             view = view[count:]
         return torch.from_numpy(x_TD)
 
 
 @dataclass(slots=True)
 class HiddenWriter:
-    """Appends windows to a file in the making."""
+    """Appends windows to a file that is being written."""
 
     descriptor: int
 

@@ -1,13 +1,14 @@
-"""Scales between q_norm and k_norm under which a quantized cache keeps keys better, at no cost and exactly.
+"""Scales between q_norm and k_norm that let a quantized cache store keys better, exactly and at no cost.
 
-A runtime that keeps keys as Q8_0 or Q4_0 rounds all channels of a block under one scale, so that the error of each
-channel is as large as the largest of them, while it counts as the query's channel is large. QK-Norm gives keys whatever
-sizes k_norm has, and q_norm whatever is left: the product is all that training fixed. Dividing k_norm by s and
-multiplying q_norm with it changes no score where s is equal within each pair that RoPE rotates.
+A runtime that stores keys as Q8_0 or Q4_0 rounds all channels of a block under one scale. So all channels have errors
+of the same size, which the largest channel decides, and each error is multiplied with the query's channel. With
+QK-Norm, the sizes of keys and queries are those of k_norm and q_norm, of which training fixes only the product.
+Dividing k_norm by s and multiplying q_norm with s changes no score, as long as s is equal within each pair that RoPE
+rotates.
 
-With k and q the root mean squares of a pair's channels, after norm and RoPE, s = sqrt(k / q) makes them equal, which is
-what minimizes  Σ (k/s)² · Σ (q·s)²,  the error of a score under noise that is spread evenly over channels (Cauchy and
-Schwarz).
+Let k and q be the root mean squares of a pair's channels after norm and RoPE. s = sqrt(k / q) makes them equal. That
+minimizes  Σ (k/s)² · Σ (q·s)²,  which is the error of a score under noise that is the same for all channels (by Cauchy
+and Schwarz).
 """
 
 # T tokens  K heads  H head_dim
@@ -29,7 +30,7 @@ from qwen3_export.reference.probe import Place, Site
 __all__ = ["BALANCE_TOKENS", "balance_keys", "sizes_of_keys_and_queries"]
 
 BALANCE_TOKENS = 8192
-"""About as many tokens say enough of channels' sizes."""
+"""About as many tokens are enough to measure the sizes of channels."""
 
 Values = NDArray[np.float32]
 
@@ -37,7 +38,7 @@ Values = NDArray[np.float32]
 def balance_keys(
     graph: Graph, windows: Sequence[NDArray[np.int64]], *, progress: Callable[[int, int], None] | None = None
 ) -> dict[Fold, Values]:
-    """The scales of every layer, for ``transforms.fold``; a geometric mean of 1 each."""
+    """The scales of every layer, for ``transforms.fold``, with a geometric mean of 1."""
     step = max(1, sum(map(len, windows)) // BALANCE_TOKENS)
     sizes = sizes_of_keys_and_queries(graph, windows[::step], progress=progress)
     return {Fold(Pair.K_NORM, layer): _normed(np.sqrt(k_H / q_H)) for layer, (k_H, q_H) in sizes.items()}
@@ -60,6 +61,6 @@ def sizes_of_keys_and_queries(
 
 
 def _normed(scale: Values) -> Values:
-    """With a geometric mean of 1; a channel that is always zero is left where it is."""
+    """The scale divided by its geometric mean; a channel that is always zero gets 1."""
     scale = np.where(np.isfinite(scale) & (scale > 0), scale, 1)
     return np.asarray(scale / np.exp(np.log(scale).mean()), np.float32)

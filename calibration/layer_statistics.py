@@ -1,7 +1,8 @@
-"""The statistics of one layer, gathered through the reference's probe while windows of tokens pass through it.
+"""Collect the statistics of one layer through the reference's probe, while windows of tokens pass through it.
 
-Inputs are kept once for all weights that share them (q, k and v; gate and up), experts of a layer together, and
-states (residual stream, what attention and MLP add to it, queries and keys after norm and RoPE) by their place.
+Weights with the same inputs (q, k and v; gate and up) have one entry, and so have the experts of a layer together.
+States (the residual stream, what attention and MLP add to it, queries and keys after norm and RoPE) are kept by their
+place.
 
 Shapes: T tokens, D hidden, N heads, H head_dim, I in.
 """
@@ -27,7 +28,7 @@ BY_HEAD = frozenset({Place.Q_ROPE, Place.K_ROPE})
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class LayerStatistics:
-    """One layer's part; roles have no expert, an expert's numbers are a row of its kind's."""
+    """The statistics of one layer. Roles have no expert: each expert has a row in the statistics of its kind."""
 
     inputs: Mapping[Role, ColumnStatistics]
     states: Mapping[Site, ColumnStatistics]
@@ -35,7 +36,7 @@ class LayerStatistics:
 
 @dataclass(slots=True)
 class LayerCollector:
-    """Statistics in the making, to be handed to the reference as ``probe``."""
+    """Collects statistics; its ``probe`` is passed to the reference."""
 
     config: Qwen3Config
     _inputs: dict[Role, ColumnAccumulator] = field(default_factory=dict)
@@ -59,7 +60,7 @@ class LayerCollector:
         self._states[site].add_heads(heads_TNH)
 
     def result(self) -> LayerStatistics:
-        """What was seen.  Raises CheckpointError where something overflowed even fp32."""
+        """The statistics so far. Raises CheckpointError if something overflowed even fp32."""
         states = {site: accumulator.result() for site, accumulator in self._states.items()}
         for site, found in states.items():
             if not np.isfinite(found.sum_of_squares_EI).all():

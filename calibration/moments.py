@@ -1,8 +1,8 @@
-"""Sums over tokens that a solver needs of a linear weight's inputs: see ``quantizers.gptq.hessian.Moments``.
+"""Add up the inputs of a linear weight to the sums that GPTQ needs (``quantizers.gptq.hessian.Moments``).
 
-*QK-Norm.*  What q_proj and k_proj give reaches attention through RMSNorm, so that an error in it counts as
-1 / rms_h(t)² for token t and head h: their Hessian is Σ x xᵀ / rms_h(t)².  ``norm_weights`` gives these weights, for
-the heads of each group (a key head, and the query heads that read it) or averaged over all heads.
+*QK-Norm.* The outputs of q_proj and k_proj reach attention through RMSNorm, so that a squared error of token t and head
+h counts with 1 / rms_h(t)²: the Hessian is Σ x xᵀ / rms_h(t)². ``norm_weights`` gives these factors, for each group of
+heads (a key head, or the query heads that read it) or averaged over all heads.
 
 Shapes: T tokens, P tokens routed to one expert, D hidden, N heads, H head_dim, I in, O out, G groups of heads
 """
@@ -20,11 +20,11 @@ SUMMED_COLUMNS = 256
 
 
 class MomentSums:
-    """Moments in the making, in fp32; the order of ``add`` decides the last bits, and nothing else does.
+    """Adds inputs up in fp32; the last bits depend on the order of calls, and on nothing else.
 
-    ``residual_size`` is the width O of the residual stream, for weights that add to it.  ``has_cross`` is False where
-    the residual says already what the inputs differ from the fp32 model's by.  Of the Hessian, which is symmetric,
-    the blocks below the diagonal are not summed but copied in the end.
+    ``residual_size`` is the width O of the residual stream, for weights that add to it. ``has_cross`` is False where
+    the residual already includes the effect of inputs that differ from the fp32 model's. The Hessian is symmetric; its
+    blocks below the diagonal are not summed but copied in the end.
     """
 
     def __init__(self, columns: int, *, residual_size: int = 0, has_cross: bool = True) -> None:
@@ -42,7 +42,7 @@ class MomentSums:
         residual_PO: Tensor | None = None,
         weight_P: Tensor | None = None,
     ) -> None:
-        """Inputs, the fp32 model's, what the residual stream is off by, and what each token counts for."""
+        """Add inputs, the fp32 model's inputs, the errors of the residual stream, and a weight for each token."""
         weighted_PI = x_PI if weight_P is None else x_PI * weight_P[:, None]
         for first in range(0, x_PI.shape[1], SUMMED_COLUMNS):
             block = slice(first, first + SUMMED_COLUMNS)
@@ -55,7 +55,7 @@ class MomentSums:
         self.mass += len(x_PI) if weight_P is None else float(weight_P.sum())
 
     def add_share(self, other: MomentSums, mass: float) -> None:
-        """Add another's sums, brought to this mass."""
+        """Add the sums of another, scaled to the mass (the sum of token weights) ``mass``."""
         if not other.mass:
             return
         share = mass / other.mass
@@ -74,7 +74,7 @@ class MomentSums:
 
 
 class RelativeError:
-    """The squared distance of some vectors from others, relative to the others' squares."""
+    """Sums up the squared distance of vectors from wanted ones, relative to the squares of the wanted ones."""
 
     def __init__(self) -> None:
         self._distance = 0.0
@@ -90,6 +90,6 @@ class RelativeError:
 
 
 def norm_weights(heads_TNH: Tensor, *, groups: int, eps: float) -> Tensor:
-    """What each token counts for in each of ``groups`` groups of heads, before their norm: [G, T]."""
+    """The weight of each token in each of ``groups`` groups of heads, [G, T], from the heads before their norm."""
     inverse_TN = 1 / (heads_TNH.square().mean(dim=-1) + eps)
     return inverse_TN.view(len(inverse_TN), groups, -1).mean(dim=-1).T.contiguous()

@@ -1,4 +1,4 @@
-"""How stored values were chosen, as a flat mapping of strings: what an artifact that is a folder says of itself."""
+"""Metadata on how stored values were chosen, as strings: artifacts that are folders carry it."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def describe(*, model: str, recipe: str, solution: Solution | None, **more: str)
 
 
 def read_calibration_record(metadata: Mapping[str, str]) -> dict[str, Any] | None:
-    """The text that values were calibrated on, and each weight's error; None where nothing is said."""
+    """The calibration text and the error of each weight, from an artifact's metadata; None if there is no record."""
     text = metadata.get(PREFIX + "calibration")
     if text is None:
         return None
@@ -52,12 +52,12 @@ def read_calibration_record(metadata: Mapping[str, str]) -> dict[str, Any] | Non
 
 
 def recorded(metadata: Mapping[str, str], key: str) -> str:
-    """What an artifact says of itself under a key such as ``recipe``; ``unknown`` where it says nothing."""
+    """The metadata under a key such as ``recipe``; ``unknown`` if there is none."""
     return metadata.get(PREFIX + key, "unknown")
 
 
 def calibration_or_none(metadata: Mapping[str, str]) -> dict[str, Any] | None:
-    """The same as ``read_calibration_record``, for a report: None too where it cannot be read."""
+    """``read_calibration_record`` for a report: also None if the record cannot be read."""
     try:
         return read_calibration_record(metadata)
     except CheckpointError:
@@ -65,7 +65,7 @@ def calibration_or_none(metadata: Mapping[str, str]) -> dict[str, Any] | None:
 
 
 def read_scales_record(metadata: Mapping[str, str]) -> dict[Fold, NDArray[np.float32]]:
-    """The scales that were moved before rounding; CheckpointError where they cannot be read."""
+    """The scales that were moved before rounding; CheckpointError if they cannot be read."""
     try:
         found = json.loads(metadata.get(PREFIX + "scales", "{}"))
         return {

@@ -1,8 +1,8 @@
-"""The solvers by name: how the stored values of an export are chosen, whatever its target.
+"""The solvers by name: how the stored values of an export are chosen, for every target.
 
-``rtn`` rounds to nearest under searched scales, and needs no text.  ``gptq`` chooses the values of each layer so that
-its outputs on a calibration text change least, given what the layers before it have already lost.  ``awq`` moves
-scales between weights, exactly, to where a text's activations make rounding cost least, and then rounds to nearest.
+``rtn`` rounds to nearest under searched scales, and needs no text. ``gptq`` chooses the values of each layer so that
+its outputs on a calibration text change least, given the errors of the layers before it. ``awq`` moves scales between
+weights so that rounding costs least for the activations on a text, and then rounds to nearest.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from qwen3_export.errors import ExportError
 from qwen3_export.files.unfinished import remove_runs
 from qwen3_export.graph import Graph
 from qwen3_export.parallel import default_threads
-from qwen3_export.quantizers.gptq.slab import NumberFormat
+from qwen3_export.quantizers.formats import NumberFormat
 from qwen3_export.quantizers.transforms import Fold
 
 __all__ = ["Formats", "Method", "Solution", "Solver", "forecast_solving", "solve"]
@@ -34,14 +34,14 @@ __all__ = ["Formats", "Method", "Solution", "Solver", "forecast_solving", "solve
 Solver = Literal["gptq", "awq"]
 Method = Literal["rtn", "gptq", "awq"]
 
-Formats = Mapping[str, str | NumberFormat]
-"""A number format for the name of each weight: one of GGML's by name, or any."""
+Formats = Mapping[str, NumberFormat]
+"""The number format of each weight, by the weight's name."""
 
 Progress = Callable[[int, int], None]
 
 
 class _Origin(TypedDict):
-    """The fields of a solution that say what it was calibrated on."""
+    """The fields of a solution that name its calibration text."""
 
     dataset: str
     sha256: str
@@ -50,10 +50,10 @@ class _Origin(TypedDict):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Solution:
-    """The graph with the values that a solver chose, and where they come from.
+    """The graph with the values that a solver chose, and the text that it used.
 
-    ``errors`` by weight name: the output error that storing it costs, relative to its output.  ``scales`` are those
-    that were moved before rounding; ``notes`` what a user should hear of.
+    ``errors`` are by weight name: the error of the weight's output, relative to the output. ``scales`` were moved
+    before rounding; ``notes`` are sentences for the user.
     """
 
     graph: Graph
@@ -77,10 +77,11 @@ def solve(
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> Solution:
-    """Choose the values of every weight in the very format that ``formats`` gives for its name.
+    """Choose the values of every weight in the format that ``formats`` gives for its name.
 
-    Results are kept in ``work_dir`` as they come, and the solution reads some of them from there: the folder must
-    outlive the writing.  With ``resume`` an interrupted run goes on where it ended.
+    Results are kept in ``work_dir`` as they come, and the solution reads some of them from there, so the folder must
+    stay until the export is written. With ``resume`` an interrupted run is continued. Raises ExportError for an unknown
+    ``method``.
     """
     _check_method(method)
     if not resume:
@@ -98,7 +99,7 @@ def solve(
 def forecast_solving(
     method: str, graph: Graph, formats: Formats, calibration: Calibration, *, threads: int | None = None
 ) -> Forecast:
-    """What ``solve`` will take in time, memory and disk."""
+    """Estimate the time, memory and disk that ``solve`` will take."""
     _check_method(method)
     if method == "awq":
         return awq_forecast(graph, formats, calibration.windows)

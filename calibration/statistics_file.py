@@ -1,9 +1,9 @@
-"""Statistics as a file: safetensors, so that any tool can read it, under keys that name kind and layer.
+"""Write statistics to a safetensors file, and read them, under keys that name kind and layer.
 
     input.q_proj.3.sum_of_squares      [E, I]   input.lm_head.sum_of_squares
     state.k_rope.3.max_magnitude       [K, H]   state.final.max_magnitude
 
-Where they come from stands in the metadata.  The same form keeps one layer's part in the work directory.
+The metadata names the model and the tokens. The work folder holds the statistics of single layers in the same form.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def write_statistics(path: Path, statistics: Statistics, *, overwrite: bool = Fa
 
 
 def read_statistics(path: Path) -> Statistics:
-    """Read them back.  Raises CheckpointError for a file that holds none, or is damaged."""
+    """Statistics from a file: the inverse of ``write_statistics``. Raises CheckpointError if there are none in it."""
     part, metadata = _read(path)
     try:
         origin = Origin(**json.loads(metadata["origin"]))
@@ -67,6 +67,7 @@ def write_layer_statistics(path: Path, part: LayerStatistics) -> None:
 
 
 def read_layer_statistics(path: Path) -> LayerStatistics:
+    """The statistics of one layer: the inverse of ``write_layer_statistics``."""
     return _read(path)[0]
 
 
@@ -95,7 +96,7 @@ def _write(
 
 
 def _arrays(part: LayerStatistics) -> Iterator[tuple[str, str, NDArray[Any]]]:
-    """Name, stored type and values of every array, in a fixed order; counts first, so that all lie aligned."""
+    """Name, stored type and values of every array in a fixed order, with counts first, so that all are aligned."""
     for field, (attribute, stored) in sorted(FIELDS.items(), key=lambda item: item[1][1] != "I64"):
         for name, found in _entries(part):
             yield f"{name}.{field}", stored, np.ascontiguousarray(getattr(found, attribute), DTYPES[stored])

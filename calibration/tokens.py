@@ -1,9 +1,9 @@
-"""Calibration text to windows of tokens: the sample that ships with the package, or the user's own file.
+"""Turn calibration text into windows of tokens: the package's own sample, or a file of the user.
 
-A ``.txt`` file is one text.  A ``.jsonl`` file has an object a line, with ``text`` or with ``messages`` (and perhaps
-``tools`` and ``enable_thinking``), which the checkpoint's own chat template renders: a model is calibrated as it will
-be spoken to.  All texts are tokenized and laid end to end, and the row is cut into windows of equal length.  Where
-that gives more windows than are wanted, the seed draws which; their order stays.
+A ``.txt`` file is one text. A ``.jsonl`` file has an object on each line, with ``text`` or with ``messages`` (and
+perhaps ``tools`` and ``enable_thinking``), which are rendered with the checkpoint's chat template, as in later use. All
+texts are tokenized and put one after the other, and cut into windows of equal length. If there are more windows than
+wanted, some are drawn at random by the seed; their order stays.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ __all__ = ["Calibration", "TextEncoder", "read_calibration", "sample_path"]
 DEFAULT_SAMPLES, DEFAULT_LENGTH = 128, 512
 GOOD_TOKENS = DEFAULT_SAMPLES * DEFAULT_LENGTH
 
-# Fewer say too little of any model; and text of fewer different ones is no text.
+# Fewer tokens are too few for any model, and text with fewer different tokens is no text.
 MIN_TOKENS, MIN_DISTINCT_TOKENS = 1024, 16
 
 
 class TextEncoder(Protocol):
-    """What is needed of a checkpoint's tokenizer."""
+    """The part of a tokenizer that calibration needs."""
 
     def encode(self, text: str) -> list[int]: ...
 
@@ -59,12 +59,12 @@ class Calibration:
 
     @property
     def digest(self) -> str:
-        """Names these very tokens in reports and files."""
+        """Identifies these tokens in reports and files."""
         return token_digest(self.windows)
 
 
 def sample_path() -> Path:
-    """The sample that ships with the package, written for it."""
+    """The sample text that ships with the package, and was written for it."""
     return Path(str(resources.files("qwen3_export.data").joinpath("calibration", "sample.jsonl")))
 
 
@@ -78,8 +78,8 @@ def read_calibration(
 ) -> Calibration:
     """At most ``num_samples`` windows of ``sequence_length`` tokens from a file; None is the package's sample.
 
-    A text of less than one window gives one shorter window.  Raises CalibrationError for a file that cannot be
-    read, is no text, or has too little of it.
+    A text that is shorter than one window gives one shorter window. Raises CalibrationError for a file that cannot be
+    read, is no text, or has too little text.
     """
     if num_samples < 1 or sequence_length < 2:
         raise CalibrationError(f"{num_samples} windows of {sequence_length} tokens are none; take 1 of 2 at least")

@@ -1,7 +1,7 @@
-"""What a calibration holds for every token: one vector a token, window by window, in memory or on disk.
+"""One vector for each token, window by window, in memory or on disk: the hidden states of a calibration run.
 
-Small runs keep them in memory.  Beyond ``MEMORY_LIMIT`` they go to an unnamed file in the work folder, which is
-written and read a window at a time and vanishes with the run.
+Small runs keep them in memory. Above ``MEMORY_LIMIT`` bytes they go to an unnamed file in the work folder, which is
+written and read one window at a time and disappears with the run.
 
 Shapes: T tokens of one window, W width of the vectors
 """
@@ -27,7 +27,7 @@ MEMORY_LIMIT = 1 << 30
 
 
 class WindowStates:
-    """``states[i]`` is the tensor [T, W] of window i, to be set before it is read; ``close`` gives up its space."""
+    """``states[i]`` is the tensor [T, W] of window i; it must be set before it is read. ``close`` frees the space."""
 
     def __init__(self, lengths: Sequence[int], width: int, *, folder: Path, memory_limit: int = MEMORY_LIMIT) -> None:
         self._lengths, self._width = tuple(lengths), width
@@ -65,7 +65,7 @@ class WindowStates:
         except OSError as error:
             raise OutputError(
                 f"the disk is full ({error.strerror}): {math.ceil(self._offsets[-1] / 1e9)} GB of hidden states are "
-                "needed; free some space, or choose another --work-dir"
+                "needed; free some space, or choose another `work_dir`"
             ) from error
 
     def close(self) -> None:

@@ -1,8 +1,8 @@
-"""The folder in which a calibration run keeps what it has done, layer by layer.
+"""The folder in which a calibration run keeps its results, layer by layer, so that it can be resumed.
 
-It is named by the content that the run depends on: the checkpoint, the tokens, the version of torch and the
-number of its threads (on which the last bits of a product depend).  A run that finds its own folder goes on
-where it ended and gives, bit by bit, what it would have given undisturbed; another run never finds it.
+Its name depends on everything that the run depends on: the checkpoint, the tokens, the version of torch and the number
+of its threads (on which the last bits of a product depend). A run that finds its own folder continues there, and its
+results are the same bits as those of an undisturbed run. A different run has a different folder.
 
     statistics-1f0c…/hidden-0003.f32           the residual stream before layer 3
                      layer-0002.safetensors    the statistics of layer 2
@@ -27,13 +27,13 @@ from qwen3_export.graph import Graph
 
 __all__ = ["WorkFolder", "open_work_folder"]
 
-# To be raised when a change makes the results of older runs differ.
+# Raise it when a change makes results differ from those of older runs.
 VERSION = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkFolder:
-    """The folder of one run; ``lengths`` are the tokens of each window."""
+    """The folder of one run; ``lengths`` are the numbers of tokens of the windows."""
 
     path: Path
     lengths: Sequence[int]
@@ -42,7 +42,7 @@ class WorkFolder:
 
     @property
     def done_layers(self) -> int:
-        """How many layers are done and need not be run again; 0 where there is nothing to go on with."""
+        """How many layers are done and need not be run again; 0 if there is nothing to continue."""
         for layer in range(self.num_layers, 0, -1):
             if self.hidden(layer).is_whole and all(self.layer_file(before).exists() for before in range(layer)):
                 return layer
@@ -55,19 +55,20 @@ class WorkFolder:
         )
 
     def layer_file(self, layer: int) -> Path:
-        """Where the statistics of this layer are kept."""
+        """The file for the statistics of this layer."""
         return self.path / f"layer-{layer:04d}.safetensors"
 
     def create(self) -> None:
+        """Make the folder; OutputError if that is not possible."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise OutputError(
-                f"{self.path}: cannot be created ({error.strerror}); choose another --work-dir"
+                f"{self.path}: cannot be created ({error.strerror}); choose another `work_dir`"
             ) from error
 
     def remove(self) -> None:
-        """Remove the folder, and the one it lies in where that is empty then."""
+        """Remove the folder, and the one that contains it if that is empty then."""
         shutil.rmtree(self.path, ignore_errors=True)
         with suppress(OSError):
             self.path.parent.rmdir()

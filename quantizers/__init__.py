@@ -1,1 +1,1 @@
-"""Number formats (which values a weight may take) and solvers (which of them it gets)."""
+"""Number formats: the values that a weight can be stored as. Solvers: how the stored values are chosen."""

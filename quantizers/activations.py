@@ -1,8 +1,8 @@
-"""Int8 activations, as runtimes make them on the fly: one scale a token, or one a block of a token.
+"""Rounding of activations to int8 as runtimes do it: one scale for each token, or for each block of a token.
 
 With W8A8 (and XNNPACK's 8da4w) a runtime rounds the input of each linear weight to int8 before it multiplies, with a
-scale taken from that very token. The reference with its activations rounded the same way is a model of that
-arithmetic: what it costs is measured apart from what the weights cost.
+scale computed from the token itself. The reference, with its activations rounded in the same way, is a model of that
+arithmetic. So the cost of rounding activations is measured separately from the cost of rounding weights.
 
     round_activations = Int8Activations(symmetric=False).round       # what XNNPACK does
     forward(quantized_graph, sequences, round_activations=round_activations)
@@ -22,38 +22,38 @@ from torch import Tensor
 
 from qwen3_export.errors import QuantizationError
 from qwen3_export.graph import Weight
-from qwen3_export.quantizers.weights.coded import CodedWeight
+from qwen3_export.quantizers.weights.protocols import code_format
 
 __all__ = ["Int8Activations", "round_asymmetric", "round_symmetric"]
 
 _LOW, _HIGH = -128, 127
 _LEAST_SCALE = torch.finfo(torch.float32).eps
-"""A token of zeros still needs a scale to be divided by; torchao and ExecuTorch take this one as the least."""
+"""The smallest scale, so that a token of zeros can be divided by it; torchao and ExecuTorch use the same."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Int8Activations:
-    """How a runtime rounds what it multiplies with quantized weights; ``block_size`` None: one scale a token."""
+    """How a runtime rounds the inputs of quantized weights; with ``block_size`` None each token has one scale."""
 
     symmetric: bool = True
     block_size: int | None = None
 
     def __post_init__(self) -> None:
         if self.block_size is not None and self.block_size < 1:
-            raise QuantizationError(f"block_size {self.block_size} of activations is not positive")
+            raise QuantizationError(f"`block_size` {self.block_size} of activations is not positive")
 
     def round(self, x_TI: Tensor, weight: Weight) -> Tensor:
-        """The input of a linear weight as the runtime sees it; a dense weight's input is left alone.
+        """The input of a linear weight as the runtime sees it; unchanged where the weight is stored as floats.
 
-        Each token is rounded by itself. This is a ``round_activations`` for ``reference.forward``.
+        Each token is rounded by itself. This method can be passed to ``reference.forward`` as ``round_activations``.
         """
-        if not isinstance(weight, CodedWeight):
+        if code_format(weight) is None:
             return x_TI
         if self.block_size is None:
             return self._round(x_TI)
         if x_TI.shape[-1] % self.block_size:
             raise QuantizationError(
-                f"{weight.name}: {x_TI.shape[-1]} activations are not a multiple of block_size {self.block_size}"
+                f"{weight.name}: {x_TI.shape[-1]} activations are not a multiple of `block_size` {self.block_size}"
             )
         return self._round(x_TI.reshape(*x_TI.shape[:-1], -1, self.block_size)).flatten(-2)
 
@@ -62,16 +62,16 @@ class Int8Activations:
 
 
 def round_symmetric(x: Tensor) -> Tensor:
-    """The last dimension to int8 and back: the largest magnitude becomes 127, there is no zero point."""
+    """Round the last dimension to int8 and back: the largest magnitude becomes 127, without a zero point."""
     scale = (x.abs().amax(dim=-1, keepdim=True) / _HIGH).clamp_min(_LEAST_SCALE)
     return torch.round(x / scale).clamp_(_LOW, _HIGH) * scale
 
 
 def round_asymmetric(x: Tensor) -> Tensor:
-    """The last dimension to int8 and back: its range, widened to hold zero, spans the 256 codes.
+    """Round the last dimension to int8 and back: its range, widened to contain zero, spans the 256 codes.
 
-    Rounding the zero point moves the range; it is taken from the end whose code and steps cancel better, as in the
-    sources above.
+    The zero point must be rounded too, which moves the range. It is computed from the end of the range where that
+    leaves the smaller error, as in the sources above.
     """
     low = x.amin(dim=-1, keepdim=True).clamp_max(0)
     high = x.amax(dim=-1, keepdim=True).clamp_min(0)

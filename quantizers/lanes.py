@@ -1,11 +1,11 @@
 """Eight float32 numbers as one value, for kernels.
 
 The search for a block's scales does the same arithmetic on many small groups of weights. Whether a compiler turns a
-loop over groups into vector instructions, and keeps its sums in registers, hangs on alias analysis and cost models;
-a kernel that misses is five times slower and looks the same. So kernels here say it: ``Lanes`` is LLVM's vector of
-eight floats, one lane a group, and ``a * b + c`` on it is one instruction on AVX (two on SSE and NEON: LLVM splits
-what the machine does not have). There is no reduction across lanes inside a sum, so the result is the same on
-every vector width.
+loop over groups into vector instructions, and keeps its sums in registers, depends on alias analysis and cost models. A
+kernel for which it does not is five times slower and looks the same. So kernels here ask for vectors: ``Lanes`` is
+LLVM's vector of eight floats, one lane for each group. ``a * b + c`` on it is one instruction on AVX, and two on SSE
+and NEON, because LLVM splits vectors that a machine does not have. No sum is taken across lanes, so the result is the
+same for every vector width.
 
     x = load(values, 8 * i)                 # values[8 * i : 8 * i + 8]
     code = clamp(rint(x * inverse), low, high)

@@ -1,7 +1,7 @@
-"""Scales that can be moved from one weight of a Qwen3 layer to another without changing what the model computes.
+"""Scales that can be moved between the weights of a Qwen3 layer without changing what the model computes.
 
-A quantizer sees rows and columns of very different size; AWQ and SmoothQuant move the difference to where it costs
-less. Which moves are exact is a property of the architecture, and QK-Norm changes it:
+Rows and columns of a weight differ much in size. AWQ and SmoothQuant move these differences to where they cost less
+when weights are rounded. Which moves are exact depends on the architecture, and QK-Norm changes it:
 
     input_layernorm / s             columns of q_proj, k_proj, v_proj × s
     post_attention_layernorm / s    columns of gate_proj, up_proj × s, of all experts, and of the router
@@ -9,13 +9,13 @@ less. Which moves are exact is a property of the architecture, and QK-Norm chang
     up_proj rows / s                columns of down_proj × s, expert by expert
     k_norm / s                      q_norm × s, with s equal in both halves of each pair that RoPE rotates
 
-Not exact, although other models allow some of it: scales between q_proj and k_proj (both are normed in between);
-q_proj rows against q_norm (the norm's mean square changes from token to token); gate_proj against down_proj (SiLU is
-between them); q_norm against k_norm with different scales in a pair (RoPE mixes the two); the final norm against a tied
-head (the embedding would change too); post_attention_layernorm without the router (other experts would be chosen).
-The tests show each of these to be wrong.
+These moves are not exact, although some are in other models: scales between q_proj and k_proj (both are normed in
+between); q_proj rows against q_norm (the norm's mean square changes from token to token); gate_proj against down_proj
+(SiLU is between them); q_norm against k_norm with different scales in a pair (RoPE mixes the two); the final norm
+against a tied head (the embedding would change too); post_attention_layernorm without the router (other experts would
+be chosen). The tests show that each of these changes the model.
 
-Nothing is computed here until a weight is read.
+Nothing is computed until a weight is read.
 Source of the idea: AWQ (arXiv 2306.00978), SmoothQuant (arXiv 2211.10438). The table for QK-Norm is ours.
 
 Shapes: # D hidden  K kv heads  H head_dim  I intermediate  O out_features  C in_features
@@ -55,7 +55,7 @@ Values = NDArray[np.float32]
 
 
 class Pair(str, Enum):
-    """A weight that a scale can be taken from, by what it is; where the scale goes follows."""
+    """The weight that a scale is taken from; the weights that it goes to follow from that."""
 
     INPUT_LAYERNORM = "input_layernorm"
     POST_ATTENTION_LAYERNORM = "post_attention_layernorm"
@@ -83,7 +83,7 @@ _BEFORE: Mapping[Kind, Pair] = MappingProxyType(
 
 @dataclass(frozen=True, slots=True)
 class Fold:
-    """One place where a scale can be moved; ``expert`` for ``up_proj`` of an expert, None everywhere else."""
+    """One place where a scale can be moved; ``expert`` is set for ``up_proj`` of an expert only."""
 
     pair: Pair
     layer: int
@@ -92,7 +92,10 @@ class Fold:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScaledWeight(DerivedWeight):
-    """A weight whose rows and columns are multiplied when it is read; None: by one. Vectors have rows only."""
+    """A weight whose rows and columns are multiplied when it is read, by 1 where a factor is None.
+
+    Vectors have rows only.
+    """
 
     rows_O: Values | None = None
     columns_C: Values | None = None
@@ -111,10 +114,10 @@ class ScaledWeight(DerivedWeight):
 
 
 def fold(graph: Graph, scales: Mapping[Fold, Values]) -> Graph:
-    """The graph with each scale moved: an equal function, other numbers.
+    """The graph with each scale moved: other weights that compute the same function.
 
-    Raises QuantizationError for a place that the model lacks, and for a scale of another length (``scale_length``) or
-    with a number that is not positive and finite.
+    Raises QuantizationError for a place that the model lacks, and for a scale that is not of ``scale_length`` or holds
+    a number that is not positive and finite.
     """
     weights = dict(graph.weights)
     for place, scale in scales.items():
@@ -131,7 +134,7 @@ def fold(graph: Graph, scales: Mapping[Fold, Values]) -> Graph:
 
 
 def place_text(place: Fold) -> str:
-    """A place in a file's metadata: ``input_layernorm.3``, ``up_proj.3.17`` (layer 3, expert 17)."""
+    """The name of a place in metadata: ``input_layernorm.3``, ``up_proj.3.17`` (layer 3, expert 17)."""
     expert = "" if place.expert is None else f".{place.expert}"
     return f"{place.pair.value}.{place.layer}{expert}"
 
@@ -143,7 +146,7 @@ def parse_place(text: str) -> Fold:
 
 
 def scaled(weight: Weight, *, rows: Values | None = None, columns: Values | None = None) -> ScaledWeight:
-    """A weight with rows and columns multiplied; scales of a weight that is scaled already are joined."""
+    """A weight with rows and columns multiplied; if it is scaled already, the scales are multiplied."""
     source = weight
     if isinstance(weight, ScaledWeight):
         source, rows, columns = weight.source, _product(weight.rows_O, rows), _product(weight.columns_C, columns)
@@ -161,7 +164,7 @@ def folds_of(config: Qwen3Config) -> list[Fold]:
 
 
 def divided(config: Qwen3Config, place: Fold) -> list[Role]:
-    """The weights whose rows are divided: one."""
+    """The weights whose rows are divided: always one."""
     _check_place(config, place)
     return [Role(_DIVIDED[place.pair], place.layer, place.expert)]
 
@@ -178,7 +181,7 @@ def multiplied(config: Qwen3Config, place: Fold) -> list[Role]:
 
 
 def scale_length(config: Qwen3Config, place: Fold) -> int:
-    """How many numbers a scale has: k_norm's are one for each pair that RoPE rotates, half of head_dim."""
+    """How many numbers a scale has; for k_norm one for each pair that RoPE rotates, half of head_dim."""
     if place.pair is Pair.V_PROJ:
         return config.num_key_value_heads * config.head_dim
     if place.pair is Pair.K_NORM:
@@ -189,14 +192,14 @@ def scale_length(config: Qwen3Config, place: Fold) -> int:
 
 
 def place_before(role: Role) -> Fold:
-    """The place from which the columns of a matrix get their scale; KeyError for a role that has none."""
+    """The place whose scale multiplies the columns of a matrix; KeyError for a role that has none."""
     pair = _BEFORE[role.kind]
     assert role.layer is not None
     return Fold(pair, role.layer, role.expert if pair is Pair.UP_PROJ else None)
 
 
 def column_factors(config: Qwen3Config, place: Fold, scale: Values) -> Values:
-    """What a scale multiplies columns with: o_proj has those of a value head once for each query head that reads it."""
+    """The factors of columns for a scale; o_proj has those of a value head once for each query head that reads it."""
     if place.pair is not Pair.V_PROJ:
         return scale
     heads_per_kv = config.num_attention_heads // config.num_key_value_heads

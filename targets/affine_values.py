@@ -11,7 +11,7 @@ from __future__ import annotations
 from qwen3_export.graph import Graph, Weight
 from qwen3_export.parity.values import Limits, ValueCheck, compare_values
 from qwen3_export.quantizers.affine import AffineFormat
-from qwen3_export.quantizers.weights.coded import CodedWeight
+from qwen3_export.quantizers.weights.protocols import code_format
 
 __all__ = ["check_affine_values"]
 
@@ -24,9 +24,10 @@ def check_affine_values(stored: Graph, expected: Graph, *, is_full: bool, is_sol
 
 
 def _limits(weight: Weight) -> Limits | None:
-    if not isinstance(weight, CodedWeight) or not isinstance(weight.number_format, AffineFormat):
+    number_format = code_format(weight)
+    if not isinstance(number_format, AffineFormat):
         return None
-    bits, size = weight.number_format.num_bits, weight.number_format.columns_a_group(weight.shape[1])
+    bits, size = number_format.num_bits, number_format.columns_a_group(weight.shape[1])
     steps = 1 << (bits - 1)
     block = 2 * (size / 12) ** 0.5 / steps
     tensor = TENSOR_LIMIT_AT_4_BITS * 8 / steps * (size / 32) ** 0.25

@@ -1,1 +1,1 @@
-"""AWQ and SmoothQuant: scales moved between weights before they are rounded."""
+"""AWQ and SmoothQuant: moving scales between weights before they are rounded."""

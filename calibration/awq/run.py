@@ -1,11 +1,11 @@
-"""AWQ over a whole model: scales searched layer by layer, kept as they are found, and the graph that they give.
+"""Run AWQ on a whole model: search scales layer by layer, keep them as they are found, and round the model.
 
-Each layer is searched on what the fp32 model gives it (``quantizers.awq``), so that layers do not depend on each other
-and a run that was interrupted goes on with the first layer that has no file yet:
+Each layer is searched on its inputs in the fp32 model (``search.py``), so layers do not depend on each other. A run
+that was interrupted continues with the first layer that has no file yet:
 
     awq-1f0c…/layer-0003.npz    "scale input_layernorm -", "scale up_proj 17", …; "importance model.layers.3.…"
 
-Columns are measured on all windows; candidates, of which there are some forty a layer, are compared on a few.
+Columns are measured on all windows. Candidates, some forty for each layer, are compared on a few windows.
 """
 
 from __future__ import annotations
@@ -27,28 +27,29 @@ from qwen3_export.errors import OutputError, QuantizationError
 from qwen3_export.files.atomic import partial_file
 from qwen3_export.files.recognise import is_work_file
 from qwen3_export.graph import Graph, Kind, Role, Weight
-from qwen3_export.quantizers.ggml import GGML_FORMATS
-from qwen3_export.quantizers.gptq.slab import NumberFormat
+from qwen3_export.quantizers.formats import NumberFormat
 from qwen3_export.quantizers.transforms import Fold, Pair, fold
-from qwen3_export.quantizers.weights.rounding import UNBLOCKED, round_weight, weighted_error
+from qwen3_export.quantizers.weights.rounded import RoundedWeight
 from qwen3_export.reference.layer import rms_norm
 from qwen3_export.reference.model import run_layer
 from qwen3_export.reference.weights import embed, read_tensor
 
-__all__ = ["SEARCH_TOKENS", "AwqResult", "awq_graph", "judged_windows"]
+__all__ = ["SEARCH_TOKENS", "AwqResult", "awq_graph", "judged_windows", "weighted_error"]
 
-# To be raised when a change makes the results of older runs differ.
+# Raise it when a change makes results differ from those of older runs.
 VERSION = 1
 
 SEARCH_TOKENS = 4096
-"""About how many tokens candidates are compared on."""
+"""About as many tokens are used to compare candidates."""
+
+VALUES_PER_BLOCK = 1 << 21
 
 Values = NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AwqResult:
-    """``graph`` is folded by ``scales`` and rounded; ``errors`` by weight name, see ``weighted_error``."""
+    """``graph`` has the scales moved and its weights rounded; ``errors`` (``weighted_error``) are by weight name."""
 
     graph: Graph
     scales: Mapping[Fold, Values]
@@ -57,7 +58,7 @@ class AwqResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Layer:
-    """What was found for one layer."""
+    """The result for one layer."""
 
     scales: Mapping[Fold, Values]
     importance: Mapping[str, Values]
@@ -65,7 +66,7 @@ class _Layer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Search:
-    """How candidates are made and judged: part of the key of a run."""
+    """How candidates are made and compared; part of what names a run."""
 
     alphas: tuple[float, ...]
     is_judged_raw: bool
@@ -74,7 +75,7 @@ class _Search:
 @torch.inference_mode()
 def awq_graph(
     graph: Graph,
-    formats: Mapping[str, str | NumberFormat],
+    formats: Mapping[str, NumberFormat],
     windows: Sequence[NDArray[np.int64]],
     *,
     work_dir: Path,
@@ -82,32 +83,44 @@ def awq_graph(
     is_judged_raw: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> AwqResult:
-    """Move scales where that makes rounding to ``formats`` (by weight name) cost less, and round.
+    """Move scales where rounding to ``formats`` (by weight name) then costs less, and round.
 
-    ``is_judged_raw``: see ``search_layer``.
-    Raises QuantizationError for a weight without a format, OutputError where ``work_dir`` cannot be written.
+    ``alphas`` and ``is_judged_raw`` are as in ``search_layer``; ``progress`` is told how many steps of how many are
+    done. Raises QuantizationError for a weight without a format, OutputError where ``work_dir`` cannot be written.
     """
-    chosen = {name: GGML_FORMATS[found] if isinstance(found, str) else found for name, found in formats.items()}
-    missing = graph.weights.keys() - chosen.keys()
+    missing = graph.weights.keys() - formats.keys()
     if missing:
         raise QuantizationError(f"{min(missing)}: has no number format; give one for each weight")
     search = _Search(alphas=tuple(alphas), is_judged_raw=is_judged_raw)
-    folder = _open_folder(work_dir, graph, windows=windows, formats=chosen, search=search)
+    folder = _open_folder(work_dir, graph, windows=windows, formats=formats, search=search)
     layers = graph.config.num_hidden_layers
     hidden = [embed(graph, torch.from_numpy(np.asarray(window_T, np.int64))) for window_T in windows]
     found: list[_Layer] = []
     for layer in range(layers):
-        result, hidden = _find_layer(graph, layer, hidden=hidden, formats=chosen, search=search, folder=folder)
+        result, hidden = _find_layer(graph, layer, hidden=hidden, formats=formats, search=search, folder=folder)
         found.append(result)
         if progress is not None:
             progress(layer + 1, layers + 1)
     scales = {place: scale for result in found for place, scale in result.scales.items()}
     importance = {name: vector for result in found for name, vector in result.importance.items()}
     importance[graph.head.name] = _head_importance(graph, hidden)
-    rounded = _rounded(fold(graph, scales), chosen, importance)
+    rounded = _rounded(fold(graph, scales), formats, importance)
     if progress is not None:
         progress(layers + 1, layers + 1)
     return AwqResult(graph=rounded[0], scales=MappingProxyType(scales), errors=MappingProxyType(rounded[1]))
+
+
+def weighted_error(stored: Weight, exact: Weight, importance: Values) -> float:
+    """Σ importance · (stored - exact)² / Σ importance · exact²: the output error if columns were independent."""
+    rows, columns = exact.shape
+    step = max(1, VALUES_PER_BLOCK // columns)
+    lost = whole = 0.0
+    for first in range(0, rows, step):
+        block = slice(first, min(first + step, rows))
+        exact_RI = exact.read(block)
+        lost += float((np.square(stored.read(block) - exact_RI) @ importance).sum(dtype=np.float64))
+        whole += float((np.square(exact_RI) @ importance).sum(dtype=np.float64))
+    return lost / whole if whole else 0.0
 
 
 def judged_windows(windows: Sequence[Sized]) -> list[int]:
@@ -125,14 +138,16 @@ def _find_layer(
     search: _Search,
     folder: Path,
 ) -> tuple[_Layer, list[Tensor]]:
-    """A layer's scales, searched or taken from an earlier run, and the fp32 model's inputs of the next layer."""
+    """The scales of a layer, searched or from an earlier run, and the inputs of the next layer in the fp32 model."""
     path = folder / f"layer-{layer:04d}.npz"
     if path.exists():
         return _load(path, layer), run_layer(graph, layer, hidden=hidden)
 
     def rounding(weight: Weight, importance: Values | None) -> Weight:
         number_format = formats[weight.name]
-        return weight if number_format.name in UNBLOCKED else round_weight(weight, number_format, importance)
+        if number_format.is_float:
+            return weight
+        return RoundedWeight(source=weight, number_format=number_format, importance=importance)
 
     searched, after = search_layer(
         graph,
@@ -151,20 +166,20 @@ def _find_layer(
 def _rounded(
     folded: Graph, formats: Mapping[str, NumberFormat], importance: Mapping[str, Values]
 ) -> tuple[Graph, dict[str, float]]:
-    """The folded graph in its formats, and what that costs each matrix that has an importance."""
+    """The folded graph rounded to its formats, and the error of each matrix that has an importance."""
     weights: dict[str, Weight] = {}
     errors: dict[str, float] = {}
     for weight in folded:
         number_format = formats[weight.name]
-        vector = None if number_format.name in UNBLOCKED else importance.get(weight.name)
-        weights[weight.name] = round_weight(weight, number_format, vector)
+        vector = None if number_format.is_float else importance.get(weight.name)
+        weights[weight.name] = RoundedWeight(source=weight, number_format=number_format, importance=vector)
         if vector is not None:
             errors[weight.name] = weighted_error(weights[weight.name], weight, vector)
     return folded.with_weights(MappingProxyType(weights)), errors
 
 
 def _head_importance(graph: Graph, hidden: Sequence[Tensor]) -> Values:
-    """The mean square of each channel that meets the output head."""
+    """The mean square of each input channel of the output head."""
     norm_D = read_tensor(graph[Role(Kind.NORM)])
     sums_D = torch.zeros(len(norm_D))
     for x_TD in hidden:
@@ -187,7 +202,7 @@ def _open_folder(
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OutputError(f"{folder}: cannot be created ({error.strerror}); choose another --work-dir") from error
+        raise OutputError(f"{folder}: cannot be created ({error.strerror}); choose another `work_dir`") from error
     return folder
 
 

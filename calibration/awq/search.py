@@ -1,23 +1,25 @@
-"""AWQ and SmoothQuant: which scales to move (``transforms``) so that rounding costs a layer's output least.
+"""Search for the scales of one layer that AWQ or SmoothQuant moves, so that rounding changes its output least.
 
-Columns of a weight that meet large activations deserve finer steps; activations that are large in a few channels are
-better made small, and weights large. Both are had by moving a scale s, one number a channel, across one of Qwen3's
-exact places:
+AWQ gives finer steps to columns of a weight that meet large activations. SmoothQuant makes activations smaller that are
+large in a few channels, and weights larger instead. Both move a scale s, one number for each channel, at one of the
+places where that is exact in a Qwen3 (``quantizers.transforms``):
 
     awq            s = mean|x|^α                            finer steps where activations are large
     smoothquant    s = max|x|^α / max|w|^(1 - α)            activations and weights share the range between them
 
-with s normed to a geometric mean of 1. AWQ moves scales at every place, SmoothQuant only out of the norms, as in its
-paper: the inputs of o_proj and down_proj have no few channels that are large throughout, so that sharing the range
-there takes from the weights more than it gives (with int8 both ways, mean KL divergence on the demo model 2.15e-4 with
-all places, 2.03e-4 with the norms). α is searched on a grid, place by place, and s = 1 always stands in it: the
-result is what won, or nothing. What is compared is the output of the whole layer, against the fp32 layer's, with the
-weights behind that place rounded as they will be stored. So the error of q_proj and k_proj counts as it arrives, after
-their norms, RoPE and softmax: QK-Norm takes some of it out again, and a loss on raw queries and keys would not know.
-Experts share one α a layer, each with its own s: one search an expert would see too few tokens.
+s is divided by its geometric mean. AWQ moves scales at every place, SmoothQuant only out of the norms, as in its paper:
+the inputs of o_proj and down_proj have no channels that are always large, so that moving scales there costs the weights
+more than it gains (mean KL divergence on the demo model with int8 weights and activations: 2.15e-4 with all places,
+2.03e-4 with the norms only).
 
-AWQ's clipping search is not repeated here: our formats search every group's window by themselves, weighted with the
-mean square of each column, which is handed to them divided by s².
+α is searched on a grid, place by place. Not moving anything is always one of the candidates. A candidate is judged by
+the output of the whole layer against that of the fp32 layer, with the weights behind the place rounded as they will be
+stored. So errors of q_proj and k_proj count as they arrive, after their norms, RoPE and softmax; QK-Norm removes a part
+of them, which a loss on raw queries and keys would not show. The experts of a layer share one α, but each has its own
+s, because a single expert sees too few tokens for a search of its own.
+
+AWQ's search for clipping is not needed: formats search the window of every group by themselves, weighted with the mean
+square of each column, which they are given divided by s².
 
 Sources: AWQ (arXiv 2306.00978, section 3.2), SmoothQuant (arXiv 2211.10438, equation 4).
 
@@ -42,15 +44,15 @@ from qwen3_export.quantizers.transforms import Fold, Pair, column_factors, fold,
 from qwen3_export.reference.layer import rms_norm
 from qwen3_export.reference.model import run_layer
 from qwen3_export.reference.probe import Probe
-from qwen3_export.reference.weights import RoundActivations, embed, read_tensor
+from qwen3_export.reference.weights import RoundActivations, read_tensor
 
-__all__ = ["ALPHAS", "PAIRS", "Choice", "LayerScales", "Rounding", "Rule", "search_layer", "search_scales"]
+__all__ = ["ALPHAS", "PAIRS", "Choice", "LayerScales", "Rounding", "Rule", "search_layer"]
 
 Values = NDArray[np.float32]
 Rule = Literal["awq", "smoothquant"]
 
 Rounding = Callable[[Weight, Values | None], Weight]
-"""Lays a number format over a weight, given the importance of its columns; or returns a weight that stays as it is."""
+"""Rounds a weight to its number format, given the importance of its columns; or returns the weight unchanged."""
 
 ALPHAS = tuple(step / 10 for step in range(1, 11))
 
@@ -58,15 +60,15 @@ PAIRS: Mapping[Rule, Sequence[Pair]] = {
     "awq": (Pair.INPUT_LAYERNORM, Pair.V_PROJ, Pair.POST_ATTENTION_LAYERNORM, Pair.UP_PROJ),
     "smoothquant": (Pair.INPUT_LAYERNORM, Pair.POST_ATTENTION_LAYERNORM),
 }
-"""The places of a layer where a rule moves scales, in the order in which they are searched."""
+"""The places of a layer where a rule moves scales, in the order of the search."""
 
 _FAINT = 1e-4
-"""The least activation, as a share of the mean one, that a scale is made from: dead channels would make it run away."""
+"""Smaller activations count as this share of the mean, because dead channels would give extreme scales."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Choice:
-    """What won at one place of a layer: α (None: nothing is moved), and the squared errors, relative to the output."""
+    """The best α at one place of a layer (None: nothing is moved), and the relative squared errors of the output."""
 
     pair: Pair
     alpha: float | None
@@ -76,7 +78,7 @@ class Choice:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerScales:
-    """``scales`` for ``transforms.fold``; ``importance`` by weight name, of the columns as they are after folding."""
+    """``scales`` for ``transforms.fold``; ``importance`` by weight name, of columns after the scales are moved."""
 
     scales: Mapping[Fold, Values]
     importance: Mapping[str, Values]
@@ -85,7 +87,7 @@ class LayerScales:
 
 @dataclass(slots=True)
 class _Seen:
-    """What met the columns of one weight."""
+    """Sums over the inputs of one weight, column by column."""
 
     squares_C: Tensor
     magnitudes_C: Tensor
@@ -95,7 +97,7 @@ class _Seen:
 
 @dataclass(slots=True)
 class _Inputs:
-    """What met each weight of a layer, by role; filled by the reference."""
+    """Sums over the inputs of each weight of a layer, by role; filled while the reference runs."""
 
     seen: dict[Role, _Seen] = field(default_factory=dict)
 
@@ -107,47 +109,6 @@ class _Inputs:
         seen.magnitudes_C += x_TC.abs().sum(0)
         seen.largest_C = torch.maximum(seen.largest_C, x_TC.abs().amax(0))
         seen.count += x_TC.shape[0]
-
-
-@torch.inference_mode()
-def search_scales(
-    graph: Graph,
-    sequences: Sequence[Tensor],
-    *,
-    rounding: Rounding,
-    rule: Rule = "awq",
-    alphas: Sequence[float] = ALPHAS,
-    round_activations: RoundActivations | None = None,
-    progress: Callable[[int, int], None] | None = None,
-) -> LayerScales:
-    """The scales of all layers, each searched on what the fp32 model gives it for these tokens.
-
-    ``fold(graph, result.scales)`` is the model to quantize, with ``result.importance``. Raises QuantizationError where
-    there are no sequences, or an α is not from 0 to 1.
-    """
-    if not sequences:
-        raise QuantizationError("there are no calibration tokens; scales are searched on what they bring about")
-    layers = graph.config.num_hidden_layers
-    hidden = [embed(graph, tokens_T) for tokens_T in sequences]
-    found: list[LayerScales] = []
-    for layer in range(layers):
-        result, hidden = search_layer(
-            graph,
-            layer,
-            hidden=hidden,
-            rounding=rounding,
-            rule=rule,
-            alphas=alphas,
-            round_activations=round_activations,
-        )
-        found.append(result)
-        if progress is not None:
-            progress(layer + 1, layers)
-    return LayerScales(
-        scales={place: scale for result in found for place, scale in result.scales.items()},
-        importance={name: vector for result in found for name, vector in result.importance.items()},
-        choices=[choice for result in found for choice in result.choices],
-    )
 
 
 @torch.inference_mode()
@@ -165,12 +126,12 @@ def search_layer(
 ) -> tuple[LayerScales, list[Tensor]]:
     """The scales of one layer for these inputs [T, D], and its fp32 outputs.
 
-    All inputs are measured; the candidates' outputs are compared on those that ``judged`` names (None: on all).
-    ``is_judged_raw`` compares q, k and v as they leave their weights, as is done for models without QK-Norm; it is
-    there to be measured against.
+    Columns are measured on all inputs, and candidates are compared on the inputs with the indices ``judged`` (None: on
+    all). ``is_judged_raw`` compares q, k and v before their norms, as AWQ does for models without QK-Norm; benchmarks
+    compare the two. Raises QuantizationError for an α that is not from 0 to 1.
     """
     if not all(0 <= alpha <= 1 for alpha in alphas):
-        raise QuantizationError(f"alphas {tuple(alphas)} are not all from 0 to 1")
+        raise QuantizationError(f"`alphas` {tuple(alphas)} are not all from 0 to 1")
     inputs = _Inputs()
     exact = run_layer(graph, layer, hidden=hidden, probe=Probe(observe_inputs=inputs.observe))
 
@@ -219,7 +180,7 @@ def _search_pair(
     alphas: Sequence[float],
     error: Callable[[Graph], float],
 ) -> tuple[dict[Fold, Values], Choice]:
-    """The best α for places that share it; no scales where none is better than nothing."""
+    """The scales under the best α for places that share it; none if moving nothing is best."""
 
     def candidate(scales: Mapping[Fold, Values]) -> Graph:
         folded = fold(graph, scales)
@@ -242,14 +203,14 @@ def _search_pair(
 
 
 def _scale(graph: Graph, place: Fold, inputs: _Inputs, *, rule: Rule, alpha: float) -> Values:
-    """What the columns behind a place are multiplied with; a geometric mean of 1."""
+    """The factors of the columns behind a place, with a geometric mean of 1."""
     roles = [role for role in multiplied(graph.config, place) if role.kind is not Kind.ROUTER]
     seen = _seen(graph.config, multiplied(graph.config, place)[0], inputs)
     measure = seen.magnitudes_C / max(seen.count, 1) if rule == "awq" else seen.largest_C
     x_C = _per_channel(graph.config, place, measure, largest=rule == "smoothquant")
     x_C = x_C.clamp_min(float(x_C.mean()) * _FAINT)
     if not bool((x_C > 0).all()):
-        return np.ones(x_C.shape[0], np.float32)  # an expert that saw nothing
+        return np.ones(x_C.shape[0], np.float32)  # an expert that saw no token
     log_scale = alpha * x_C.log()
     if rule == "smoothquant":
         largest_C = torch.stack([torch.from_numpy(abs(graph[role].read()).max(axis=0)) for role in roles]).amax(0)
@@ -259,7 +220,7 @@ def _scale(graph: Graph, place: Fold, inputs: _Inputs, *, rule: Rule, alpha: flo
 
 
 def _per_channel(config: Qwen3Config, place: Fold, measure_C: Tensor, *, largest: bool) -> Tensor:
-    """A measure of o_proj's columns, [K · G · H], to one of value channels, [K · H]; others are as they are."""
+    """Turn a measure of o_proj's columns, [K · G · H], into one of value channels, [K · H]; keep others."""
     if place.pair is not Pair.V_PROJ:
         return measure_C
     measure_KGH = measure_C.reshape(config.num_key_value_heads, -1, config.head_dim)
@@ -267,19 +228,19 @@ def _per_channel(config: Qwen3Config, place: Fold, measure_C: Tensor, *, largest
 
 
 def _seen(config: Qwen3Config, role: Role, inputs: _Inputs) -> _Seen:
-    """What met a weight: announced under q_proj, o_proj, gate_proj (or the router) and down_proj."""
+    """The sums over a weight's inputs, reported under q_proj, o_proj, gate_proj (or the router) and down_proj."""
     announced = {Kind.K_PROJ: Kind.Q_PROJ, Kind.V_PROJ: Kind.Q_PROJ, Kind.UP_PROJ: Kind.GATE_PROJ}
     found = inputs.seen.get(Role(announced.get(role.kind, role.kind), role.layer, role.expert))
     if found is not None:
         return found
-    if role.kind in (Kind.GATE_PROJ, Kind.UP_PROJ):  # an expert without tokens: what all of them choose from
+    if role.kind in (Kind.GATE_PROJ, Kind.UP_PROJ):  # an expert without tokens: take the inputs of all experts
         return inputs.seen[Role(Kind.ROUTER, role.layer)]
     zeros = torch.zeros(config.moe_intermediate_size)
     return _Seen(zeros, zeros, zeros)
 
 
 def _importance_of(graph: Graph, role: Role, inputs: _Inputs, scales: Mapping[Fold, Values]) -> Values:
-    """The mean square of what a weight's columns meet once scales are moved."""
+    """The mean square of the inputs of a weight's columns after scales are moved."""
     seen = _seen(graph.config, role, inputs)
     squares_C = (seen.squares_C / max(seen.count, 1)).numpy().astype(np.float32)
     place = place_before(role)

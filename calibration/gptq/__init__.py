@@ -1,1 +1,1 @@
-"""GPTQ over a whole model, layer by layer."""
+"""GPTQ on a whole model, layer by layer."""

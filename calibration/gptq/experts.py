@@ -1,10 +1,10 @@
-"""The experts of one layer in a sequential GPTQ run.
+"""Solve the experts of one layer in a sequential GPTQ run.
 
-Each expert is solved for the tokens that the quantized model sends to it, weighted by the square of its share, which
-is how its errors count in the residual stream.  An expert that saw few tokens would fit their noise: its sums are
-shrunk towards the layer's, H_e' = H_e + κ H_layer, available exactly for gate and up because all experts of a layer
-share their input; for down, some of the layer's tokens are sent through the expert.  An expert that saw nothing is
-quantized for the layer's average token alone, and the report says so.
+Each expert is solved for the tokens that the quantized model sends to it, weighted by the square of its share, because
+that is how its errors count in the residual stream. An expert with few tokens would be fitted to their noise, so its
+sums are shrunk towards the layer's:  H_e' = H_e + κ H_layer.  For gate and up, H_layer is known exactly, because all
+experts of a layer have the same input; for down, some of the layer's tokens are sent through the expert. An expert
+without any token is solved for the layer's average token, and the report says so.
 
 Shapes: T tokens of one window, P tokens routed to one expert (of all windows), D hidden, I in
 """
@@ -28,13 +28,13 @@ from qwen3_export.reference.weights import Linear, read_tensor
 
 __all__ = ["run_sparse_mlp"]
 
-# Tokens of the layer, evenly spaced, that every expert is shown besides its own.
+# So many tokens of the layer, evenly spaced, are sent through every expert besides its own.
 SAMPLED_TOKENS = 256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Layer:
-    """What the experts of one layer share: inputs of both models, where they go, what is added to the streams."""
+    """What the experts of a layer share: the inputs and the routing of both models, and the sums of their outputs."""
 
     normed: WindowStates
     exact: WindowStates
@@ -48,7 +48,7 @@ class _Layer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Tokens:
-    """Tokens of all windows in one row: inputs [P, D] of both models, what the stream lost, what each counts for."""
+    """Tokens of all windows: inputs [P, D] of both models, errors of the residual stream, and weights."""
 
     x_PD: Tensor
     exact_PD: Tensor
@@ -57,7 +57,7 @@ class _Tokens:
 
 
 def run_sparse_mlp(run: GptqRun, layer: int, streams: Streams) -> None:
-    """Solve all experts of a layer, and carry both streams through them."""
+    """Solve all experts of a layer, and pass both streams through them."""
     shared = _prepare(run, layer, streams)
     sample = _sample(run, shared, streams)
     for expert in range(run.graph.config.num_experts):
@@ -103,7 +103,7 @@ def _prepare(run: GptqRun, layer: int, streams: Streams) -> _Layer:
 
 
 def _tokens_of(run: GptqRun, shared: _Layer, streams: Streams, expert: int) -> _Tokens:
-    """The tokens that the quantized model sends to an expert; an average token counts for one."""
+    """The tokens that the quantized model sends to an expert, with weights of 1 on average."""
     parts = []
     for i in range(len(run.lengths)):
         tokens_P, shares_P = shared.routings[i].tokens_of(expert)
@@ -114,7 +114,7 @@ def _tokens_of(run: GptqRun, shared: _Layer, streams: Streams, expert: int) -> _
 
 
 def _sample(run: GptqRun, shared: _Layer, streams: Streams) -> _Tokens:
-    """Some of the layer's tokens, evenly spaced, whoever they are sent to."""
+    """Some tokens of the layer, evenly spaced, whichever expert they are sent to."""
     step = max(1, sum(run.lengths) // SAMPLED_TOKENS)
     rows = range(len(run.lengths))
     x_PD, exact_PD, lost_PD = (
@@ -128,7 +128,7 @@ def _solve_expert(run: GptqRun, layer: int, expert: int, *, shared: _Layer, own:
     gate, up, down = roles = [Role(kind, layer, expert) for kind in (Kind.GATE_PROJ, Kind.UP_PROJ, Kind.DOWN_PROJ)]
     if not run.needs(*roles):
         return
-    # Something must be known of an expert that saw nothing, whatever the settings.
+    # An expert without tokens needs the layer's sums, whatever the settings.
     mass = run.settings.expert_shrinkage or (0.0 if len(own.x_PD) else 1.0)
     sums = MomentSums(own.x_PD.shape[1])
     sums.add(own.x_PD, own.exact_PD, weight_P=own.weight_P)
@@ -156,7 +156,7 @@ def _inner_sums(run: GptqRun, layer: int, expert: int, tokens: _Tokens) -> Momen
 
 
 def _add_expert(run: GptqRun, layer: int, expert: int, shared: _Layer) -> None:
-    """Add an expert's part of what the layer adds, in both models."""
+    """Add the output of an expert to the output of the layer, in both models."""
     quantized = gated_weights(run, layer, expert=expert, quantized=True)
     down = run.quantized(Kind.DOWN_PROJ, layer, expert)
     exact = gated_weights(run, layer, expert=expert)

@@ -1,14 +1,12 @@
-"""The folder in which a GPTQ run keeps what it has solved, weight by weight.
+"""The folder in which a GPTQ run keeps its results, weight by weight, so that it can be resumed.
 
-It is named by all that a result depends on: checkpoint, tokens, formats, settings, the version of torch and the number
-of its threads (on which the last bits of a product depend).  A run that finds its own folder takes what is there, and
-its remaining weights come out as they would have, bit by bit, because all that goes before is recomputed from the
-stored blocks and from nothing else.
+Its name depends on everything that a result depends on: checkpoint, tokens, formats, settings, the version of torch and
+the number of its threads (on which the last bits of a product depend). A run that finds its own folder takes the
+weights that are there. The other weights come out as the same bits as in an undisturbed run, because everything before
+them is computed from the stored codes and from nothing else.
 
-    gptq-1f0c…/model.layers.3.mlp.down_proj.blocks   the bytes of its rows
-               model.layers.3.mlp.down_proj.json     how good they are; written last, so it says that all is there
-
-Codes and parameters of formats other than GGML's lie in ``.npy`` files instead (``quantizers.stored_codes``).
+    gptq-1f0c…/model.layers.3.mlp.down_proj.solved   its codes and parameters (``quantizers.weights.solved``)
+               model.layers.3.mlp.down_proj.json     its errors; written last, so that the weight is complete
 """
 
 from __future__ import annotations
@@ -25,19 +23,17 @@ from numpy.typing import NDArray
 from qwen3_export.calibration.digests import run_key
 from qwen3_export.calibration.gptq.report import WeightReport
 from qwen3_export.errors import OutputError
-from qwen3_export.files.atomic import partial_file, write_all, write_text
+from qwen3_export.files.atomic import write_text
 from qwen3_export.files.recognise import is_work_file
 from qwen3_export.graph import Graph, Weight
-from qwen3_export.quantizers.ggml import GgmlFormat
-from qwen3_export.quantizers.gptq.slab import NumberFormat
+from qwen3_export.quantizers.formats import NumberFormat
 from qwen3_export.quantizers.gptq.solver import GptqResult
-from qwen3_export.quantizers.weights.stored_blocks import StoredBlocks
-from qwen3_export.quantizers.weights.stored_codes import StoredCodes, save_codes
+from qwen3_export.quantizers.weights.solved import SolvedWeight, save_solved
 
 __all__ = ["GptqFolder", "open_gptq_folder"]
 
-# To be raised when a change makes the results of older runs differ.
-VERSION = 3
+# Raise it when a change makes results differ from those of older runs.
+VERSION = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,43 +43,30 @@ class GptqFolder:
     path: Path
 
     def create(self) -> None:
+        """Make the folder; OutputError if that is not possible."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise OutputError(
-                f"{self.path}: cannot be created ({error.strerror}); choose another --work-dir"
+                f"{self.path}: cannot be created ({error.strerror}); choose another `work_dir`"
             ) from error
 
     def load(self, weight: Weight, number_format: NumberFormat) -> tuple[Weight, WeightReport] | None:
-        """The result for a weight, or None where it is not there yet."""
+        """The stored result for a weight, or None if there is none yet."""
         report = self._file(weight, "json")
         if not report.exists():
             return None
         return self._stored(weight, number_format), WeightReport(**json.loads(report.read_text(encoding="utf-8")))
 
     def save(self, weight: Weight, number_format: NumberFormat, result: GptqResult, report: WeightReport) -> Weight:
-        """Keep a result; returns the weight that reads it."""
-        if isinstance(number_format, GgmlFormat):
-            data = number_format.pack(result.codes_OI, result.params).tobytes()
-            path = self._file(weight, "blocks")
-            with partial_file(path, num_bytes=len(data), overwrite=True, is_ours=is_work_file) as descriptor:
-                write_all(descriptor, data)
-        else:
-            save_codes(self.path / weight.name, result.codes_OI, result.params)
+        """Write a result; returns the weight that reads it."""
+        save_solved(self._file(weight, "solved"), number_format, result.codes_OI, result.params)
         write_text(self._file(weight, "json"), json.dumps(asdict(report)), overwrite=True, is_ours=is_work_file)
         return self._stored(weight, number_format)
 
     def _stored(self, weight: Weight, number_format: NumberFormat) -> Weight:
-        if isinstance(number_format, GgmlFormat):
-            return StoredBlocks(
-                role=weight.role,
-                shape=weight.shape,
-                number_format=number_format,
-                path=self._file(weight, "blocks"),
-            )
-        return StoredCodes(
-            role=weight.role, shape=weight.shape, number_format=number_format, path=self.path / weight.name
-        )
+        path = self._file(weight, "solved")
+        return SolvedWeight(role=weight.role, shape=weight.shape, number_format=number_format, path=path)
 
     def _file(self, weight: Weight, suffix: str) -> Path:
         return self.path / f"{weight.name}.{suffix}"
@@ -97,7 +80,7 @@ def open_gptq_folder(
     formats: Mapping[str, NumberFormat],
     settings: Mapping[str, Any],
 ) -> GptqFolder:
-    """The folder inside ``root`` for this very run; nothing is created yet."""
+    """The folder inside ``root`` for a run with these inputs; nothing is created yet."""
     names = {name: number_format.name for name, number_format in formats.items()}
     key = run_key(f"gptq {VERSION}", graph, windows=windows, formats=names, settings=settings)
     return GptqFolder(path=root / f"gptq-{key}")

@@ -1,8 +1,8 @@
-"""What a GPTQ run will take in time, memory and disk, said before it starts.
+"""Estimate how much time, memory and disk a GPTQ run will take.
 
-Time is counted in multiplications, at the rate that a short rehearsal reaches, and in weights to be solved, at a rate
-that was measured once.  Memory and disk follow from shapes: sums and factors of the widest weight, two copies of
-half a layer, and the states of all tokens, which go to disk beyond a limit.
+Time is the number of multiplications, at a rate that is measured for a moment, and the number of weights to solve, at a
+rate that was measured once. Memory and disk follow from shapes: the sums and factors of the widest weight, two copies
+of half a layer, and the states of all tokens, which go to disk above a limit.
 
 Shapes: T tokens, D hidden, O out, I in
 """
@@ -20,22 +20,17 @@ from numpy.typing import NDArray
 from qwen3_export.calibration.forecast import Forecast
 from qwen3_export.calibration.gptq.run import SequentialSettings
 from qwen3_export.graph import ATTENTION, Graph, Kind, Weight
-from qwen3_export.quantizers.ggml import GGML_FORMATS, GgmlFormat
-from qwen3_export.quantizers.gptq.slab import NumberFormat
+from qwen3_export.quantizers.formats import NumberFormat
 from qwen3_export.quantizers.gptq.solver import SLAB_COLUMNS
-from qwen3_export.quantizers.weights.rounding import UNBLOCKED
 
 __all__ = ["gptq_forecast"]
 
 FP32_BYTES = 4
 
-# Python, torch, numba and the tokenizer.
+# Of Python, torch, numba and the tokenizer.
 BASE_BYTES = 450 << 20
 
-# Codes lie as bytes, and parameters beside them: of groups of this size at least.
-SMALLEST_GROUP = 16
-
-# Seconds of one thread to improve one weight's code and scales once (Q4_K; others take less).
+# Seconds of one thread to improve the code of one weight, and its share of the scales, once (Q4_K; others take less).
 SECONDS_PER_MOVE = 3e-7
 
 INPUTS = frozenset({Kind.Q_PROJ, Kind.O_PROJ, Kind.GATE_PROJ, Kind.DOWN_PROJ})
@@ -44,13 +39,13 @@ ADDING = frozenset({Kind.O_PROJ, Kind.DOWN_PROJ})
 
 def gptq_forecast(
     graph: Graph,
-    formats: Mapping[str, str | NumberFormat],
+    formats: Mapping[str, NumberFormat],
     windows: Sequence[NDArray[np.int64]],
     *,
     settings: SequentialSettings | None = None,
     threads: int = 1,
 ) -> Forecast:
-    """For a run from its beginning; one that goes on with what an earlier one left takes less."""
+    """The estimate for a whole run; a run that is resumed takes less."""
     settings, num_tokens = settings or SequentialSettings(), sum(map(len, windows))
     rate = _multiplications_a_second(graph.config.hidden_size)
     solved = [weight for weight in graph if _is_solved(weight, graph, formats[weight.name])]
@@ -58,7 +53,7 @@ def gptq_forecast(
     work += sum(_solving(weight, graph, num_tokens) for weight in solved)
     moves = sum(_moves(weight, settings) for weight in solved)
     held, spilled = _states(graph, num_tokens, limit=settings.memory_limit)
-    stored = sum(_num_bytes(weight, formats[weight.name]) for weight in graph)
+    stored = sum(_file_bytes(weight, formats[weight.name]) for weight in solved)
     return Forecast(
         seconds=work / rate + moves * SECONDS_PER_MOVE / threads,
         memory_bytes=BASE_BYTES + held + FP32_BYTES * (2 * _half_layer(graph) + _held_solving(solved)),
@@ -66,30 +61,29 @@ def gptq_forecast(
     )
 
 
-def _is_solved(weight: Weight, graph: Graph, number_format: str | NumberFormat) -> bool:
-    """Whether more than rounding is done to a weight: an embedding that is no head multiplies nothing."""
+def _is_solved(weight: Weight, graph: Graph, number_format: NumberFormat) -> bool:
+    """Whether a weight is solved and not only rounded. An embedding that is not the head multiplies nothing."""
     looked_up = weight.role.kind is Kind.EMBED_TOKENS and not graph.config.tie_word_embeddings
-    name = number_format if isinstance(number_format, str) else number_format.name
-    return name not in UNBLOCKED and not looked_up
+    return not number_format.is_float and not looked_up
 
 
 def _products(weight: Weight, graph: Graph, num_tokens: int) -> float:
-    """Multiplications of both models' passes through a weight of a layer."""
+    """Multiplications to pass all tokens of both models through a weight of a layer."""
     if weight.role.layer is None or len(weight.shape) < 2:
         return 0
     return 2 * math.prod(weight.shape) * _seen(weight, graph, num_tokens)
 
 
 def _solving(weight: Weight, graph: Graph, num_tokens: int) -> float:
-    """Multiplications of the sums over a weight's inputs, of their factors, and of its solution.
+    """Multiplications for the sums over a weight's inputs, for their factors, and for its solution.
 
-    Weights that have the same inputs share sums and factors, which count for one of them.
+    Weights with the same inputs share sums and factors, which are counted for one of them.
     """
     (rows, columns), kind = weight.shape, weight.role.kind
     solution = 4 * rows * columns**2
     if kind not in INPUTS and weight.role.layer is not None:
         return solution
-    # Half of the symmetric sums; with them those of the fp32 model's inputs, or of what the residual stream has lost.
+    # Half of the symmetric sums, and the sums with the fp32 model's inputs or with the errors of the residual stream.
     beside = graph.config.hidden_size if kind in ADDING else columns if weight.role.layer is not None else 0
     sums = (columns / 2 + beside) * columns * _seen(weight, graph, num_tokens)
     # Factoring and inverting are in fp64, which takes twice as long.
@@ -97,7 +91,7 @@ def _solving(weight: Weight, graph: Graph, num_tokens: int) -> float:
 
 
 def _seen(weight: Weight, graph: Graph, num_tokens: int) -> int:
-    """Tokens that reach a weight: of an expert, its share."""
+    """Tokens that reach a weight; for an expert, an equal share."""
     if weight.role.expert is None:
         return num_tokens
     return math.ceil(num_tokens * graph.config.num_experts_per_tok / graph.config.num_experts)
@@ -109,7 +103,7 @@ def _moves(weight: Weight, settings: SequentialSettings) -> int:
 
 
 def _states(graph: Graph, num_tokens: int, *, limit: int) -> tuple[int, int]:
-    """Bytes of token states held in memory, and on disk: both streams, and the inputs of the widest weight."""
+    """Bytes of token states in memory and on disk: both streams, and the inputs of the widest weight."""
     config = graph.config
     widths = [config.hidden_size] * (6 if config.is_moe else 2)
     widths.append(max(_widest(graph, lambda weight: weight.role.expert is None), config.hidden_size))
@@ -118,8 +112,11 @@ def _states(graph: Graph, num_tokens: int, *, limit: int) -> tuple[int, int]:
 
 
 def _held_solving(solved: Sequence[Weight]) -> int:
-    """Numbers held while the largest weight is solved: the sums, and two factors, the damped Hessian and the
-    identity in fp64; and the weight, its target, its values and codes, what is left of it, and its gradient."""
+    """Numbers in memory while the largest weight is solved.
+
+    These are the sums; two factors, the damped Hessian and the identity in fp64; and the weight, its target, its values
+    and codes, the rest of the target, and the gradient.
+    """
     columns = max((weight.shape[1] for weight in solved), default=0)
     return 11 * columns**2 + 6 * max((math.prod(weight.shape) for weight in solved), default=0)
 
@@ -136,18 +133,13 @@ def _widest(graph: Graph, chosen: object) -> int:
     return max((weight.shape[1] for weight in graph if len(weight.shape) == 2 and chosen(weight)), default=0)
 
 
-def _num_bytes(weight: Weight, number_format: str | NumberFormat) -> int:
-    """What a solved weight takes in the work folder: blocks of GGML's, or a byte a code and its parameters."""
-    found = GGML_FORMATS[number_format] if isinstance(number_format, str) else number_format
-    if isinstance(found, GgmlFormat):
-        return math.prod(weight.shape[:-1]) * found.row_bytes(weight.shape[-1])
-    if len(weight.shape) == 1:
-        return FP32_BYTES * weight.shape[0]
-    return math.prod(weight.shape) + FP32_BYTES * math.prod(weight.shape) // SMALLEST_GROUP
+def _file_bytes(weight: Weight, number_format: NumberFormat) -> int:
+    """Bytes of a solved weight in the work folder."""
+    return sum(kind.num_bytes for kind in number_format.array_types(weight.shape).values())
 
 
 def _multiplications_a_second(hidden_size: int) -> float:
-    """The rate of the products that a run is made of, windows of 512 tokens."""
+    """Multiplications a second in products with windows of 512 tokens."""
     x_TD, weight_DD = torch.ones(512, hidden_size), torch.ones(hidden_size, hidden_size)
     torch.mm(x_TD, weight_DD)
     started, count = time.perf_counter(), 0

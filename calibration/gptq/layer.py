@@ -1,9 +1,9 @@
-"""One layer of a sequential GPTQ run: true sequential, beside the fp32 model.
+"""Solve the weights of one layer in a sequential GPTQ run, beside the fp32 model.
 
 Two residual streams pass through the model side by side: ``exact`` through the checkpoint's weights, ``stream`` through
-the quantized ones.  In each layer the weights are solved in the order in which a token meets them (q, k and v; then o;
-then gate and up; then down), each for the inputs that the quantized weights before it give and for the outputs that the
-fp32 model has there.
+the quantized weights. In each layer the weights are solved in the order of the forward pass: q, k and v; then o; then
+gate and up; then down ("true sequential"). Each is solved for the inputs that the quantized weights before it give, and
+for the outputs of the fp32 model.
 
 Shapes: T tokens of one window, D hidden, N heads, K kv heads, H head_dim, I in
 """
@@ -26,22 +26,22 @@ __all__ = ["Streams", "run_attention", "run_dense_mlp"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Streams:
-    """The residual stream of every window in both models; runs change it in place."""
+    """The residual stream of every window in both models; it is changed in place."""
 
     stream: WindowStates
     exact: WindowStates
 
     def normed(self, index: int, norm_D: Tensor, *, eps: float) -> tuple[Tensor, Tensor]:
-        """What the weights after a norm see of one window: quantized, exact."""
+        """One window after a norm: in the quantized model, and in the fp32 model."""
         return rms_norm(self.stream[index], norm_D, eps=eps), rms_norm(self.exact[index], norm_D, eps=eps)
 
     def lost(self, index: int) -> Tensor:
-        """What the quantized stream is off by, [T, D]."""
+        """The error of the quantized stream, [T, D]."""
         return self.exact[index] - self.stream[index]
 
 
 def run_attention(run: GptqRun, layer: int, streams: Streams) -> None:
-    """Solve q, k, v and o, and carry both streams through them."""
+    """Solve q, k, v and o, and pass both streams through them."""
     norm_D = read_tensor(run.graph[Role(Kind.INPUT_LAYERNORM, layer)])
     _solve_qkv(run, layer, streams, norm_D)
     run.advance()
@@ -51,7 +51,7 @@ def run_attention(run: GptqRun, layer: int, streams: Streams) -> None:
 
 
 def run_dense_mlp(run: GptqRun, layer: int, streams: Streams) -> None:
-    """Solve gate, up and down of a dense layer, and carry both streams through them."""
+    """Solve gate, up and down of a dense layer, and pass both streams through them."""
     norm_D, eps = read_tensor(run.graph[Role(Kind.POST_ATTENTION_LAYERNORM, layer)]), run.graph.config.rms_norm_eps
     roles = [Role(kind, layer) for kind in (Kind.GATE_PROJ, Kind.UP_PROJ)]
     if run.needs(*roles):
@@ -89,9 +89,9 @@ def _solve_qkv(run: GptqRun, layer: int, streams: Streams, norm_D: Tensor) -> No
 
 
 def _solve_o(run: GptqRun, layer: int, streams: Streams, norm_D: Tensor) -> WindowStates:
-    """Solve o_proj and carry the exact stream through it; returns what the quantized o_proj is to multiply.
+    """Solve o_proj and pass the exact stream through it; returns the inputs for the quantized o_proj.
 
-    On the way, q and k of both models are compared: they are normed, and rotated, which changes no distance.
+    On the way, q and k of both models are compared after their norms and RoPE, which changes no distance.
     """
     config, role = run.graph.config, Role(Kind.O_PROJ, layer)
     columns = run.graph[role].shape[1]
@@ -116,7 +116,7 @@ def _solve_o(run: GptqRun, layer: int, streams: Streams, norm_D: Tensor) -> Wind
 
 
 def _solve_down(run: GptqRun, layer: int, streams: Streams, norm_D: Tensor) -> WindowStates:
-    """Solve down_proj and carry the exact stream through it; returns what the quantized one is to multiply."""
+    """Solve down_proj and pass the exact stream through it; returns the inputs for the quantized down_proj."""
     role = Role(Kind.DOWN_PROJ, layer)
     columns = run.graph[role].shape[1]
     sums = MomentSums(columns, residual_size=len(norm_D), has_cross=False)
@@ -135,16 +135,17 @@ def _solve_down(run: GptqRun, layer: int, streams: Streams, norm_D: Tensor) -> W
 
 
 def _missing(run: GptqRun, streams: Streams, index: int, given_TD: Tensor, added_TD: Tensor) -> Tensor:
-    """What the checkpoint's o_proj or down_proj, on the quantized model's inputs, leaves to be made up for, [T, D].
+    """The error that o_proj or down_proj should make up for, [T, D]: W (x₀ - x) + r.
 
-    That is W (x₀ - x) + r: summed as one, it is cheaper than the cross moments of inputs that are wider than D.
+    W is the checkpoint's weight, x are the quantized model's inputs, x₀ the fp32 model's, r is the error of the
+    residual stream. Summing this is cheaper than cross moments of inputs that are wider than D.
     """
     missing_TD = added_TD - given_TD
     return missing_TD + streams.lost(index) if run.settings.take_back_residual else missing_TD
 
 
 def gated_weights(run: GptqRun, layer: int, *, expert: int | None = None, quantized: bool = False) -> GatedWeights:
-    """A gated MLP; down_proj is the checkpoint's in either case, as the quantized one is not there yet."""
+    """A gated MLP; down_proj is always the checkpoint's, because the quantized one is not solved yet."""
     read = run.quantized if quantized else run.exact
     return GatedWeights(
         gate_proj=read(Kind.GATE_PROJ, layer, expert),
@@ -154,7 +155,7 @@ def gated_weights(run: GptqRun, layer: int, *, expert: int | None = None, quanti
 
 
 def _attention_weights(run: GptqRun, layer: int, norm_D: Tensor, *, quantized: bool = False) -> AttentionWeights:
-    """The attention of one layer; o_proj is the checkpoint's in either case."""
+    """The attention of one layer; o_proj is always the checkpoint's."""
     read = run.quantized if quantized else run.exact
     return AttentionWeights(
         input_layernorm=norm_D,
@@ -168,7 +169,7 @@ def _attention_weights(run: GptqRun, layer: int, norm_D: Tensor, *, quantized: b
 
 
 def _add(stream: WindowStates, inputs: WindowStates, linear: Linear) -> None:
-    """Add a matrix's outputs to the stream; the inputs are given up."""
+    """Add a matrix's outputs to the stream, and free its inputs."""
     for i in range(len(stream)):
         stream[i] = stream[i] + linear(inputs[i])
     inputs.close()

@@ -1,4 +1,4 @@
-"""What a GPTQ run says of itself: each weight's error, which experts were calibrated, how far routing moved."""
+"""The report of a GPTQ run: the error of each weight, the tokens of each expert, and how routing changed."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ __all__ = ["CalibrationReport", "RoutingReport", "WeightReport"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WeightReport:
-    """One weight; errors are tr(ΔW H ΔWᵀ) / tr(W H Wᵀ) against the weights aimed at.
+    """The errors of one weight: tr(ΔW H ΔWᵀ) / tr(W H Wᵀ) against the weights aimed at.
 
-    ``method`` says whose codes were the better ones: GPTQ's, or plain rounding's ("rtn"); ``damping`` is what the
-    Hessian's inverse took; ``tokens`` how many met the weight.  ``normed_error``, for q_proj and k_proj, is the
-    squared error of their heads after the norm, of all that was quantized so far, relative to the fp32 model's squares.
+    ``method`` says whose codes were better: GPTQ's, or those of plain rounding ("rtn"). ``damping`` is what the inverse
+    of the Hessian needed, ``tokens`` the number of tokens that reached the weight. ``normed_error``, for q_proj and
+    k_proj, is the squared error of their heads after the norm, relative to the fp32 model's squares; it includes the
+    errors of all weights before.
     """
 
     name: str
@@ -30,7 +31,7 @@ class WeightReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoutingReport:
-    """One layer of a mixture: the tokens of each expert, and the share of tokens whose set of experts changed."""
+    """The routing of one layer: tokens of each expert, and the share of tokens whose set of experts changed."""
 
     layer: int
     tokens: tuple[int, ...]
@@ -38,13 +39,13 @@ class RoutingReport:
 
     @property
     def unseen(self) -> list[int]:
-        """Experts that no token was sent to: they are quantized for the layer's average token."""
+        """Experts that no token was sent to; they are solved for the layer's average token."""
         return [expert for expert, count in enumerate(self.tokens) if count == 0]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CalibrationReport:
-    """The whole run; ``tokens_digest`` names the tokens, ``settings`` what was asked for."""
+    """The report of a whole run; ``tokens_digest`` identifies the tokens, ``settings`` are those of the run."""
 
     settings: Mapping[str, Any]
     tokens_digest: str
@@ -55,7 +56,7 @@ class CalibrationReport:
 
     @property
     def notes(self) -> list[str]:
-        """What a user should hear of, a sentence each."""
+        """Sentences for the user."""
         found = [
             f"layer {layer.layer}: no calibration token was sent to experts {', '.join(map(str, layer.unseen))}; "
             "they are quantized for the layer's average token"
@@ -71,4 +72,5 @@ class CalibrationReport:
         return found
 
     def as_dict(self) -> dict[str, Any]:
+        """The report as plain values, with its notes."""
         return {**asdict(self), "notes": self.notes}

@@ -1,4 +1,4 @@
-"""A GPTQ run in progress: what has been solved so far, and the solving of one weight.
+"""The state of a GPTQ run: what is solved so far, and how one weight is solved.
 
 Shapes: O out, I in
 """
@@ -6,7 +6,7 @@ Shapes: O out, I in
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -17,9 +17,10 @@ from qwen3_export.calibration.moments import MomentSums
 from qwen3_export.calibration.window_states import MEMORY_LIMIT, WindowStates
 from qwen3_export.errors import QuantizationError
 from qwen3_export.graph import Graph, Kind, Role, Weight, module_name
+from qwen3_export.quantizers.formats import NumberFormat
 from qwen3_export.quantizers.gptq.hessian import InverseFactor, Moments, factor_inverse
-from qwen3_export.quantizers.gptq.slab import NumberFormat
 from qwen3_export.quantizers.gptq.solver import GptqResult, GptqSettings, gptq
+from qwen3_export.quantizers.params import join_rows
 from qwen3_export.reference.weights import Linear, read_linear, read_tensor
 
 __all__ = ["GptqRun", "QkNorm", "SequentialSettings"]
@@ -31,9 +32,10 @@ QkNorm = Literal["off", "averaged", "grouped"]
 class SequentialSettings:
     """How a run calibrates.
 
-    ``qk_norm`` weighs the tokens of q_proj and k_proj as their norms will: not, averaged over heads, or for each key
-    head and its query heads apart.  ``take_back_residual`` has o_proj and down_proj aim at what the layers before
-    have lost as well.  A mixture's expert counts for ``expert_shrinkage`` tokens of the layer's average beside its own.
+    ``qk_norm`` weighs the tokens of q_proj and k_proj as their norms do: not at all ("off"), averaged over heads, or
+    grouped, for each key head and its query heads separately. With ``take_back_residual`` o_proj and down_proj also
+    make up for errors of the layers before them. An expert of a mixture is solved for ``expert_shrinkage`` tokens of
+    the layer's average besides its own. Token states beyond ``memory_limit`` bytes go to disk.
     """
 
     solver: GptqSettings = field(default_factory=GptqSettings)
@@ -44,12 +46,12 @@ class SequentialSettings:
 
     def __post_init__(self) -> None:
         if self.qk_norm not in get_args(QkNorm):
-            raise QuantizationError(f"qk_norm {self.qk_norm!r} is not one of {', '.join(get_args(QkNorm))}")
+            raise QuantizationError(f"`qk_norm` {self.qk_norm!r} is not one of {', '.join(get_args(QkNorm))}")
         if self.expert_shrinkage < 0:
-            raise QuantizationError(f"expert_shrinkage {self.expert_shrinkage:g} is negative; 0 turns it off")
+            raise QuantizationError(f"`expert_shrinkage` {self.expert_shrinkage:g} is negative; 0 turns it off")
 
     def as_dict(self) -> dict[str, Any]:
-        """All that results depend on, flat."""
+        """The settings that results depend on, as one flat mapping."""
         own = asdict(self)
         del own["memory_limit"]
         solver: dict[str, Any] = own.pop("solver")
@@ -58,7 +60,7 @@ class SequentialSettings:
 
 @dataclass(slots=True, kw_only=True)
 class GptqRun:
-    """``weights`` are the quantized ones so far, by name; those of formats without blocks from the start."""
+    """A run in progress; ``weights`` are the quantized weights so far, by name. Floats are there from the start."""
 
     graph: Graph
     formats: Mapping[str, NumberFormat]
@@ -72,26 +74,26 @@ class GptqRun:
     routing: list[RoutingReport] = field(default_factory=list)
 
     def states(self, width: int) -> WindowStates:
-        """Room for a vector a token."""
+        """Room for one vector of each token."""
         limit = self.settings.memory_limit
         return WindowStates(self.lengths, width, folder=self.folder.path, memory_limit=limit)
 
     def exact(self, kind: Kind, layer: int | None = None, expert: int | None = None) -> Linear:
-        """A matrix of the checkpoint."""
+        """A matrix of the checkpoint, ready to multiply."""
         return read_linear(self.graph[Role(kind, layer, expert)])
 
     def quantized(self, kind: Kind, layer: int | None = None, expert: int | None = None) -> Linear:
-        """The same matrix as it is stored."""
+        """The same matrix with its stored values."""
         return read_linear(self.weights[module_name(Role(kind, layer, expert))])
 
     def needs(self, *roles: Role) -> bool:
-        """Whether one of these weights is still to be solved; results of an earlier run are taken over."""
+        """Whether one of these weights is still to be solved; results of an earlier run are loaded first."""
         return any(self._is_open(role) for role in roles)
 
     def solve(self, roles: Sequence[Role], sums: Sequence[MomentSums]) -> None:
-        """Solve weights that share their inputs, but for those that are done: the inputs' Hessian is factored once.
+        """Solve those of these weights that are not done yet. They share their inputs, so the Hessian is factored once.
 
-        Several sums are for equal parts of each weight's rows, in order.
+        If there are several sums, they are for equal parts of each weight's rows, in order.
         """
         wanted = [role for role in roles if self._is_open(role)]
         if not wanted:
@@ -105,7 +107,7 @@ class GptqRun:
             self._solve_one(role, factored, tokens=sums[0].tokens)
 
     def report_normed_error(self, role: Role, error: float) -> None:
-        """Add to a weight's report what its error is after the norm."""
+        """Add the error after the norm to the report of a weight."""
         name = module_name(role)
         if name in self.reports:
             self.reports[name] = replace(self.reports[name], normed_error=error)
@@ -151,16 +153,10 @@ class GptqRun:
 
 
 def _stack_rows(parts: Sequence[GptqResult]) -> GptqResult:
-    """Results for equal parts of a weight's rows, as one."""
-    params = {
-        name: None if arrays[0] is None else np.concatenate(arrays)
-        for name, arrays in (
-            (one.name, [getattr(part.params, one.name) for part in parts]) for one in fields(parts[0].params)
-        )
-    }
+    """Join the results for equal parts of a weight's rows."""
     return GptqResult(
         codes_OI=np.concatenate([part.codes_OI for part in parts]),
-        params=type(parts[0].params)(**params),
+        params=join_rows([part.params for part in parts]),
         method="gptq" if any(part.method == "gptq" for part in parts) else "rtn",
         error=float(np.mean([part.error for part in parts])),
         rtn_error=float(np.mean([part.rtn_error for part in parts])),

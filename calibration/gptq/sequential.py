@@ -1,12 +1,11 @@
-"""GPTQ with true sequential calibration: a graph, formats and tokens to a graph whose weights are solved.
+"""Run GPTQ on a whole model, in the order of its forward pass ("true sequential").
 
-The order is the order of a forward pass, with one exception: the embedding of a tied model comes first.  It is one
-tensor used at both ends.  As the output head it multiplies final hidden states, which the fp32 model gives
-beforehand; it is solved for these, and the layers, all of which see it as their input, make up for what it
-loses there.
+There is one exception to the order: the embedding of a tied model comes first. It is one tensor for both ends of the
+model. As the output head it multiplies the final hidden states, which are computed with the fp32 model beforehand. It
+is solved for these, and the layers, whose input it is too, make up for its errors.
 
-What is held is the two residual streams (and, for a moment, the inputs of o_proj or down_proj), half a layer of
-weights twice (or one expert), and the sums of one weight's inputs.
+Memory holds the two residual streams (and at times the inputs of o_proj or down_proj), half a layer of weights twice
+(or one expert), and the sums over one weight's inputs.
 
 Shapes: T tokens of one window, D hidden
 """
@@ -33,9 +32,8 @@ from qwen3_export.calibration.moments import MomentSums
 from qwen3_export.errors import QuantizationError
 from qwen3_export.graph import Graph, Kind, Role, Weight
 from qwen3_export.parallel import default_threads
-from qwen3_export.quantizers.ggml import GGML_FORMATS, GgmlFormat
-from qwen3_export.quantizers.gptq.slab import NumberFormat
-from qwen3_export.quantizers.weights.rounding import UNBLOCKED, round_weight
+from qwen3_export.quantizers.formats import NumberFormat
+from qwen3_export.quantizers.weights.rounded import RoundedWeight, check_fits
 from qwen3_export.reference.model import forward
 from qwen3_export.reference.weights import embed, read_tensor
 
@@ -43,14 +41,14 @@ __all__ = ["SequentialSettings", "gptq_graph"]
 
 STEPS_PER_LAYER = 4
 
-# The head's Hessian takes a pass through the whole model of its own, and small models need fewer tokens for it.
+# The head's Hessian needs a forward pass of its own; small models need fewer tokens for it.
 HEAD_TOKENS_PER_COLUMN = 64
 
 
 @torch.inference_mode()
 def gptq_graph(
     graph: Graph,
-    formats: Mapping[str, str | NumberFormat],
+    formats: Mapping[str, NumberFormat],
     windows: Sequence[NDArray[np.int64]],
     *,
     work_dir: Path,
@@ -58,26 +56,25 @@ def gptq_graph(
     threads: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Graph, CalibrationReport]:
-    """Quantize every weight to the format that ``formats`` gives for its name (one of GGML's by name, or any).
+    """Quantize every weight to the format that ``formats`` gives for its name.
 
-    ``windows`` are token ids, [T] each.  Results are kept in ``work_dir`` as they come, and the graph's weights read
-    them from there; the same call goes on where an earlier one ended.  ``progress`` is told how many steps are
-    done, of how many.  Raises QuantizationError for formats that do not fit, OutputError when the disk is full.
+    ``windows`` are token ids, [T] each. Results are kept in ``work_dir`` as they come, and the weights of the returned
+    graph read them from there; the same call continues where an earlier one ended. ``progress`` is told how many steps
+    of how many are done. Raises QuantizationError for formats that do not fit, OutputError for a full disk.
     """
     settings, started = settings or SequentialSettings(), time.perf_counter()
-    number_formats = {name: GGML_FORMATS[found] if isinstance(found, str) else found for name, found in formats.items()}
-    _check_formats(graph, number_formats)
-    folder = open_gptq_folder(work_dir, graph, windows=windows, formats=number_formats, settings=settings.as_dict())
+    _check_formats(graph, formats)
+    folder = open_gptq_folder(work_dir, graph, windows=windows, formats=formats, settings=settings.as_dict())
     folder.create()
     run = GptqRun(
         graph=graph,
-        formats=number_formats,
+        formats=formats,
         settings=settings,
         folder=folder,
         lengths=[len(window_T) for window_T in windows],
         threads=threads or default_threads(),
         advance=_counter(progress, STEPS_PER_LAYER * graph.config.num_hidden_layers + 1),
-        weights=_rounded(graph, number_formats),
+        weights=_rounded(graph, formats),
     )
     _solve_all(run, [torch.from_numpy(np.asarray(window_T, np.int64)) for window_T in windows])
     report = CalibrationReport(
@@ -92,7 +89,7 @@ def gptq_graph(
 
 
 def _solve_all(run: GptqRun, windows: Sequence[Tensor]) -> None:
-    """The embedding where it is the head too, the layers in order, and the head."""
+    """Solve the embedding if it is the head too, then the layers in order, then the head."""
     config = run.graph.config
     if config.tie_word_embeddings:
         _solve_tied_embedding(run, windows)
@@ -140,36 +137,22 @@ def _embed(run: GptqRun, windows: Sequence[Tensor]) -> Streams:
 
 
 def _rounded(graph: Graph, formats: Mapping[str, NumberFormat]) -> dict[str, Weight]:
-    """Weights that there is nothing to solve for: formats without blocks, and an embedding that is no head."""
+    """The weights that are only rounded: floats, and an embedding that is not the head."""
     rounded: dict[str, Weight] = {}
     for weight in graph:
         number_format = formats[weight.name]
         is_embedding = weight.role.kind is Kind.EMBED_TOKENS and graph.head.name != weight.name
-        if number_format.name in UNBLOCKED or is_embedding:
-            rounded[weight.name] = round_weight(weight, number_format)
+        if number_format.is_float or is_embedding:
+            rounded[weight.name] = RoundedWeight(source=weight, number_format=number_format)
     return rounded
 
 
 def _check_formats(graph: Graph, formats: Mapping[str, NumberFormat]) -> None:
-    """Before hours of work: every weight has a format, and its rows fit it."""
+    """Raise QuantizationError unless every weight has a format that fits it."""
     for weight in graph:
         if weight.name not in formats:
             raise QuantizationError(f"{weight.name}: has no number format; give one for each weight")
-        number_format = formats[weight.name]
-        if len(weight.shape) == 1 and number_format.name not in UNBLOCKED:
-            raise QuantizationError(f"{weight.name}: a vector is not quantized to {number_format.name}; use F32")
-        try:
-            _check_fits(weight, number_format)
-        except QuantizationError as error:
-            raise QuantizationError(f"{weight.name}: {error}") from error
-
-
-def _check_fits(weight: Weight, number_format: NumberFormat) -> None:
-
-    if isinstance(number_format, GgmlFormat):
-        number_format.row_bytes(weight.shape[-1])
-    else:
-        number_format.check(weight.shape)
+        check_fits(weight, formats[weight.name])
 
 
 def _counter(progress: Callable[[int, int], None] | None, total: int) -> Callable[[], None]:

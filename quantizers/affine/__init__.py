@@ -1,4 +1,4 @@
-"""Affine integer formats: what ONNX, ExecuTorch and Core ML files may store a weight as.
+"""Affine integer formats, in which ONNX, ExecuTorch and Core ML files store weights.
 
     from qwen3_export.quantizers.affine import AffineFormat
 
@@ -6,7 +6,7 @@
     codes, params = int4.encode(values)               # float32 [rows, columns] -> int8 codes, scales, zero points
     stored = int4.dequantize(codes, params)           # what a runtime will compute from them
 
-How codes are laid out in a file is not decided here: see ``quantizers.packing``.
+How codes lie in a file is not decided here: see ``quantizers.packing``.
 Importing this is light: kernels (and numba) are imported by the first fit.
 """
 

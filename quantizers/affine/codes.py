@@ -1,9 +1,8 @@
-"""Values to codes under given scales and zero points.
+"""Round values to codes under given scales and zero points.
 
 Shapes: # R rows  I columns  G groups a row
 
-The group size follows from the shapes (I / G), so that a solver can round a single column of every row: values [R, 1]
-under scales [R, 1].
+The group size is I / G. So a single column of every row can be rounded too: values [R, 1] under scales [R, 1].
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ def round_to_codes(
     low: int,
     high: int,
 ) -> None:
-    """Fill the first argument with the nearest codes; where the scale is zero, with the zero point."""
+    """Fill ``codes_RI`` with the nearest codes; where the scale is zero, with the zero point."""
     group_size = values_RI.shape[1] // scale_RG.shape[1]
     for r in range(values_RI.shape[0]):
         for g in range(scale_RG.shape[1]):

@@ -1,4 +1,4 @@
-"""From rows of weights to the parameters of their groups: what surrounds the search.
+"""Find scales and zero points for rows of weights: prepares the search of ``search.py`` and runs it.
 
 Shapes: # R rows  I columns  G groups a row  N = R * G groups
 """
@@ -18,7 +18,7 @@ __all__ = ["Limits", "fit"]
 Values = NDArray[np.float32]
 
 _NEIGHBOUR = {"f32": 0.0, "f16": 2.0**-10, "bf16": 2.0**-7}
-"""The relative distance of a scale to the next one in its dtype, at most."""
+"""The largest relative distance from a scale to the next number of its dtype."""
 
 _SIGNIFICANT = {"f32": 24, "f16": 11, "bf16": 8}
 
@@ -52,13 +52,14 @@ def fit(
 
 
 def _windows(limits: Limits, group_size: int) -> tuple[int, float, float]:
-    """How many windows to try, the widest and the narrowest, as shares of a group's range.
+    """How many windows to try, and the widest and the narrowest of them, as shares of a group's range.
 
-    The widest is more than the range: that may put the important weights right on its levels. The narrowest follows
-    normally distributed weights: the half-width at which a quantizer of so many levels errs least (1.5 standard
-    deviations for 4 levels, about 0.55 more for each further bit), over the largest magnitude expected in the group;
-    and a fifth less, because weights have heavier tails than that; and at most a half, because the weights at the ends
-    of the range may be unimportant. With 64 levels and more there is less to gain, and finer steps find it.
+    The widest window exceeds the range, because that can put important weights exactly on levels. The narrowest is
+    derived from normally distributed weights. With so many levels, a quantizer has the smallest error at a certain
+    half-width: 1.5 standard deviations for 4 levels, about 0.55 more for each further bit. That half-width is divided
+    by the largest magnitude expected in the group, and made a fifth smaller, because weights have heavier tails. It is
+    a half at most, because the weights at the ends of the range may be unimportant. With 64 levels and more there is
+    less to gain, and finer steps find it.
     """
     if limits.high - limits.low > 32:
         return 12, 1.1, 0.7
@@ -68,13 +69,13 @@ def _windows(limits: Limits, group_size: int) -> tuple[int, float, float]:
 
 
 def _normalized(importance: Values | None, shape: tuple[int, ...]) -> Values:
-    """Importances as one flat array, the largest of a row about 1, so that no product under- or overflows."""
+    """Importances as one flat array, scaled so that the largest of a row is about 1: no product over- or underflows."""
     if importance is None:
         return np.empty(0, np.float32)
     if importance.shape not in (shape, shape[1:]):
-        raise QuantizationError(f"importance of shape {importance.shape} does not fit weights of shape {shape}")
+        raise QuantizationError(f"`importance` of shape {importance.shape} does not fit weights of shape {shape}")
     if not (importance.min(initial=0) >= 0 and np.isfinite(importance).all()):
-        raise QuantizationError("importance holds a negative or non-finite number; it must be a mean of squares")
+        raise QuantizationError("`importance` holds a negative or non-finite number; it must be a mean of squares")
     largest = importance.max(axis=-1, keepdims=True, initial=0)
-    # A power of two changes no digit.
+    # Scaling by a power of two changes no digit.
     return np.ascontiguousarray(np.ldexp(importance, -np.frexp(largest)[1]), np.float32).reshape(-1)

@@ -1,6 +1,6 @@
 """The affine integer formats, as one configurable class.
 
-Shapes: # R rows  I columns  G groups a row
+Shapes: # R rows  I columns  J columns of one slab  G groups a row
 
 This file imports no kernels; methods import what they need when they are called.
 """
@@ -8,7 +8,7 @@ This file imports no kernels; methods import what they need when they are called
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,11 +16,10 @@ from numpy.typing import NDArray
 from qwen3_export.errors import QuantizationError
 from qwen3_export.quantizers.affine.params import AffineParams
 from qwen3_export.quantizers.affine.scale_dtypes import LARGEST_WEIGHT, SCALE_DTYPES, ScaleDtype
+from qwen3_export.quantizers.formats import Arrays, ArrayType, Codebook, Codes, Values, Weighting
 
 __all__ = ["AffineFormat"]
 
-Values = NDArray[np.float32]
-Codes = NDArray[np.int8]
 Search = Literal["full", "range"]
 
 _USUAL_GROUPS = (16, 32, 64, 128, 256)
@@ -35,9 +34,7 @@ class AffineFormat:
     -8 … 7 has the extra level: some runtimes read that correctly (MatMulNBits, GGML), others refuse it (XNNPACK).
     ``search`` "range" takes scales from the smallest and largest weight alone, as plain rounding does.
 
-    Solvers take the steps apart: ``fit`` chooses the parameters, ``round`` the codes under given parameters;
-    ``encode`` is both, ``dequantize`` goes back. ``fit`` and ``round`` work on any whole number of groups, and
-    ``round`` on a single column under ``params.group(g)``.
+    What the methods do is said at ``NumberFormat``; ``fit`` and ``round`` work on any whole number of groups.
     """
 
     num_bits: int
@@ -52,15 +49,19 @@ class AffineFormat:
         if self.num_bits not in range(2, 9):
             raise QuantizationError(f"affine formats have 2 to 8 bits, not {self.num_bits}")
         if self.group_size is not None and self.group_size < 1:
-            raise QuantizationError(f"group_size {self.group_size} is not positive; leave it out for one group a row")
+            raise QuantizationError(f"`group_size` {self.group_size} is not positive; leave it out for one group a row")
         if self.scale_dtype not in SCALE_DTYPES:
-            raise QuantizationError(f"scale_dtype {self.scale_dtype!r} is not one of {', '.join(SCALE_DTYPES)}")
+            raise QuantizationError(f"`scale_dtype` {self.scale_dtype!r} is not one of {', '.join(SCALE_DTYPES)}")
         if self.search not in get_args(Search):
-            raise QuantizationError(f"search {self.search!r} is not one of {', '.join(get_args(Search))}")
+            raise QuantizationError(f"`search` {self.search!r} is not one of {', '.join(get_args(Search))}")
         if not self.symmetric and (self.narrow or self.negative_scales):
-            raise QuantizationError("narrow and negative_scales are for symmetric formats; there is a zero point here")
+            raise QuantizationError(
+                "`narrow` and `negative_scales` are for symmetric formats; there is a zero point here"
+            )
         if self.narrow and self.negative_scales:
-            raise QuantizationError("a narrow range is the same under both signs; negative_scales gains nothing there")
+            raise QuantizationError(
+                "a narrow range is the same under both signs; `negative_scales` gains nothing there"
+            )
 
     @property
     def name(self) -> str:
@@ -81,42 +82,45 @@ class AffineFormat:
         return (1 << (self.num_bits - 1)) - 1
 
     @property
+    def is_float(self) -> bool:
+        return False
+
+    @property
     def rows_together(self) -> int:
-        """How many rows share parameters: none do."""
         return 1
 
-    def check(self, shape: tuple[int, ...]) -> None:
-        """Raise QuantizationError where a weight of this shape cannot be stored."""
-        self.columns_a_group(shape[-1])
+    @property
+    def columns_together(self) -> int | None:
+        return self.group_size
+
+    @property
+    def codebook(self) -> Codebook:
+        return Codebook(np.float32(self.code_low), np.float32(self.code_high), np.empty(0, np.float32))
 
     def columns_a_group(self, columns: int) -> int:
         """How many columns share a scale, in rows of this many; QuantizationError where they do not divide."""
         size = self.group_size or columns
         if columns % size:
-            raise QuantizationError(f"in_features {columns} is not a multiple of group_size {size}; {_advice(columns)}")
+            raise QuantizationError(
+                f"in_features {columns} is not a multiple of `group_size` {size}; {_advice(columns)}"
+            )
         return size
 
-    def bits_per_weight(self, columns: int) -> float:
-        """Stored bits a weight, scales and zero points included, before any padding of a storage form."""
-        beside = (32 if self.scale_dtype == "f32" else 16) + (0 if self.symmetric else self.num_bits)
-        return self.num_bits + beside / self.columns_a_group(columns)
+    def check(self, shape: tuple[int, ...]) -> None:
+        self.columns_a_group(shape[-1])
 
-    def encode(self, values_RI: Values, importance: Values | None = None) -> tuple[Codes, AffineParams]:
-        """Codes and parameters of rows of weights. The result of a row does not depend on the other rows."""
-        params = self.fit(values_RI, importance)
-        return self.round(values_RI, params), params
+    def bits_per_weight(self, shape: tuple[int, ...]) -> float:
+        """Scales and zero points included, before any padding of a storage form."""
+        beside = (32 if self.scale_dtype == "f32" else 16) + (0 if self.symmetric else self.num_bits)
+        return self.num_bits + beside / self.columns_a_group(shape[-1])
 
     def fit(
-        self,
-        values_RI: Values,
-        importance: Values | None = None,
-        *,
-        weighting: Literal["importance"] = "importance",  # noqa: ARG002 (what other formats let a solver ask for)
+        self, values_RI: Values, importance: Values | None = None, *, weighting: Weighting = "usual"
     ) -> AffineParams:
-        """Scales and zero points that minimize the squared error, each column's times its importance.
+        """Scales and zero points of groups; those of a row do not depend on the other rows.
 
-        ``importance`` is [I], or [R, I] where rows differ, and not negative. Raises QuantizationError where the group
-        size does not divide, a weight is no finite number, or its scale would be beyond the scale dtype.
+        Raises QuantizationError where the group size does not divide, a weight is no finite number, or its scale would
+        be beyond the scale dtype.
         """
         from qwen3_export.quantizers.affine import fitting
 
@@ -133,7 +137,6 @@ class AffineFormat:
         )
 
     def round(self, values_RI: Values, params: AffineParams) -> Codes:
-        """The nearest code of each weight under given parameters, [R, I]."""
         from qwen3_export.quantizers.affine import codes
 
         codes_RI = np.empty(values_RI.shape, np.int8)
@@ -147,12 +150,41 @@ class AffineFormat:
         )
         return codes_RI
 
+    def encode(self, values_RI: Values, importance: Values | None = None) -> tuple[Codes, AffineParams]:
+        params = self.fit(values_RI, importance)
+        return self.round(values_RI, params), params
+
     def dequantize(self, codes_RI: Codes, params: AffineParams) -> Values:
-        """``scale * (code - zero_point)`` in float32, [R, I]: a single rounding, as in a runtime."""
+        """``scale * (code - zero_point)`` in float32: a single rounding, as in a runtime."""
         rows, groups = params.scale_RG.shape
-        codes_RGI = codes_RI.reshape(rows, groups, -1).astype(np.float32)
+        codes_RGI = codes_RI.reshape(rows, groups, codes_RI.shape[1] // groups).astype(np.float32)
         levels_RGI = codes_RGI - params.zero_point_RG[:, :, None].astype(np.float32)
         return (levels_RGI * params.scale_RG[:, :, None]).reshape(codes_RI.shape)
+
+    def refit(
+        self, codes_RJ: Codes, params: AffineParams, *, gradient_RJ: Values, metric_JJ: Values
+    ) -> tuple[AffineParams, Values]:
+        """Better scales; zero points stay."""
+        from qwen3_export.quantizers.affine.refit import refit_scales
+
+        return refit_scales(
+            codes_RJ, params, gradient_RJ=gradient_RJ, metric_JJ=metric_JJ, scale_dtype=self.scale_dtype
+        )
+
+    def to_arrays(self, codes_RI: Codes, params: AffineParams) -> dict[str, NDArray[Any]]:
+        return {"codes": codes_RI, "scales": params.scale_RG, "zero_points": params.zero_point_RG}
+
+    def from_arrays(self, arrays: Arrays) -> tuple[Codes, AffineParams]:
+        return arrays["codes"], AffineParams(scale_RG=arrays["scales"], zero_point_RG=arrays["zero_points"])
+
+    def array_types(self, shape: tuple[int, ...]) -> dict[str, ArrayType]:
+        rows, columns = shape
+        groups = (rows, columns // self.columns_a_group(columns))
+        return {
+            "codes": ArrayType("|i1", shape),
+            "scales": ArrayType("<f4", groups),
+            "zero_points": ArrayType("|i1", groups),
+        }
 
     def _refuse_huge(self, values_RI: Values) -> None:
         largest = max(values_RI.max(initial=0), -values_RI.min(initial=0))
@@ -170,6 +202,6 @@ def _advice(columns: int) -> str:
     if not sizes:
         sizes = [size for size in range(8, 257) if columns % size == 0][-3:]
     if not sizes:
-        return "leave group_size out for one group a row"
+        return "leave `group_size` out for one group a row"
     *others, last = map(str, sizes)
     return f"use {', '.join(others)} or {last}" if others else f"use {last}"

@@ -1,9 +1,9 @@
-"""What a weight in an affine integer format stores besides its codes.
+"""Scales and zero points: what a weight in an affine integer format stores besides its codes.
 
 Shapes: # R rows  G groups a row
 
-A value is ``scale * (code - zero_point)``. Codes and zero points are signed everywhere here (-8 … 7 for four bits),
-whatever a file calls them: storage forms that count from 0 add half the range to both, which changes no value.
+A value is ``scale * (code - zero_point)``. Codes and zero points are signed here, -8 … 7 for four bits. Files that
+count from 0 add half the range to both, which changes no value.
 """
 
 from __future__ import annotations
@@ -18,26 +18,18 @@ __all__ = ["AffineParams"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AffineParams:
-    """Scales (float32, but numbers of the format's scale dtype) and zero points of R rows; symmetric ones are 0."""
+    """Scales and zero points of R rows. Scales are float32 arrays that hold numbers of the format's scale dtype; zero
+    points are 0 in symmetric formats.
+    """
 
     scale_RG: NDArray[np.float32]
     zero_point_RG: NDArray[np.int8]
 
     @property
     def offset_RG(self) -> NDArray[np.float32]:  # noqa: N802 (a shape, as in the fields)
-        """What the value is below ``scale * code``: scale times zero point."""
+        """Scale times zero point: a value is ``scale * code - offset``."""
         return self.scale_RG * self.zero_point_RG
 
-    def copy(self) -> AffineParams:
-        """The same numbers in arrays of their own."""
-        return AffineParams(scale_RG=self.scale_RG.copy(), zero_point_RG=self.zero_point_RG.copy())
-
-    def group(self, index: int) -> AffineParams:
-        """Those of the group with this index, [R, 1] each: what rounding one column takes."""
-        return AffineParams(
-            scale_RG=self.scale_RG[:, index : index + 1], zero_point_RG=self.zero_point_RG[:, index : index + 1]
-        )
-
-    def rows(self, rows: slice, *, of: int) -> AffineParams:  # noqa: ARG002 (what other formats need)
-        """Those of a block of rows, of so many."""
+    def rows(self, rows: slice, *, of: int) -> AffineParams:
+        """The parameters of a block of rows; ``of`` is the number of all rows."""
         return AffineParams(scale_RG=self.scale_RG[rows], zero_point_RG=self.zero_point_RG[rows])

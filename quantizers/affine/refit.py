@@ -1,4 +1,4 @@
-"""The best scales for given codes of an affine format, under a whole Hessian.
+"""Find better scales for given codes of an affine format, under a whole Hessian.
 
 With value = scale · (code - zero_point) and u the levels (code - zero_point) of a group, changing its scale by a
 changes the quadratic error by  2a g'u + a² u'Hu  (H the metric, g = H (value - target)), which is least at
@@ -30,9 +30,9 @@ def refit_scales(
     metric_JJ: Values,
     scale_dtype: ScaleDtype,
 ) -> tuple[AffineParams, Values]:
-    """Parameters with better scales, one group after the other, and the gradient under them.
+    """Parameters with better scales, found one group after the other, and the gradient with them.
 
-    A scale never changes its sign, nor becomes zero.
+    A scale never changes its sign and never becomes zero.
     """
     scale_RG, gradient_RJ = params.scale_RG.copy(), gradient_RJ.copy()
     size = codes_RJ.shape[1] // scale_RG.shape[1]

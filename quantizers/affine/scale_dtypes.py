@@ -1,8 +1,8 @@
-"""The number types that a runtime keeps scales in, and the rounding to each.
+"""The number types in which runtimes keep scales, and rounding to them.
 
-A scale is held as float32 here whatever it is stored as: every float16 and bfloat16 number is a float32 number too.
-XNNPACK rounds the scales of int4 groups to bfloat16, whose eight significant bits are 0.2 % of a weight; a search
-that does not know it loses what it gained.
+Scales are held as float32 here, whatever type they are stored in: every float16 or bfloat16 number is a float32 number
+too. The type matters to the search. XNNPACK rounds the scales of int4 groups to bfloat16, whose eight significant bits
+are 0.2 % of a weight; a search that ignores this loses what it gained.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ ScaleDtype = Literal["f32", "f16", "bf16"]
 SCALE_DTYPES: tuple[ScaleDtype, ...] = get_args(ScaleDtype)
 
 LARGEST_WEIGHT = {"f32": 1e15, "f16": 65504.0, "bf16": 1e15}
-"""Weights that a search accepts: float16 cannot hold more, and the squares of more are beyond float32."""
+"""The largest weight that a search accepts: float16 holds no more, and larger squares overflow float32."""
 
 
 def round_scales(scale: NDArray[np.float32], dtype: ScaleDtype) -> NDArray[np.float32]:
-    """The nearest numbers that ``dtype`` holds, ties to even, as float32."""
+    """The nearest numbers of ``dtype``, ties to even, as float32."""
     if dtype == "f32":
         return scale
     if dtype == "f16":

@@ -1,25 +1,25 @@
-"""The search for scale and zero point: formats in which a value is ``scale * (code - zero_point)``.
+"""Search for the best scale and zero point of each group, where a value is ``scale * (code - zero_point)``.
 
-What is sought, for each group of weights x with importances w, minimizes  Σ w (x - scale·level)²  with integer levels
-from ``low - zero_point`` to ``high - zero_point``, each the nearest one. The smallest and largest weight alone
-("range", plain rounding) give a scale that clips nothing; but a few clipped weights cost less than a coarser step for
-all others, the more so the fewer the levels and the larger the group.
+For each group of weights x with importances w, the search minimizes  Σ w (x - scale·level)².  Levels are integers from
+``low - zero_point`` to ``high - zero_point``, and each weight takes the nearest one. Plain rounding ("range") takes the
+scale from the smallest and the largest weight, so that nothing is clipped. But a few clipped weights cost less than a
+coarser step for all others, the more so the fewer the levels and the larger the group.
 
 For fixed levels v the best scale is a quotient of sums, and its error follows from the same pass:
 
     change = Σ w r v / Σ w v²        error = Σ w r² - change · Σ w r v        with the residual r = x - scale·v
 
-but levels jump as the scale moves, so the error has many local minima. So:
+Levels jump when the scale changes, so the error has many local minima. Therefore:
 
-1. *Scan.* Windows from a little more than the full range to a narrower one. What a window leaves out is left out
-   above, below, or half and half: that is a choice of the zero point (or, in a symmetric format of 2ⁿ levels, of the
-   sign of the scale).
-2. *Settle.* Round again under the best scale and solve again, with the zero points beside the best one as well.
-3. *Store.* Round the scale to its dtype and to that dtype's numbers beside it; take the true error of each, and of the
-   full range's scale; keep the best. So the result is never worse than plain rounding.
+1. *Scan.* Try windows, from a little wider than the full range to a narrower one. A window leaves something out above,
+   below, or half on each side: that is the choice of the zero point (in a symmetric format of 2ⁿ levels: of the sign of
+   the scale).
+2. *Settle.* Round again under the best scale and solve again, also with the zero points next to the best one.
+3. *Store.* Round the scale to its dtype, and try the neighbouring numbers of that dtype too. Compute the true error of
+   each, and of the scale for the full range, and keep the best. So the result is never worse than plain rounding.
 
 Eight groups are searched at a time, one a lane: ``x[8 * i + lane]`` is element i of the lane's group, and ``w`` holds
-its weights in the same order. Functions here are compiled, which pass arguments by position only.
+its weights in the same order. Functions here are compiled; they pass arguments by position only.
 
 Shapes: # N groups, of all rows. Weights, importances and scratch are flat.
 """
@@ -43,7 +43,7 @@ _SETTLING_ROUNDS = 2
 
 
 class Limits(NamedTuple):
-    """Codes run from low to high; symmetric formats have no zero point."""
+    """The range of codes; symmetric formats have no zero point."""
 
     low: int
     high: int
@@ -80,12 +80,12 @@ def fit_groups(
     limits: Limits,
     plan: Plan,
 ) -> None:
-    """Fill the first two arguments. ``importance`` is one row, or as many values as there are weights, or empty."""
+    """Fill ``scale_N`` and ``zero_point_N``. ``importance`` has one row, or a value for each weight, or is empty."""
     count = scale_N.size
     x, w = np.empty(8 * group_size, np.float32), np.empty(8 * group_size, np.float32)
     for first in range(0, count, 8):
         for k in range(8):
-            # Lanes beyond the last group search it again.
+            # Lanes after the last group repeat it.
             _gather(x, w, k, values, importance, min(first + k, count - 1) * group_size, group_size)
         best = _search(x, w, group_size, limits, plan)
         for k in range(min(8, count - first)):
@@ -95,7 +95,7 @@ def fit_groups(
 
 @inlined
 def _gather(x: Values, w: Values, k: int, values: Values, importance: Values, start: int, group_size: int) -> None:
-    """One group into lane k. Without any weight in it, all its values count alike, so that it gets a sensible scale."""
+    """Put one group into lane k. If all its importances are zero, its values count alike, for a sensible scale."""
     total = np.float32(0)
     for i in range(group_size):
         x[8 * i + k] = values[start + i]
@@ -121,14 +121,14 @@ def _search(x: Values, w: Values, group_size: int, limits: Limits, plan: Plan) -
         for side in range(-1, 2):
             scale = best.scale * splat(np.float32(1 + side * plan.neighbour))
             stored = _better(_stored(x, w, group_size, limits, plan, scale, best.zero), stored)
-    # A scale of zero reads as well as any other, but runtimes divide by scales.
+    # A scale of zero would do for reading, but runtimes divide by scales.
     empty = (stored.scale <= splat(0.0)) & (stored.scale >= splat(0.0))
     return Fit(where(empty, splat(1.0), stored.scale), stored.zero, stored.error)
 
 
 @inlined
 def _window(low: Lanes, high: Lanes, limits: Limits, share: np.float32, split: np.float32, sign: np.float32) -> Fit:
-    """Scale and zero point for ``share`` of the range; of what is left out, ``split`` is left out below."""
+    """Scale and zero point for ``share`` of the range; ``split`` is the part of the rest that is left out below."""
     zero = splat(0.0)
     if limits.symmetric:
         bottom, top = np.float32(-1.0 / limits.low), np.float32(1.0 / limits.high)
@@ -174,7 +174,7 @@ def _settle(x: Values, w: Values, group_size: int, limits: Limits, best: Fit) ->
 
 @inlined
 def _solve(x: Values, w: Values, group_size: int, limits: Limits, scale: Lanes, zero_point: Lanes) -> Fit:
-    """Round to levels under this scale, then give the best scale for these levels, and the error that it leaves."""
+    """Round to levels under this scale; return the best scale for these levels, and the error with it."""
     zero, inverse = splat(0.0), _reciprocal(scale)
     lowest, highest = splat(np.float32(limits.low)) - zero_point, splat(np.float32(limits.high)) - zero_point
     vv, rv, rr = zero, zero, zero
@@ -192,7 +192,7 @@ def _solve(x: Values, w: Values, group_size: int, limits: Limits, scale: Lanes, 
 
 @inlined
 def _stored(x: Values, w: Values, group_size: int, limits: Limits, plan: Plan, scale: Lanes, zero_point: Lanes) -> Fit:
-    """The scale as it is stored, and its true error."""
+    """The scale rounded to its dtype, and the true error with it."""
     scale = _nearest_stored(scale, plan.significant)
     zero, inverse = splat(0.0), _reciprocal(scale)
     lowest, highest = splat(np.float32(limits.low)) - zero_point, splat(np.float32(limits.high)) - zero_point

@@ -1,11 +1,13 @@
-"""GGML's number formats: what a GGUF file may store a weight as.
+"""GGML's block formats, which GGUF files store weights in.
 
     from qwen3_export.quantizers.ggml import GGML_FORMATS
 
-    blocks = GGML_FORMATS["Q4_K"].encode(values)      # float32 [rows, columns] -> uint8 [rows, row_bytes]
-    stored = GGML_FORMATS["Q4_K"].decode(blocks)      # what a runtime will read, to the last bit
+    q4_k = GGML_FORMATS["Q4_K"]
+    codes, params = q4_k.encode(values)               # float32 [rows, columns] -> int8 codes, scales, offsets
+    stored = q4_k.dequantize(codes, params)           # what a runtime computes from them, to the last bit
+    blocks = q4_k.pack(codes, params)                 # the bytes of a file, uint8 [rows, row_bytes]; see ``unpack``
 
-Importing this is light: kernels (and numba) are imported by the first encode or decode of a format.
+Importing this is light: kernels (and numba) are imported by the first fit.
 """
 
 from __future__ import annotations

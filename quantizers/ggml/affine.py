@@ -1,23 +1,24 @@
-"""The search for scale and offset: formats in which a value is ``scale * code - offset``.
+"""Search for the best scale and offset of each group, where a value is ``scale * code - offset``.
 
-What is sought, for each group of 16 or 32 weights x with weights w, minimizes  Σ w (x - scale·code + offset)²  where
-each code is the nearest one. For fixed codes that is a linear least-squares problem of two unknowns; but codes jump as
-the scale moves, so the error has hundreds of local minima, and which one is found matters more than anything
-else (5 to 20 % of the error). So:
+For each group of 16 or 32 weights x with importances w, the search minimizes  Σ w (x - scale·code + offset)²,  where
+each weight takes the nearest code. For fixed codes this is a linear least-squares problem of two unknowns. But codes
+jump when the scale changes, so the error has hundreds of local minima, and which of them is found matters more than
+anything else (5 to 20 % of the error). Therefore:
 
-1. *Scan.* For a grid of windows, each a little narrower or wider than the range of the group, round to codes, and take
-   the least-squares scale and offset for these codes. One pass over the group gives the five sums
+1. *Scan.* For a grid of windows, each a little narrower or wider than the range of the group, round to codes, and
+   compute the least-squares scale and offset for these codes. One pass over the group gives the five sums
 
        Σ w c    Σ w c²    Σ w r    Σ w r c    Σ w r²      with the residual  r = x - scale·c + offset
 
-   from which the solution and its error follow in closed form. They are taken over residuals and not over x itself, so
-   that nothing cancels: the error of a 6-bit group is a ten-thousandth of Σ w x².
+   from which the solution and its error follow in closed form. The sums are over residuals and not over x itself,
+   because otherwise digits would cancel: the error of a 6-bit group is a ten-thousandth of Σ w x².
 2. *Settle.* Round again under the best solution and solve again, twice.
-3. *Share.* Blocks of 256 store scale and offset of a group as small integers times a float16 that all share. The
-   integers are searched next to the ideal ones with the true error of each choice, re-rounded codes included; then the
-   two float16 numbers are solved for in closed form, given all integers and codes; and again. The best round is kept.
+3. *Share.* Blocks of 256 store the scale and the offset of a group as small integers times two float16 numbers that all
+   groups share. Integers next to the ideal ones are tried, each with its true error, which includes rounding the codes
+   again. Then the two float16 numbers are solved for in closed form, given all integers and codes. Both are repeated,
+   and the best round is kept.
 
-llama.cpp's ``make_qkx3_quants`` does a part of (1) along one line of the grid; (2) and (3) are what lowers the error.
+llama.cpp's ``make_qkx3_quants`` does a part of (1) along one line of the grid; (2) and (3) lower the error further.
 
 Shapes: # N blocks  G groups, of all blocks. Weights, importances and scratch are flat.
 """
@@ -66,8 +67,8 @@ _SHARING_ROUNDS = 2
 class AffineGrid(NamedTuple):
     """The windows that are tried.
 
-    The upper end is placed so that the range takes ``highest + first … highest + last`` codes instead of ``highest``,
-    in ``uppers`` steps; the lower end is raised by 0, 1, … ``lowers - 1`` times ``lower_step`` of the range.
+    The upper end is moved in ``uppers`` steps, so that the range takes ``highest + first`` to ``highest + last`` codes
+    instead of ``highest``. The lower end is raised by 0, 1, … ``lowers - 1`` times ``lower_step`` of the range.
     """
 
     first: float
@@ -78,7 +79,7 @@ class AffineGrid(NamedTuple):
 
 
 class Sums(NamedTuple):
-    """What one pass over eight groups leaves; c is the code, r the residual."""
+    """The sums of one pass over eight groups; c is the code, r the residual."""
 
     c: Lanes
     cc: Lanes
@@ -107,16 +108,16 @@ def fit_affine_blocks(
     highest: int,
     spread: float,
 ) -> None:
-    """Q4_1 and Q5_1: a block is a group, and its scale and offset are float16 themselves.
+    """Fit Q4_1 and Q5_1, where a block is one group with a float16 scale and offset of its own.
 
-    ``values`` is rows of ``columns`` one after the other, each of at least eight blocks. ``importance`` is one row, or
-    as many, or empty.
+    ``values`` holds rows of ``columns`` weights, one after the other, each of at least eight blocks. ``importance`` has
+    one row, or as many rows, or is empty.
     """
     top = np.float32(highest)
     x, w = np.empty(8 * group_size, np.float32), np.empty(8 * group_size, np.float32)
     for row in range(0, values.size, columns):
         for column in range(0, columns, 8 * group_size):
-            # The last eight blocks of a row may overlap the eight before: they come out the same.
+            # The last eight blocks of a row may overlap the eight before them, which gives the same results again.
             start = row + min(column, columns - 8 * group_size)
             squares = gather_groups(x, 0, values, start, group_size)
             mean_square = squares * splat(np.float32(spread / group_size))
@@ -141,9 +142,9 @@ def fit_affine_superblocks(
     sub_highest: int,
     spread: float,
 ) -> None:
-    """Q2_K, Q4_K, Q5_K: scale and offset of a group are integers times two float16 numbers of the block.
+    """Fit Q2_K, Q4_K and Q5_K, where a group has integers that multiply two float16 numbers of its block.
 
-    ``values`` is blocks of 256 one after the other. ``importance`` is the same, or one row of them, or empty.
+    ``values`` holds blocks of 256, one after the other. ``importance`` has as many values, or one row, or is empty.
     """
     top = np.float32(highest)
     x, w, ideal = np.empty(256, np.float32), np.empty(256, np.float32), np.empty(2 * _IDEALS, np.float32)
@@ -170,8 +171,8 @@ def fit_affine_superblocks(
         block_offset_N[n] = offset
 
 
-# Where eight groups' vectors lie in the array that is kept between the scan and the sharing: the ideal scale and
-# offset, the sum of weights, the mean code; and the integers under trial.
+# Places of eight groups' vectors in the array that is kept between scan and sharing: the ideal scale and offset, the
+# sum of importances, the mean code, and the integers that are tried.
 _SCALE, _OFFSET, _WEIGHT, _MEAN_CODE, _SUB_SCALE, _SUB_OFFSET = range(0, 48, 8)
 _IDEALS = 48
 
@@ -246,11 +247,11 @@ def _solve(
     scale: Lanes,
     offset: Lanes,
 ) -> Line:
-    """Round under this scale and offset, then give the least-squares ones for the codes so found.
+    """Round under this scale and offset; return the least-squares scale and offset for these codes.
 
-    The unknowns are the changes a and b of scale and offset; the error is quadratic in them. Where the offset would
-    fall below its floor it stays there, and the scale is solved for alone. Where rounding noise makes the solution
-    worse than its start, the start is kept.
+    The unknowns are the changes a and b of scale and offset; the error is quadratic in them. If the offset would fall
+    below its floor, it stays there, and only the scale is solved for. If rounding noise makes the solution worse than
+    its start, the start is kept.
     """
     sums = _measure(x, w, at, group_size, scale, offset, highest)
     zero, two = splat(0.0), splat(2.0)
@@ -281,7 +282,7 @@ def _share(
     highest: np.float32,
     sub_highest: np.float32,
 ) -> tuple[np.float32, np.float32]:
-    """Choose the integers of all groups of a block (written to the first two arguments) and the two shared numbers."""
+    """Choose the integers of all groups of a block (written to the first two arguments); return the shared numbers."""
     tiles = 32 // group_size
     scale, offset = _first_shared(ideal, tiles, sub_highest)
     best_scale, best_offset, best_error = np.float32(0), np.float32(0), np.float32(np.inf)
@@ -313,7 +314,7 @@ def _share(
 
 @inlined
 def _first_shared(ideal: Values, tiles: int, sub_highest: np.float32) -> tuple[Lanes, Lanes]:
-    """The largest ideal scale and offset get the largest integer."""
+    """Shared numbers under which the largest ideal scale and offset get the largest integer."""
     scale, offset = load(ideal, _SCALE), load(ideal, _OFFSET)
     for t in range(1, tiles):
         scale = maximum(scale, load(ideal, _IDEALS * t + _SCALE))
@@ -348,10 +349,10 @@ def _choose_integers(
     highest: np.float32,
     sub_highest: np.float32,
 ) -> Sums:
-    """The best integers for eight groups under shared numbers: written to ``ideal``, with the sums under them.
+    """Write the best integers of eight groups under shared numbers to ``ideal``; return the sums with them.
 
-    Three sub-scales about the ideal one, each with the offset that least squares pairs with it (when the scale changes
-    by a, the offset follows by a times the mean code); then the sub-offsets beside the winner.
+    Tried are three sub-scales around the ideal one, each with the offset that least squares pairs with it (when the
+    scale changes by a, the offset follows by a times the mean code), and then the sub-offsets next to the winner's.
     """
     top, best_error = splat(sub_highest), splat(_HUGE)
     best_scale, best_offset, middle = splat(0.0), splat(0.0), splat(0.0)

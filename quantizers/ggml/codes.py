@@ -1,9 +1,8 @@
-"""Values to codes and back, under given scales and offsets: the two loops that all block formats share.
+"""Round values to codes, and turn codes into values, under given scales and offsets: the same for all block formats.
 
 Shapes: # R rows  I columns  G groups a row  L levels
 
-The group size follows from the shapes (I / G), so that a solver can round a single column of every row: values [R, 1]
-under scales [R, 1].
+The group size is I / G. So a single column of every row can be rounded too: values [R, 1] under scales [R, 1].
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ def round_to_codes(shape: BlockShape, values_RI: Values, *, scale_RG: Values, of
 
 
 def codes_to_values(shape: BlockShape, codes_RI: Codes, *, scale_RG: Values, offset_RG: Values) -> Values:
-    """``scale * level(code) - offset``, each product rounded to float32 as runtimes do."""
+    """``scale * level(code) - offset``, with each product rounded to float32 as runtimes do."""
     values_RI = np.empty(codes_RI.shape, np.float32)
     levels = range(-128, 128) if shape.levels is None else shape.levels
     first = -128 if shape.levels is None else 0
@@ -63,7 +62,7 @@ def _round_uniform(
 
 @kernel
 def _round_to_levels(codes_RI: Codes, values_RI: Values, scale_RG: Values, midpoints_L: Values) -> None:
-    """Count the midpoints below each value, one midpoint after the other: that vectorizes, a search would not."""
+    """Count the midpoints below each value, one midpoint after the other: this loop is vectorized, a search is not."""
     group_size = values_RI.shape[1] // scale_RG.shape[1]
     position, count = np.empty(group_size, np.float32), np.empty(group_size, np.float32)
     for r in range(values_RI.shape[0]):

@@ -1,12 +1,13 @@
-"""Which search fits which format, how wide it looks, and what it minimizes.
+"""Find scales and offsets for rows of weights: which search each block format uses, and what it minimizes.
 
 Shapes: # R rows  I columns  N blocks  E elements a block  S blocks a row  G groups a row
 
-What is minimized is Σ w (x - stored)² over a block, with w = importance · sqrt(spread · mean(x²) + x²). The root leans
-towards large weights, as llama.cpp's weights do; ``spread`` says how little. With an importance vector llama.cpp has 1
-or 2 there, by format. Without one it uses |x|, x², rms + |x| or nothing, by format. Ours are chosen so that both the
-error that llama.cpp minimizes and the one without any lean fall below llama.cpp's (``benchmarks/ggml_kernels.py``
-measures all four). A solver that brings the diagonal of a Hessian wants no such lean: ``weighting="importance"``.
+A search minimizes Σ w (x - stored)² over a block, with w = importance · sqrt(spread · mean(x²) + x²). The root makes
+errors in large weights count more, as llama.cpp does; the larger ``spread``, the less so. With an importance vector
+llama.cpp's spread is 1 or 2, by format. Without one it weighs with |x|, x², rms + |x| or nothing, by format. The
+numbers here are chosen so that two errors fall below llama.cpp's: the one that llama.cpp minimizes, and the one without
+any such weighting (``benchmarks/ggml_kernels.py`` measures both). A solver that brings the diagonal of a Hessian needs
+the importance alone: ``weighting="importance"``.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ from numpy.typing import NDArray
 
 from qwen3_export.errors import QuantizationError
 from qwen3_export.quantizers.compile import read_only
+from qwen3_export.quantizers.formats import Values, Weighting
 from qwen3_export.quantizers.ggml.affine import AffineGrid, fit_affine_blocks, fit_affine_superblocks
-from qwen3_export.quantizers.ggml.formats import Weighting
 from qwen3_export.quantizers.ggml.packing import effective_params
 from qwen3_export.quantizers.ggml.params import BlockParams
 from qwen3_export.quantizers.ggml.shapes import BlockShape
@@ -34,17 +35,15 @@ from qwen3_export.quantizers.ggml.symmetric import (
 
 __all__ = ["fit"]
 
-Values = NDArray[np.float32]
-
 _LARGEST = 65504.0
-"""Scales and offsets are float16; a weight beyond this could not be stored for certain."""
+"""Scales and offsets are float16, so that a larger weight might not be stored."""
 
 _TILE = 256
 _NO_LEAN = -1.0
 
 
 class _Search(NamedTuple):
-    """How a format is searched; the first spread is for weights without importances, the second for those with."""
+    """How a format is searched; one spread is for weights without importances, the other for weights with them."""
 
     spread: float
     spread_with_importance: float
@@ -52,7 +51,7 @@ class _Search(NamedTuple):
 
 
 class _Work(NamedTuple):
-    """What a kernel is given: weights row after row, importances alike (or one row, or none), and the row length."""
+    """The input of a kernel: weights row after row, importances likewise (or one row, or none), and the row length."""
 
     values: Values
     importance: Values
@@ -61,7 +60,7 @@ class _Work(NamedTuple):
 
 
 class _Stored(NamedTuple):
-    """What a kernel leaves, for all blocks in order."""
+    """The output of a kernel, for all blocks in order."""
 
     scale_N: Values
     offset_N: Values | None
@@ -103,7 +102,7 @@ def fit(
     _refuse_huge(name, values_RI)
     spread = search.spread if importance is None else search.spread_with_importance
     work = _lay_out(
-        values_RI, _normalized(importance, values_RI.shape), spread=spread if weighting == "magnitude" else _NO_LEAN
+        values_RI, _normalized(importance, values_RI.shape), spread=spread if weighting == "usual" else _NO_LEAN
     )
     if isinstance(search.grid, AffineGrid):
         stored = _fit_affine(shape, work, grid=search.grid)
@@ -182,7 +181,7 @@ def _fit_symmetric(shape: BlockShape, work: _Work, *, grid: SymmetricGrid) -> _S
 def _lay_out(values_RI: Values, importance: Values, *, spread: float) -> _Work:
     """Flat arrays of rows that are long enough to fill a kernel's lanes: eight groups of 32.
 
-    Shorter rows (a toy model's) are taken as one long row, with zeros behind where all of them together are too short.
+    Shorter rows (of a toy model) are taken as one long row, with zeros at the end if even that is too short.
     """
     values = np.ascontiguousarray(values_RI, np.float32).reshape(-1)
     if values_RI.shape[1] >= _TILE:
@@ -203,12 +202,12 @@ def _refuse_huge(name: str, values_RI: Values) -> None:
 
 
 def _normalized(importance: Values | None, shape: tuple[int, ...]) -> Values:
-    """Importances as one flat array, the largest of a row 1, so that no product under- or overflows; empty for none."""
+    """Importances as one flat array, scaled so that the largest of a row is about 1; empty where there are none."""
     if importance is None:
         return np.empty(0, np.float32)
     if importance.shape not in (shape, shape[1:]):
-        raise QuantizationError(f"importance of shape {importance.shape} does not fit weights of shape {shape}")
+        raise QuantizationError(f"`importance` of shape {importance.shape} does not fit weights of shape {shape}")
     largest = importance.max(axis=-1, keepdims=True, initial=0)
-    # A scale that the row shares changes no choice; a power of two changes no digit either.
+    # So that no product over- or underflows. A power of two changes no digit, and no choice where a row shares it.
     scaled = np.ldexp(importance, -np.frexp(largest)[1])
     return np.ascontiguousarray(scaled, np.float32).reshape(-1)

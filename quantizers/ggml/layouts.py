@@ -1,4 +1,4 @@
-"""The bytes of GGML's block formats, as a table, and the pair of functions that write and read them.
+"""The byte layouts of GGML's block formats as a table, and the functions that write and read blocks by it.
 
 Source: the block structs in llama.cpp's ``ggml/src/ggml-common.h``; gguf-py's ``quants.py`` reads the same.
 
@@ -40,7 +40,7 @@ class Field:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BlockFields:
-    """What N blocks hold: unsigned codes, unsigned sub-scales and sub-offsets side by side, float16 scales."""
+    """The contents of N blocks: unsigned codes, unsigned sub-scales and sub-offsets side by side, float16 scales."""
 
     codes_NE: Bytes
     scale_N: NDArray[np.float16]
@@ -101,7 +101,7 @@ LAYOUTS: Mapping[str, tuple[Field, ...]] = MappingProxyType(
 
 
 def pack_blocks(layout: tuple[Field, ...], fields: BlockFields) -> Bytes:
-    """Blocks [N, Y] that hold these fields."""
+    """Write blocks [N, Y] that hold these fields."""
     out_NY = np.empty((fields.codes_NE.shape[0], sum(field.size for field in layout)), np.uint8)
     first = 0
     for field in layout:
@@ -123,7 +123,7 @@ def pack_blocks(layout: tuple[Field, ...], fields: BlockFields) -> Bytes:
 
 
 def unpack_blocks(layout: tuple[Field, ...], blocks_NY: Bytes, *, elements: int, subs: int) -> BlockFields:
-    """The fields of blocks [N, Y]: the inverse of ``pack_blocks``. ``subs`` counts sub-scales and sub-offsets."""
+    """Read the fields of blocks [N, Y]: the inverse of ``pack_blocks``. ``subs`` counts sub-scales and sub-offsets."""
     count = blocks_NY.shape[0]
     codes_NE = np.zeros((count, elements), np.uint8)
     subs_NG = np.zeros((count, subs), np.uint8)
@@ -145,7 +145,7 @@ def unpack_blocks(layout: tuple[Field, ...], blocks_NY: Bytes, *, elements: int,
 
 
 def _pack_six_bit_pairs(subs_NG: Bytes) -> Bytes:
-    """Eight 6-bit scales and eight 6-bit offsets in 12 bytes.
+    """Put eight 6-bit scales and eight 6-bit offsets into 12 bytes.
 
     Groups 0-3 lie whole in the low six bits of bytes 0-3 (scales) and 4-7 (offsets); groups 4-7 put their low four
     bits into bytes 8-11 (scale low, offset high) and their upper two on top of bytes 0-3 and 4-7.

@@ -1,9 +1,9 @@
-"""Codes and parameters to rows of bytes, and back.
+"""Pack codes and parameters of block formats into rows of bytes, and unpack them.
 
 Shapes: # R rows  I columns  S blocks a row  G groups a row  N = R * S blocks  Y bytes a row
 
-Effective scales are recomputed from what is stored, in float32 and in a runtime's order: first the product of the
-float16 scale and the integer, then its product with the level.
+Effective scales are computed from the stored numbers in float32, and in the order of a runtime: first the product of
+the float16 scale and the integer, then its product with the level.
 """
 
 from __future__ import annotations
@@ -30,22 +30,23 @@ def pack(name: str, codes_RI: NDArray[np.int8], params: BlockParams, *, shape: B
         offset_N=None if offset is None else (sign * offset).reshape(blocks).astype(np.float16),
         subs_NG=_join_subs(shape, params, blocks=blocks),
     )
-    return pack_blocks(LAYOUTS[name], fields).reshape(codes_RI.shape[0], -1)
+    return pack_blocks(LAYOUTS[name], fields).reshape(
+        codes_RI.shape[0], params.block_scale_RS.shape[1] * shape.block_bytes
+    )
 
 
 def unpack(name: str, blocks_RY: NDArray[np.uint8], *, shape: BlockShape) -> tuple[NDArray[np.int8], BlockParams]:
     """Codes and parameters of rows of bytes."""
-    rows = blocks_RY.shape[0]
-    block_bytes = sum(field.size for field in LAYOUTS[name])
-    blocks_NY = np.ascontiguousarray(blocks_RY).reshape(-1, block_bytes)
+    rows, blocks = blocks_RY.shape[0], blocks_RY.shape[1] // shape.block_bytes
+    blocks_NY = np.ascontiguousarray(blocks_RY).reshape(rows * blocks, shape.block_bytes)
     fields = unpack_blocks(LAYOUTS[name], blocks_NY, elements=shape.block_size, subs=shape.subs)
-    codes_RI = fields.codes_NE.reshape(rows, -1).view(np.int8)
+    codes_RI = fields.codes_NE.reshape(rows, blocks * shape.block_size).view(np.int8)
     codes_RI -= np.int8(shape.code_bias)
     sign = np.float32(1 if shape.has_subs else -1)
-    offset = None if fields.offset_N is None else sign * fields.offset_N.astype(np.float32).reshape(rows, -1)
-    sub_scale, sub_offset = _split_subs(shape, fields.subs_NG, rows=rows)
+    offset = None if fields.offset_N is None else sign * fields.offset_N.astype(np.float32).reshape(rows, blocks)
+    sub_scale, sub_offset = _split_subs(shape, fields.subs_NG, rows=rows, groups=blocks * shape.groups)
     return codes_RI, effective_params(
-        block_scale_RS=fields.scale_N.astype(np.float32).reshape(rows, -1),
+        block_scale_RS=fields.scale_N.astype(np.float32).reshape(rows, blocks),
         block_offset_RS=offset,
         sub_scale_RG=sub_scale,
         sub_offset_RG=sub_offset,
@@ -59,7 +60,7 @@ def effective_params(
     sub_scale_RG: NDArray[np.int16] | None,
     sub_offset_RG: NDArray[np.int16] | None,
 ) -> BlockParams:
-    """Parameters as stored, and what they amount to in each group."""
+    """Parameters with both the stored numbers and the scales and offsets that they give each group."""
     scale_RG = _times(block_scale_RS, sub_scale_RG)
     offset_RG = np.zeros_like(scale_RG) if block_offset_RS is None else _times(block_offset_RS, sub_offset_RG)
     return BlockParams(
@@ -75,7 +76,8 @@ def effective_params(
 def _times(block_RS: NDArray[np.float32], sub_RG: NDArray[np.int16] | None) -> NDArray[np.float32]:
     if sub_RG is None:
         return block_RS
-    product_RSG = block_RS[:, :, None] * sub_RG.reshape(*block_RS.shape, -1).astype(np.float32)
+    groups = sub_RG.shape[1] // block_RS.shape[1]
+    product_RSG = block_RS[:, :, None] * sub_RG.reshape(*block_RS.shape, groups).astype(np.float32)
     return product_RSG.reshape(sub_RG.shape)
 
 
@@ -95,7 +97,7 @@ def _join_subs(shape: BlockShape, params: BlockParams, *, blocks: int) -> NDArra
 
 
 def _split_subs(
-    shape: BlockShape, subs_NG: NDArray[np.uint8] | None, *, rows: int
+    shape: BlockShape, subs_NG: NDArray[np.uint8] | None, *, rows: int, groups: int
 ) -> tuple[NDArray[np.int16] | None, NDArray[np.int16] | None]:
     if subs_NG is None:
         return None, None
@@ -103,6 +105,6 @@ def _split_subs(
     signed = scales.view(np.int8).astype(np.int16) if shape.sub_low < 0 else scales.astype(np.int16)
     offsets = subs_NG[:, shape.groups :].astype(np.int16) if shape.has_offset else None
     return (
-        signed.reshape(rows, -1) - np.int16(shape.sub_bias),
-        None if offsets is None else offsets.reshape(rows, -1),
+        signed.reshape(rows, groups) - np.int16(shape.sub_bias),
+        None if offsets is None else offsets.reshape(rows, groups),
     )

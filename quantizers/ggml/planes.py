@@ -1,6 +1,6 @@
 """Bit planes: how GGML lays small integers into bytes.
 
-All its block formats do the same thing with different numbers. A field of ``width`` bits is cut into chunks of
+All block formats do the same with different numbers. A field of ``width`` bits is cut into chunks of
 ``stride * 8 / width`` integers; byte k of a chunk holds integers k, k + stride, k + 2 stride, … from its low bits up.
 Width 4 and stride 16 puts the first half of a 32-block into low nibbles and the second into high ones; width 1 and
 stride 32 gives the fifth bits of Q5_K; width 8 is a plain copy.
@@ -42,7 +42,7 @@ def pack_planes(
 def unpack_planes(
     out_NE: NDArray[np.uint8], blocks_NY: NDArray[np.uint8], first_byte: int, width: int, shift: int, stride: int
 ) -> None:
-    """Or the field back into bits ``shift … shift + width`` of the integers: the inverse of ``pack_planes``."""
+    """Put the field back into bits ``shift … shift + width`` of the integers: the inverse of ``pack_planes``."""
     planes = 8 // width
     mask = (1 << width) - 1
     chunks = out_NE.shape[1] // (stride * planes)

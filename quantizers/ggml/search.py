@@ -1,9 +1,9 @@
-"""What the searches for scales share: gathering groups into lanes, weighing values, rounding to float16.
+"""Helpers of the searches for scales: gathering groups into lanes, weighing values, rounding to float16.
 
-A search holds eight groups at a time, one a lane: ``x[at + 8 * i + lane]`` is element i of the lane's group, and ``w``
-holds its weights in the same order. Blocks of 256 in groups of 16 take two such tiles, one behind the other.
+A search holds eight groups at a time, one in each lane: ``x[at + 8 * i + lane]`` is element i of the lane's group, and
+``w`` holds the importances in the same order. Blocks of 256 in groups of 16 take two such tiles, one after the other.
 
-Functions here are compiled into kernels, which pass arguments by position only.
+Functions here are compiled into kernels; they pass arguments by position only.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Values = NDArray[np.float32]
 
 @inlined
 def gather_groups(x: Values, at: int, source: Values, start: int, group_size: int) -> Lanes:
-    """Transpose eight consecutive groups to ``x[at:]``, and return Σ x² of each."""
+    """Write eight consecutive groups, transposed, to ``x[at:]``; return Σ x² of each."""
     total = splat(0.0)
     for i in range(group_size):
         value = load_apart(source, start + i, group_size)
@@ -46,11 +46,11 @@ def gather_groups(x: Values, at: int, source: Values, start: int, group_size: in
 def gather_weights(
     w: Values, x: Values, at: int, importance: Values, start: int, group_size: int, spread: Lanes
 ) -> Lanes:
-    """The weights of the groups in ``x[at:]``, to ``w[at:]``; returns their sum in each lane.
+    """Write the weights of the groups in ``x[at:]`` to ``w[at:]``; return their sum in each lane.
 
-    A weight is importance · sqrt(spread + x²), or the importance itself where the spread is negative; without any
-    importance (an empty array) all are equally important. A group without any weight counts its values alike, so that
-    it still gets a sensible scale.
+    A weight is importance · sqrt(spread + x²), or the importance itself if the spread is negative. Without importances
+    (an empty array) all are equally important. If all weights of a group are zero, its values count alike, so that it
+    still gets a sensible scale.
     """
     total, one = splat(0.0), splat(1.0)
     leaning = spread >= splat(0.0)
@@ -69,10 +69,10 @@ def gather_weights(
 
 @inlined
 def nearest_half(x: Lanes) -> Lanes:
-    """The nearest number that float16 can hold, as float32; at most 65504 in magnitude.
+    """The nearest float16 number, as float32; at most 65504 in magnitude.
 
     Adding and subtracting a multiple that shifts the lower 13 bits out (Veltkamp's splitting) leaves the 11 bits of a
-    normal float16; below 2**-14 float16 is a fixed-point number in units of 2**-24.
+    normal float16. Below 2**-14 a float16 is a fixed-point number in units of 2**-24.
     """
     shifted = x * splat(8193.0)
     normal = clamp(shifted - (shifted - x), splat(-65504.0), splat(65504.0))
@@ -91,6 +91,6 @@ def reciprocal(x: Lanes) -> Lanes:
 
 @inlined
 def put_integers(target: NDArray[np.int16], start: int, values: Lanes) -> None:
-    """Eight lanes, which hold integers, into an integer array."""
+    """Write eight lanes, which hold integers, into an integer array."""
     for k in range(8):
         target[start + k] = np.int16(lane(values, k))

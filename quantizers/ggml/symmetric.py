@@ -1,16 +1,17 @@
-"""The search for a scale: formats in which a value is ``scale * level``, without an offset.
+"""Search for the best scale of each group, where a value is ``scale * level``, without an offset.
 
-The levels are the integers from ``lowest`` to ``highest``, or a code book (IQ4). For each group of 16 or 32 weights x
-with weights w, the search minimizes  Σ w (x - scale·level)²  where each level is the nearest one. For fixed levels the
-best scale is a quotient of sums, and the error follows from the same sums; but levels jump as the scale moves, so
-scales are scanned first (see ``affine.py``, of which this is the simpler sibling):
+The levels are the integers from ``lowest`` to ``highest``, or those of a code book (IQ4). For each group of 16 or 32
+weights x with importances w, the search minimizes  Σ w (x - scale·level)²,  where each weight takes the nearest level.
+For fixed levels the best scale is a quotient of sums, and the error follows from the same sums. But levels jump when
+the scale changes, so scales are scanned first. (``affine.py`` does the same with an offset.)
 
-1. *Scan.* The range of levels is not symmetric (-8 … 7). A positive scale lets the most extreme weight fall on one end,
-   a negative one on the other; both are tried, each a little clipped or stretched, and refined by least squares.
+1. *Scan.* The range of levels is not symmetric (-8 … 7). With a positive scale the most extreme weight falls on one
+   end, with a negative one on the other. Both are tried, each a little clipped or stretched, and refined by least
+   squares.
 2. *Settle.* Round again under the best scale and solve again.
-3. *Share.* Blocks of 256 store a group's scale as an integer times one float16. For a few choices of the float16, the
-   integers next to the ideal ones are tried with their true error; then the float16 is solved for in closed form from
-   the best of them, and the integers are tried again.
+3. *Share.* Blocks of 256 store the scale of a group as an integer times one float16. For a few choices of the float16,
+   integers next to the ideal ones are tried, each with its true error. Then the float16 is solved for in closed form
+   from the best of them, and the integers are tried again.
 
 Shapes: # N blocks  G groups, of all blocks. Weights, importances and scratch are flat.
 """
@@ -53,12 +54,15 @@ Integers = NDArray[np.int16]
 _HUGE = np.float32(3e38)
 _SETTLING_ROUNDS = 2
 _STARTS = 3
-"""Shared scales tried first: the most extreme group gets the lowest integer, or one or two above it."""
+"""Shared scales that are tried first: the most extreme group gets the lowest integer, or one or two above it."""
 
 
 class SymmetricGrid(NamedTuple):
-    """The scales that are tried: those which put the most extreme weight at ``lowest * (1 + u)`` for ``2 * steps + 1``
-    values of u from -reach to reach, and, if ``both_ends``, at ``highest * (1 + u)`` as well."""
+    """The scales that are tried.
+
+    They put the most extreme weight at ``lowest * (1 + u)``, for ``2 * steps + 1`` values of u from -reach to reach,
+    and, if ``both_ends``, at ``highest * (1 + u)`` as well.
+    """
 
     reach: float
     steps: int
@@ -66,7 +70,7 @@ class SymmetricGrid(NamedTuple):
 
 
 class Levels(NamedTuple):
-    """What codes stand for: the integers from lowest to highest, unless ``book`` lists the levels."""
+    """The levels of codes: the integers from lowest to highest, unless ``book`` lists the levels."""
 
     lowest: np.float32
     highest: np.float32
@@ -74,7 +78,7 @@ class Levels(NamedTuple):
 
 
 class Sums(NamedTuple):
-    """What one pass over eight groups leaves; v is the level, r the residual ``x - scale * v``."""
+    """The sums of one pass over eight groups; v is the level, r the residual ``x - scale * v``."""
 
     vv: Lanes
     rv: Lanes
@@ -92,15 +96,15 @@ def fit_symmetric_blocks(
     levels: Levels,
     spread: float,
 ) -> None:
-    """Q4_0, Q5_0, Q8_0, IQ4_NL: a block is a group, and its scale is a float16 itself.
+    """Fit Q4_0, Q5_0, Q8_0 and IQ4_NL, where a block is one group with a float16 scale of its own.
 
-    ``values`` is rows of ``columns`` one after the other, each of at least eight blocks. ``importance`` is one row, or
-    as many, or empty.
+    ``values`` holds rows of ``columns`` weights, one after the other, each of at least eight blocks. ``importance`` has
+    one row, or as many rows, or is empty.
     """
     x, w = np.empty(8 * group_size, np.float32), np.empty(8 * group_size, np.float32)
     for row in range(0, values.size, columns):
         for column in range(0, columns, 8 * group_size):
-            # The last eight blocks of a row may overlap the eight before: they come out the same.
+            # The last eight blocks of a row may overlap the eight before them, which gives the same results again.
             start = row + min(column, columns - 8 * group_size)
             squares = gather_groups(x, 0, values, start, group_size)
             mean_square = squares * splat(np.float32(spread / group_size))
@@ -123,9 +127,9 @@ def fit_symmetric_superblocks(
     sub_highest: int,
     spread: float,
 ) -> None:
-    """Q3_K, Q6_K, IQ4_XS: the scale of a group is an integer times a float16 of the block.
+    """Fit Q3_K, Q6_K and IQ4_XS, where the scale of a group is an integer times a float16 of its block.
 
-    ``values`` is blocks of 256 one after the other. ``importance`` is the same, or one row of them, or empty.
+    ``values`` holds blocks of 256, one after the other. ``importance`` has as many values, or one row, or is empty.
     """
     x, w = np.empty(256, np.float32), np.empty(256, np.float32)
     ideal, tried = np.empty(16, np.float32), np.empty(16, np.float32)
@@ -218,7 +222,7 @@ def _share(
     sub_lowest: np.float32,
     sub_highest: np.float32,
 ) -> np.float32:
-    """Choose the integers of all groups of a block (written to the first argument) and the scale they share."""
+    """Choose the integers of all groups of a block (written to the first argument); return the scale they share."""
     groups = 256 // group_size
     extreme = _most_extreme(ideal, groups)
     best_scale, best_error, refined = np.float32(0), np.float32(np.inf), splat(0.0)
@@ -266,7 +270,7 @@ def _choose_integers(
     sub_lowest: np.float32,
     sub_highest: np.float32,
 ) -> tuple[Lanes, Sums]:
-    """The best of three integers about the ideal one, and the sums under it, for eight groups."""
+    """The best of three integers around the ideal one, and the sums with it, for eight groups."""
     zero = splat(0.0)
     best_scale, best = zero, Sums(zero, zero, splat(_HUGE))
     for step in range(-1, 2):

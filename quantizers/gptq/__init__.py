@@ -1,1 +1,1 @@
-"""GPTQ: the stored values under which a linear weight's output changes least."""
+"""GPTQ: choosing stored values so that the output of a linear weight changes least."""

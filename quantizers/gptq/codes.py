@@ -1,59 +1,27 @@
-"""GPTQ's two loops over codes, under given scales: one column after the other, and descent.
+"""The two loops of GPTQ over codes under given scales: column by column, and coordinate descent.
 
-``round_columns`` is GPTQ itself (Frantar et al., arXiv 2210.17323, algorithm 1) inside one slab of columns: each
-column is rounded to its nearest code, and what that leaves is taken up by the columns after it, in the proportion
-that costs least under the Hessian.  ``descend_codes`` then goes over the codes again: it moves each to where the
-quadratic error is least given all others, which GPTQ, never looking back, cannot.
+``round_columns`` is GPTQ itself (Frantar et al., arXiv 2210.17323, algorithm 1) within one slab of columns. Each column
+is rounded to its nearest codes, and the columns after it make up for the error, in the proportion that costs least
+under the Hessian. ``descend_codes`` goes over the codes again, and moves each to where the quadratic error is least
+given all others. GPTQ alone never goes back to an earlier column.
 
-Both change arrays in place, as kernels here do, and rows are independent of each other: threads take a block each.
+Both change arrays in place. Rows are independent of each other, so that each thread can take a block of them.
 
 Shapes: # R rows  J columns of one slab  G groups of one slab  L levels
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
 from numpy.typing import NDArray
 
-from qwen3_export.quantizers.compile import inlined, kernel
+from qwen3_export.quantizers.codebook import code_at, level_of
+from qwen3_export.quantizers.compile import kernel
+from qwen3_export.quantizers.formats import Codebook, Values
 
-__all__ = ["Codebook", "descend_codes", "nearest_code", "round_columns"]
+__all__ = ["descend_codes", "round_columns"]
 
-Values = NDArray[np.float32]
 Codes = NDArray[np.int8]
-
-
-class Codebook(NamedTuple):
-    """What codes stand for: themselves, from ``low`` to ``high``, or an ascending list of levels."""
-
-    low: np.float32
-    high: np.float32
-    levels_L: Values
-
-
-@inlined
-def nearest_code(position: np.float32, book: Codebook) -> np.int64:
-    """The code whose level is nearest."""
-    if book.levels_L.size == 0:
-        return np.int64(min(max(np.rint(position), book.low), book.high))
-    code = np.int64(0)
-    for k in range(1, book.levels_L.size):
-        if position > (book.levels_L[k - 1] + book.levels_L[k]) * np.float32(0.5):
-            code = np.int64(k)
-    return code
-
-
-@inlined
-def level_of(code: np.int64, book: Codebook) -> np.float32:
-    return np.float32(code) if book.levels_L.size == 0 else book.levels_L[code]
-
-
-@inlined
-def code_at(value: np.float32, scale: np.float32, offset: np.float32, book: Codebook) -> np.int64:
-    """The code of a value; where the scale is zero all are the same."""
-    return nearest_code((value + offset) / scale if scale != 0 else np.float32(0), book)
 
 
 @kernel
@@ -93,7 +61,7 @@ def descend_codes(
     offset_RG: Values,
     book: Codebook,
 ) -> None:
-    """One round of coordinate descent; ``gradient_RJ`` is half the error's derivative, kept up to date."""
+    """Do one round of coordinate descent; ``gradient_RJ``, half the derivative of the error, is kept up to date."""
     columns = codes_RJ.shape[1]
     group_size = columns // scale_RG.shape[1]
     slope = np.empty(columns, np.float32)

@@ -1,18 +1,18 @@
-"""GPTQ onto any number format: the codes and scales under which a linear weight's output changes least.
+"""GPTQ for any number format: the codes and parameters under which the output of a linear weight changes least.
 
-What is minimized, row by row, is (q - t) H (q - t)ᵀ with H = Σ x xᵀ over calibration tokens and t the weights to aim at
-(``hessian``).  Columns are taken a slab of 256 at a time:
+For each row, (q - t) H (q - t)ᵀ is minimized, with H = Σ x xᵀ over calibration tokens and t the weights to aim at
+(``hessian.py``). Columns are taken in slabs of 256:
 
-1. *Forward.*  The parameters of the slab's blocks are fitted to what is left to aim at; codes are rounded
-   column by column (GPTQ); integers, scales and codes of the slab are improved in turn under the metric of the slab,
-   which already counts what later columns will make up for; then they do make up for it:
-   with E = (t_b - q_b) U_bb⁻¹, the columns after the slab lose E U_b,rest.
-2. *Cycles.*  Each slab, where there are several, is improved again with all others fixed, now under the full Hessian.
+1. *Forward.* The parameters of the slab's blocks are fitted to the targets. Codes are rounded column by column (GPTQ).
+   Then parameters and codes of the slab are improved in turn, under a metric that already includes what later columns
+   will make up for. Then they do make up for it: with E = (t_b - q_b) U_bb⁻¹, the targets of the columns after the slab
+   lose E U_b,rest.
+2. *Cycles.* If there are several slabs, each is improved again with all others fixed, now under the full Hessian.
 
-Plain GPTQ stops after the column loop.  What follows takes 15 to 45 % of its error away at 4 bits and more below,
-most of it through the scales, which no later column can make up for.
+Plain GPTQ stops after the column loop. The other steps remove 15 to 45 % of its error at 4 bits, and more below, most
+of it through the scales, which no later column can make up for.
 
-That GPTQ beats plain rounding is no theorem: both are computed, and the better one on this metric is returned.
+Nothing guarantees that GPTQ beats plain rounding. Both are computed, and the better one on this metric is returned.
 
 Shapes: # O out  I in  J columns of one slab
 """
@@ -20,32 +20,33 @@ Shapes: # O out  I in  J columns of one slab
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from qwen3_export.errors import QuantizationError
-from qwen3_export.quantizers.affine import AffineFormat
-from qwen3_export.quantizers.ggml import GgmlFormat
+from qwen3_export.quantizers.formats import Codes, NumberFormat, Values
 from qwen3_export.quantizers.gptq.hessian import InverseFactor, Moments, aim, factor_inverse
-from qwen3_export.quantizers.gptq.slab import NumberFormat, Slab, SlabMetric, improve_slab, start_slab
+from qwen3_export.quantizers.gptq.slab import Slab, SlabMetric, improve_slab, start_slab
+from qwen3_export.quantizers.params import join_columns
 
-__all__ = ["PLAIN_GPTQ", "GptqResult", "GptqSettings", "gptq"]
+__all__ = ["GptqResult", "GptqSettings", "gptq"]
 
 SLAB_COLUMNS = 256
 LARGEST_GROUP = 512
 
 Method = Literal["gptq", "rtn"]
-Values = NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GptqSettings:
-    """``damping`` is a share of the Hessian's mean diagonal; ``step`` how far to go to the fp32 model's outputs.
+    """How a weight is solved.
+
+    ``damping`` is a share of the Hessian's mean diagonal; ``step``, from 0 to 1, how far to aim at the fp32 model's
+    outputs instead of the weight's own.
 
     ``rounds`` of improvement follow the column loop of each slab, and as many each of ``cycles`` over all slabs.
     """
@@ -57,24 +58,22 @@ class GptqSettings:
 
     def __post_init__(self) -> None:
         if not 0 < self.damping <= 1:
-            raise QuantizationError(f"damping {self.damping:g} is not between 0 and 1; 0.01 is usual")
+            raise QuantizationError(f"`damping` {self.damping:g} is not between 0 and 1; 0.01 is usual")
         if not 0 <= self.step <= 1:
-            raise QuantizationError(f"step {self.step:g} is not from 0 to 1")
+            raise QuantizationError(f"`step` {self.step:g} is not from 0 to 1")
         if self.rounds < 0 or self.cycles < 0:
-            raise QuantizationError("rounds and cycles are counts; 0 turns them off")
-
-
-PLAIN_GPTQ = GptqSettings(step=0.0, rounds=0, cycles=0)
+            raise QuantizationError("`rounds` and `cycles` are counts; 0 turns them off")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GptqResult:
-    """Codes and parameters in the format's own terms, and how good they are.
+    """Codes and parameters in the number format, and their errors.
 
-    Errors are tr(ΔW H ΔWᵀ) / tr(W H Wᵀ), ΔW against the weights aimed at; ``method`` says whose codes these are.
+    An error is tr(ΔW H ΔWᵀ) / tr(W H Wᵀ), with ΔW against the weights aimed at. ``method`` says whose codes these are:
+    GPTQ's, or those of plain rounding ("rtn").
     """
 
-    codes_OI: NDArray[Any]
+    codes_OI: Codes
     params: Any
     method: Method
     error: float
@@ -94,9 +93,10 @@ def gptq(
 ) -> GptqResult:
     """Quantize one linear weight.  Raises QuantizationError where the format does not fit its shape.
 
-    The result does not depend on ``threads``.  ``factor`` is what ``factor_inverse`` gives for the moments' Hessian
-    and the damping of ``settings``: weights that share their inputs need it only once.
+    The result does not depend on ``threads``. ``factor`` is the result of ``factor_inverse`` for the Hessian of
+    ``moments`` and the damping of ``settings``; weights with the same inputs can share it.
     """
+    number_format.check(tuple(weights_OI.shape))
     factor = factor or factor_inverse(moments.hessian_II, damping=settings.damping)
     target_OI = aim(weights_OI, moments, factor, step=settings.step)
     metric_II = moments.hessian_II / factor.mean
@@ -130,7 +130,7 @@ Slabs = list[tuple[slice, Slab]]
 def _forward(
     target_OI: Tensor, factor: InverseFactor, number_format: NumberFormat, *, rounds: int, threads: int
 ) -> Slabs:
-    """Solve slab after slab, each for what the ones before have left of the target."""
+    """Solve slab after slab, each for the targets that the slabs before it have left."""
     left_OI = target_OI.clone()
     whole_rows = _fit_whole_rows(target_OI, factor, number_format)
     slabs = []
@@ -174,44 +174,38 @@ def _cycle(
 
 def _slab_columns(number_format: NumberFormat, columns: int) -> list[slice]:
     """Slabs of whole blocks, about ``SLAB_COLUMNS`` wide."""
-    size = 1
-    if isinstance(number_format, GgmlFormat):
-        number_format.row_bytes(columns)
-        size = number_format.block_size
-    elif isinstance(number_format, AffineFormat) and number_format.columns_a_group(columns) <= LARGEST_GROUP:
-        size = number_format.columns_a_group(columns)
+    size = _columns_of_block(number_format, columns) or 1
     width = size * max(1, SLAB_COLUMNS // size)
     return [slice(first, min(first + width, columns)) for first in range(0, columns, width)]
 
 
+def _columns_of_block(number_format: NumberFormat, columns: int) -> int | None:
+    """The columns of a block that is fitted by itself; None if parameters belong to whole rows.
+
+    They do in palettes, whose tables serve all columns, and where groups are too wide for a slab.
+    """
+    size = number_format.columns_together or columns
+    return size if number_format.codebook is not None and size <= LARGEST_GROUP else None
+
+
 def _fit_whole_rows(target_OI: Tensor, factor: InverseFactor, number_format: NumberFormat) -> Any:
-    """Parameters that do not belong to columns are fitted once, before the first slab; None where they do."""
-    if isinstance(number_format, GgmlFormat):
-        return None
-    columns = target_OI.shape[1]
-    if isinstance(number_format, AffineFormat) and number_format.columns_a_group(columns) <= LARGEST_GROUP:
+    """Parameters of whole rows, fitted once before the first slab; None if each slab has its own."""
+    if _columns_of_block(number_format, target_OI.shape[1]) is not None:
         return None
     importance_I = _contiguous(factor.root_II.square().sum(dim=1))
     return number_format.fit(_contiguous(target_OI), importance_I, weighting="importance")
 
 
-def _round_to_nearest(weights_OI: Tensor, metric_II: Tensor, number_format: NumberFormat) -> tuple[NDArray[Any], Any]:
-    """What plain rounding gives, its scales searched with the Hessian's diagonal."""
+def _round_to_nearest(weights_OI: Tensor, metric_II: Tensor, number_format: NumberFormat) -> tuple[Codes, Any]:
+    """Plain rounding, with parameters searched under the diagonal of the Hessian."""
     values_OI = _contiguous(weights_OI)
-    params: Any = number_format.fit(values_OI, _contiguous(metric_II.diagonal()), weighting="importance")
+    params = number_format.fit(values_OI, _contiguous(metric_II.diagonal()), weighting="importance")
     return number_format.round(values_OI, params), params
 
 
-def _join(slabs: Sequence[Slab]) -> tuple[NDArray[Any], Any]:
+def _join(slabs: Sequence[Slab]) -> tuple[Codes, Any]:
     """Codes and parameters of whole rows."""
-    first = slabs[0].params
-    if all(slab.params is first for slab in slabs):  # one slab, or parameters of whole rows
-        params = first
-    else:
-        parts = {field.name: [getattr(slab.params, field.name) for slab in slabs] for field in fields(first)}
-        params = type(first)(
-            **{name: None if arrays[0] is None else np.concatenate(arrays, axis=1) for name, arrays in parts.items()}
-        )
+    params = join_columns([slab.params for slab in slabs]) if slabs[0].owns_params else slabs[0].params
     return np.concatenate([slab.codes_RJ for slab in slabs], axis=1), params
 
 
@@ -222,5 +216,5 @@ def _loss(difference_OI: Tensor, metric_II: Tensor, *, damping: float) -> float:
 
 
 def _contiguous(matrix: Tensor) -> Values:
-    """As an fp32 array of its own."""
+    """A copy as an fp32 array."""
     return np.array(matrix.numpy(), np.float32, order="C")

@@ -1,7 +1,7 @@
-"""AWQ's int32 layout ("gemm"): nibbles in the order that its kernel wants them.
+"""AWQ's int32 layout ("gemm"): nibbles in the order that its kernel reads them.
 
 Columns run along the first axis, and eight neighbours of O share a word: nibble k, the lowest first, holds number
-0 2 4 6 1 3 5 7 of the eight. Zero points, counted from 0 like the codes, lie the same way, as they are.
+0 2 4 6 1 3 5 7 of the eight. Zero points, counted from 0 like the codes, lie in the same order.
 
 Shapes: # O out  I in  G groups a row  W words (O / 8)
 """
@@ -33,7 +33,7 @@ class Awq:
 
 
 def pack_awq(codes_OI: NDArray[np.int8], params: AffineParams) -> Awq:
-    """Codes of 4 bits with float16 scales; out_features is a multiple of 8."""
+    """Pack codes of 4 bits with float16 scales; out_features must be a multiple of 8."""
     group_size_of("AWQ", codes_OI, params)
     require_scales("AWQ", params, "f16")
     if codes_OI.shape[0] % 8:

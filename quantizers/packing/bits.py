@@ -1,8 +1,8 @@
-"""Integers of 1 to 8 bits in a row, without gaps: the one layout that most storage forms build on.
+"""Pack integers of 1 to 8 bits one after the other without gaps: the layout that most packings build on.
 
-Integer n of a row takes bits ``n * num_bits`` and up of the row's bit stream; bit k of the stream is bit k % 8 (the
-lowest first) of byte k // 8. Read as little-endian 32-bit words it is the same stream, so words are views of bytes.
-An integer may straddle two bytes or words (3, 5 and 6 bits).
+Integer n of a row begins at bit ``n * num_bits`` of the row's bit stream. Bit k of the stream is bit k % 8 (the lowest
+first) of byte k // 8. As little-endian 32-bit words it is the same stream, so words are views of bytes. An integer of
+3, 5 or 6 bits may lie in two bytes or words.
 
 Shapes: # X rows  N integers a row  Y bytes a row  W words a row
 """
@@ -20,7 +20,7 @@ Bytes = NDArray[np.uint8]
 
 
 def pack_bits(integers_XN: Bytes, num_bits: int) -> Bytes:
-    """Unsigned integers below ``2 ** num_bits`` to a bit stream, [X, Y]; QuantizationError unless it fills bytes."""
+    """Pack unsigned integers below ``2 ** num_bits`` to [X, Y]; QuantizationError unless they fill whole bytes."""
     count = integers_XN.shape[-1]
     if count * num_bits % 8:
         raise QuantizationError(f"{count} integers of {num_bits} bits do not fill whole bytes; use a multiple of 8")
@@ -46,7 +46,7 @@ def unpack_bits(bytes_XY: Bytes, num_bits: int) -> Bytes:
 
 
 def pack_words(integers_XN: Bytes, num_bits: int) -> NDArray[np.int32]:
-    """Unsigned integers to a bit stream of 32-bit words, [X, W]; QuantizationError unless it fills words."""
+    """Pack unsigned integers to 32-bit words, [X, W]; QuantizationError unless they fill whole words."""
     count = integers_XN.shape[-1]
     if count * num_bits % 32:
         raise QuantizationError(
@@ -61,7 +61,7 @@ def unpack_words(words_XW: NDArray[np.int32], num_bits: int) -> Bytes:
 
 
 def to_unsigned(codes: NDArray[np.int8], num_bits: int) -> Bytes:
-    """Codes from ``-2 ** (num_bits - 1)`` as integers from 0: half the range is added."""
+    """Signed codes as integers from 0: half the range is added."""
     return (codes.astype(np.int16) + (1 << (num_bits - 1))).astype(np.uint8)
 
 

@@ -1,8 +1,8 @@
-"""compressed-tensors, which llm-compressor writes and vLLM reads: ``pack-quantized`` and ``int-quantized``.
+"""compressed-tensors' ``pack-quantized`` and ``int-quantized``, which llm-compressor writes and vLLM reads.
 
-Source: the library's ``pack_quantized`` and ``naive_quantized`` compressors. Packed weights are a bit stream of int32
-words along in_features, codes counted from 0; packed zero points one along out_features. Both are plain int8, counted
-like ours, in ``int-quantized``.
+Source: the library's ``pack_quantized`` and ``naive_quantized`` compressors. In ``pack-quantized``, weights are a bit
+stream of int32 words along in_features, with codes counted from 0; zero points are a bit stream along out_features. In
+``int-quantized`` both are plain int8, signed as they are here.
 
 Shapes: # O out  I in  G groups a row  W 32-bit words
 """
@@ -48,7 +48,7 @@ class IntQuantized:
 
 
 def pack_packed(codes_OI: NDArray[np.int8], params: AffineParams, *, num_bits: int) -> PackQuantized:
-    """``pack-quantized``: in_features (and out_features, with zero points) fill whole words."""
+    """Pack as ``pack-quantized``; in_features (and with zero points also out_features) must fill whole words."""
     require_bits("pack-quantized", num_bits, range(2, 9))
     group_size_of("pack-quantized", codes_OI, params)
     zero_points = None
@@ -73,7 +73,7 @@ def unpack_packed(packed: PackQuantized, *, num_bits: int) -> tuple[NDArray[np.i
 
 
 def pack_int_quantized(codes_OI: NDArray[np.int8], params: AffineParams) -> IntQuantized:
-    """``int-quantized``: codes as they are."""
+    """Pack as ``int-quantized``: codes as they are."""
     group_size_of("int-quantized", codes_OI, params)
     return IntQuantized(
         weight_OI=codes_OI,

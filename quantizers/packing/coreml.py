@@ -1,9 +1,9 @@
 """Core ML's compressed constants: ``constexpr_blockwise_shift_scale`` and ``constexpr_lut_to_dense`` of iOS 18.
 
-Source: coremltools' ``defs/iOS18/compression.py``. An element is ``scale * (data - offset)``, data and offset of the
-same type (int4 and int8 here: our codes as they are). Types of fewer than 8 bits lie in weight.bin as one bit stream
-over the whole flattened tensor, signed ones in two's complement. Tables have the shape [L, 1, E, 1]: one for each group
-of rows, one for all columns, entries of one value.
+Source: coremltools' ``defs/iOS18/compression.py``. An element is ``scale * (data - offset)``, with data and offset of
+the same type (int4 or int8 here, which hold codes unchanged). Types of fewer than 8 bits lie in weight.bin as one bit
+stream over the whole flattened tensor, signed ones in two's complement. Tables have the shape [L, 1, E, 1]: one table
+for each group of rows and all columns, with entries of one value.
 
 Shapes: # O out  I in  G groups (blocks) a row  L tables  E entries a table  Y bytes
 """
@@ -35,7 +35,7 @@ AFFINE, PALETTE = "constexpr_blockwise_shift_scale", "constexpr_lut_to_dense"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BlockwiseShiftScale:
-    """The operator's inputs as weight.bin holds them; ``shape`` is the weight's, the offset None where all are 0."""
+    """The operator's inputs as weight.bin holds them; ``shape`` is the weight's, the offset None if all are 0."""
 
     shape: tuple[int, int]
     data_Y: NDArray[np.uint8]
@@ -55,7 +55,7 @@ class LutToDense:
 def pack_blockwise_shift_scale(
     codes_OI: NDArray[np.int8], params: AffineParams, *, num_bits: int
 ) -> BlockwiseShiftScale:
-    """Codes of 4 or 8 bits, as int4 or int8."""
+    """Pack codes of 4 or 8 bits as int4 or int8."""
     require_bits(AFFINE, num_bits, (4, 8))
     group_size_of(AFFINE, codes_OI, params)
     return BlockwiseShiftScale(
@@ -78,7 +78,7 @@ def unpack_blockwise_shift_scale(
 
 
 def pack_lut_to_dense(codes_OI: NDArray[np.uint8], params: PaletteParams, *, num_bits: int) -> LutToDense:
-    """Indices of 2, 3, 4, 6 or 8 bits."""
+    """Pack indices of 2, 3, 4, 6 or 8 bits."""
     require_bits(PALETTE, num_bits, (2, 3, 4, 6, 8))
     tables, entries = params.table_LE.shape
     if entries != 1 << num_bits or codes_OI.shape[0] % tables:
@@ -100,7 +100,7 @@ def unpack_lut_to_dense(packed: LutToDense, *, num_bits: int) -> tuple[NDArray[n
 
 
 def _pack_signed(integers: NDArray[np.int8], num_bits: int) -> NDArray[np.uint8]:
-    """Two's complement of so many bits, as one stream."""
+    """One bit stream of integers in two's complement."""
     masked = np.ascontiguousarray(integers).view(np.uint8) & np.uint8((1 << num_bits) - 1)
     return _pack_stream(masked.reshape(-1), num_bits)
 
@@ -112,7 +112,7 @@ def _unpack_signed(bytes_Y: NDArray[np.uint8], num_bits: int, *, shape: tuple[in
 
 
 def _pack_stream(integers_N: NDArray[np.uint8], num_bits: int) -> NDArray[np.uint8]:
-    """One stream; the bits of its last byte that nothing needs are 0."""
+    """One bit stream; unused bits of its last byte are 0."""
     filled = np.pad(integers_N, (0, -integers_N.size % 8))
     return pack_bits(filled, num_bits)[: -(-integers_N.size * num_bits // 8)]
 

@@ -1,9 +1,9 @@
-"""ExecuTorch: XNNPACK's int4 groups and channels, and the operators for quantized embeddings.
+"""ExecuTorch's packings: XNNPACK's int4 groups and channels, and the operators for quantized embeddings.
 
 Source: ``backends/xnnpack/operators/node_visitor.py`` of ExecuTorch (weights counted from 0, even columns in the low
 nibble; group scales cast to bfloat16) and ``exir/passes/_quant_patterns_and_replacements.py`` (embedding_4bit: signed
-codes plus 8, even columns in the *high* nibble). torchao's tensors hold what our formats hold already: int8 codes,
-scales and int8 zero points.
+codes plus 8, even columns in the *high* nibble). torchao's tensors need no packing: they hold int8 codes, scales and
+int8 zero points, as formats do here.
 
 Shapes: # O out  I in  G groups a row  Y bytes a row
 """
@@ -31,14 +31,14 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class XnnpackInt4:
-    """Nibbles, and scales: bfloat16 numbers for groups, float32 for channels, held as float32."""
+    """Nibbles, and scales as float32: bfloat16 numbers for groups, any for channels."""
 
     weight_OY: NDArray[np.uint8]
     scale_OG: NDArray[np.float32]
 
 
 def pack_xnnpack_int4(codes_OI: NDArray[np.int8], params: AffineParams) -> XnnpackInt4:
-    """Int4 groups (of a multiple of 32 columns, with bf16 scales) or channels (with f32 scales), symmetric.
+    """Pack symmetric int4 groups (of a multiple of 32 columns, with bf16 scales) or channels (with f32 scales).
 
     Raises QuantizationError for negative scales, which XNNPACK does not take, and for group scales that it would round.
     """
@@ -46,7 +46,7 @@ def pack_xnnpack_int4(codes_OI: NDArray[np.int8], params: AffineParams) -> Xnnpa
     size = group_size_of(form, codes_OI, params)
     require_symmetric(form, params)
     if not (params.scale_RG > 0).all():
-        raise QuantizationError(f"{form} takes positive scales only; use negative_scales=False")
+        raise QuantizationError(f"{form} takes positive scales only; use `negative_scales=False`")
     if size < codes_OI.shape[1]:
         if size % 32:
             raise QuantizationError(f"{form} has groups of a multiple of 32 columns, not {size}")
@@ -61,7 +61,7 @@ def unpack_xnnpack_int4(packed: XnnpackInt4) -> tuple[NDArray[np.int8], AffinePa
 
 
 def pack_embedding_int4(codes_OI: NDArray[np.int8]) -> NDArray[np.uint8]:
-    """The weight of ``quantized_decomposed::embedding_4bit``, [O, I / 2]; it takes zero points as float32."""
+    """Pack the weight of ``quantized_decomposed::embedding_4bit``, [O, I / 2]."""
     if codes_OI.shape[1] % 2:
         raise QuantizationError(f"embedding_4bit has an even number of columns, not {codes_OI.shape[1]}")
     unsigned = to_unsigned(codes_OI, 4)

@@ -2,10 +2,10 @@
 
 Columns run along the first axis: ``qweight`` [I · bits / 32, O] is a bit stream down each column of O, ``qzeros``
 [G, O · bits / 32] one along each row of O. Codes and zero points are counted from 0. The first version of the format
-("gptq") stores a zero point minus one and its readers add it back; the second ("gptq_v2") stores it as it is. The two
-are told apart by ``checkpoint_format`` alone, so what is declared must be what was packed.
+("gptq") stores zero points minus one, and its readers add the one back; the second ("gptq_v2") stores them as they are.
+Only ``checkpoint_format`` tells the two apart, so a file must declare the version that it was packed as.
 
-In the first version a zero point of 0 would be stored as -1, which readers take for different things: it is refused.
+In the first version a zero point of 0 would be stored as -1, which readers interpret in different ways; it is refused.
 
 Shapes: # O out  I in  G groups a row  W 32-bit words
 """
@@ -30,7 +30,7 @@ GptqFormat = Literal["gptq", "gptq_v2"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gptq:
-    """``qweight``, ``qzeros``, ``scales`` and ``g_idx`` (the group of each column), and what to declare them as."""
+    """``qweight``, ``qzeros``, ``scales`` and ``g_idx`` (the group of each column), and the version to declare."""
 
     checkpoint_format: GptqFormat
     qweight_WO: NDArray[np.int32]
@@ -42,7 +42,7 @@ class Gptq:
 def pack_gptq(
     codes_OI: NDArray[np.int8], params: AffineParams, *, num_bits: int, checkpoint_format: GptqFormat = "gptq"
 ) -> Gptq:
-    """Codes of 2, 3, 4 or 8 bits with float16 scales; out_features and in_features fill whole words."""
+    """Pack codes of 2, 3, 4 or 8 bits with float16 scales; out_features and in_features must fill whole words."""
     require_bits("GPTQ", num_bits, (2, 3, 4, 8))
     require_scales("GPTQ", params, "f16")
     size = group_size_of("GPTQ", codes_OI, params)

@@ -1,8 +1,8 @@
-"""MLX's affine layout: ``w = scale * q + bias``, q counted from 0, a bit stream of 32-bit words along in_features.
+"""MLX's affine layout: ``w = scale * q + bias`` with q counted from 0, as a bit stream along in_features.
 
-The bias of a group is the value of q = 0, minus the scale times the zero point. In float32 that is exact for float16
-and bfloat16 scales; in a 16-bit dtype, which MLX models usually have, it is **rounded**, and every weight of the group
-is off by up to 2⁻¹¹ (f16) or 2⁻⁸ (bf16) of the bias. Codes, scales and zero points survive either way.
+The bias of a group is the value of q = 0, which is minus the scale times the zero point. In float32 it is exact for
+float16 and bfloat16 scales. In a 16-bit dtype, which MLX models usually have, it is **rounded**, so that every weight
+of the group has an error of up to 2⁻¹¹ (f16) or 2⁻⁸ (bf16) of the bias. Codes, scales and zero points are not affected.
 
 Shapes: # O out  I in  G groups a row  W 32-bit words a row
 """
@@ -24,7 +24,7 @@ __all__ = ["MlxAffine", "pack_mlx", "unpack_mlx"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MlxAffine:
-    """``weight``, ``scales`` and ``biases``; the latter two are numbers of one dtype, held as float32."""
+    """``weight``, ``scales`` and ``biases``; scales and biases are numbers of one dtype, held as float32."""
 
     weight_OW: NDArray[np.uint32]
     scales_OG: NDArray[np.float32]
@@ -34,7 +34,7 @@ class MlxAffine:
 def pack_mlx(
     codes_OI: NDArray[np.int8], params: AffineParams, *, num_bits: int, dtype: ScaleDtype = "f32"
 ) -> MlxAffine:
-    """Codes of 2, 3, 4, 5, 6 or 8 bits in groups of 32, 64 or 128."""
+    """Pack codes of 2, 3, 4, 5, 6 or 8 bits in groups of 32, 64 or 128."""
     require_bits("MLX", num_bits, (2, 3, 4, 5, 6, 8))
     size = group_size_of("MLX", codes_OI, params)
     if size not in (32, 64, 128):

@@ -1,4 +1,4 @@
-"""ONNX Runtime's ``com.microsoft::MatMulNBits``, and GatherBlockQuantized, which can share its initializers.
+"""ONNX Runtime's ``com.microsoft::MatMulNBits``, and ``GatherBlockQuantized``, which can use the same initializers.
 
 Source: onnxruntime's ContribOperators.md. Weights are [O, G, group · bits / 8] bytes, codes counted from 0, the lowest
 bits first; zero points are packed the same way within a row and fill up its last byte. Without zero points the
@@ -36,9 +36,9 @@ class MatMulNBits:
 def pack_matmul_nbits(
     codes_OI: NDArray[np.int8], params: AffineParams, *, num_bits: int, has_zero_points: bool | None = None
 ) -> MatMulNBits:
-    """Codes of 2, 4 or 8 bits; group sizes are powers of two from 16 on.
+    """Pack codes of 2, 4 or 8 bits; group sizes are powers of two, 16 or more.
 
-    ``has_zero_points`` None leaves them out where all are the default; a block of rows of a larger matrix cannot know.
+    With ``has_zero_points`` None they are left out if all are the default; a block of rows of a matrix must be told.
     """
     require_bits(FORM, num_bits, (2, 4, 8))
     size = group_size_of(FORM, codes_OI, params)

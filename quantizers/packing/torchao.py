@@ -1,9 +1,9 @@
-"""torchao's "universal" layout of weights for int8 activations: what ``llama::quantized_moe_ffn`` holds experts in.
+"""torchao's "universal" layout of weights for int8 activations, in which ``llama::quantized_moe_ffn`` holds experts.
 
-Eight rows at a time, and of those a group at a time: nibbles (or bytes), then the group's eight scales, then the eight
-sums of its codes, which the Arm kernels need. Within a group sixteen columns at a time: the left eight columns of each
-of the eight rows, then the right eight; and of these 128 codes thirty-two at a time, the second sixteen in the high
-nibbles. So any eight rows lie in one piece, and matrices with the same columns can be put below one another.
+Eight rows lie together, group by group: nibbles (or bytes), then the eight scales of the group, then the eight sums of
+its codes, which the Arm kernels need. Within a group, sixteen columns lie together: the left eight columns of each of
+the eight rows, then the right eight. Of these 128 codes, thirty-two share sixteen bytes, the second sixteen in the high
+nibbles. So any eight rows are one piece of bytes, and matrices with the same number of columns can be concatenated.
 
 Source: ``csrc/cpu/torch_free_kernels/weight_packing`` of torchao (with nr 8, kr 16, sr 2) and the header of 64 bytes in
 ``packed_weights_header.h``.
@@ -29,7 +29,7 @@ MAGIC, UNIVERSAL = 6712, 1
 
 
 def universal_header(num_bits: int) -> NDArray[np.uint8]:
-    """The 64 bytes before a matrix: without zero points, without bias."""
+    """The 64 bytes in front of a matrix without zero points and bias."""
     fields = np.zeros(16, "<i4")
     fields[:8] = (MAGIC, UNIVERSAL, num_bits, 0, 0, ROWS_TOGETHER, CHUNK, 2)
     return fields.view(np.uint8)
@@ -41,9 +41,9 @@ def universal_block_bytes(columns: int, group_size: int, num_bits: int) -> int:
 
 
 def pack_universal(codes_OI: NDArray[np.int8], params: AffineParams, *, num_bits: int) -> NDArray[np.uint8]:
-    """Symmetric codes of 4 or 8 bits in groups, without the header; [B, Y].
+    """Pack symmetric codes of 4 or 8 bits in groups to [B, Y], without the header.
 
-    Raises QuantizationError for zero points, groups that are no multiple of 16, and rows that are none of 8.
+    Raises QuantizationError for zero points, for groups that are no multiple of 16, and rows that are no multiple of 8.
     """
     require_bits(FORM, num_bits, (4, 8))
     require_symmetric(FORM, params)

@@ -1,4 +1,4 @@
-"""From rows of weights to their tables: what surrounds the clustering.
+"""Find the lookup tables for rows of weights: sorts the weights of each table and runs the clustering.
 
 Shapes: # R rows  I columns  L tables  E entries a table  N weights that share a table
 """
@@ -19,7 +19,7 @@ Values = NDArray[np.float32]
 def fit_tables(values_RI: Values, importance: Values | None, *, tables: int, entries: int) -> Values:
     """The entries of each table, ascending, [L, E]."""
     if importance is not None and importance.shape not in (values_RI.shape, values_RI.shape[1:]):
-        raise QuantizationError(f"importance of shape {importance.shape} does not fit weights of {values_RI.shape}")
+        raise QuantizationError(f"`importance` of shape {importance.shape} does not fit weights of {values_RI.shape}")
     table_LE = np.empty((tables, entries), np.float32)
     blocks = np.split(np.ascontiguousarray(values_RI, np.float32), tables)
     for i, block in enumerate(blocks):
@@ -32,7 +32,7 @@ def fit_tables(values_RI: Values, importance: Values | None, *, tables: int, ent
 
 
 def _fit_table(block: Values, importance: Values | None, entries: int) -> Values:
-    """One table: weights in ascending order, with their importances, to clusters."""
+    """The entries of one table: the weights in ascending order, with their importances, are clustered."""
     values_N = block.reshape(-1)
     if importance is None:
         return cluster(np.sort(values_N), np.empty(0, np.float32), entries)

@@ -1,17 +1,17 @@
 """Weighted k-means of numbers: the best table of E entries for N weights.
 
-In one dimension clusters are intervals of the sorted numbers, so the optimum can be computed instead of hoped for: the
-least cost of the first j numbers in k clusters is  min over i of  cost(k - 1, i) + error(i, j), and the error of an
-interval follows from prefix sums of w, w·x and w·x². The best i never moves left when j or k grows (the error
-satisfies the quadrangle inequality), so all of the table of costs takes O(N²) steps, whatever E (Knuth 1971, Yao 1980).
-N² is still too much for the tens of thousands of weights that share a table. So:
+In one dimension, clusters are intervals of the sorted numbers, so that the optimum can be computed. The least cost of
+the first j numbers in k clusters is  min over i of  cost(k - 1, i) + error(i, j),  and the error of an interval follows
+from prefix sums of w, w·x and w·x². The best i never moves left when j or k grows (the error satisfies the quadrangle
+inequality). So the table of all costs takes O(N²) steps, for any E (Knuth 1971, Yao 1980). N² is still too much for the
+tens of thousands of weights that share a table. Therefore:
 
-1. The sorted weights are cut into some hundred runs, dense where weights are dense and never wide where they are
-   few, and the exact optimum over runs is computed. Where there are no more weights than runs, it is the optimum.
-2. Lloyd's iteration polishes the borders over all weights. With prefix sums it costs E binary searches a round.
+1. The sorted weights are cut into some hundred runs, many where weights are dense, and none too wide where they are
+   few. The exact optimum over runs is computed. If there are no more weights than runs, it is the optimum.
+2. Lloyd's iteration then moves the borders, now over all weights. With prefix sums a round costs E binary searches.
 
-There is no random start, and no luck: the same weights give the same table, and k-means++ (which needs many starts
-to come close) is never ahead. Ties and empty clusters cannot occur: every cluster holds at least one run.
+Nothing is random: the same weights give the same table. k-means++ needs many starts to come close, and is never better.
+Ties and empty clusters cannot occur, because every cluster holds at least one run.
 
 Shapes: # N weights that share a table  B runs  E entries  R rows  I columns  L tables
 """
@@ -32,11 +32,11 @@ _LEAST_RUNS = 256
 _RUNS_PER_ENTRY = 4
 _LLOYD_ROUNDS = 60
 _FAINT = 1e-9
-"""Every weight counts at least this share of the mean importance, so that no interval is without weight."""
+"""Every number counts at least this share of the mean importance, so that no interval has importance 0."""
 
 
 def cluster(values_N: Values, weights_N: Values, entries: int) -> Values:
-    """The means of the best ``entries`` clusters, ascending, of sorted numbers. Empty weights: all count alike.
+    """The ascending means of the best ``entries`` clusters of sorted numbers. With empty weights all count alike.
 
     With fewer numbers than entries, the largest is repeated.
     """
@@ -48,7 +48,7 @@ def cluster(values_N: Values, weights_N: Values, entries: int) -> Values:
 
 @kernel
 def nearest_entries(codes_RI: NDArray[np.uint8], values_RI: Values, table_LE: Values) -> None:
-    """Fill the first argument with the index of the nearest entry of each row's table, the lower one of two."""
+    """Fill ``codes_RI`` with the index of the nearest entry of each row's table; of two, the lower one."""
     rows_per_table = values_RI.shape[0] // table_LE.shape[0]
     entries = table_LE.shape[1]
     midpoints = np.empty(entries - 1, np.float32)
@@ -57,7 +57,7 @@ def nearest_entries(codes_RI: NDArray[np.uint8], values_RI: Values, table_LE: Va
         for e in range(entries - 1):
             midpoints[e] = np.float32(0.5) * (table[e] + table[e + 1])
         for i in range(values_RI.shape[1]):
-            # entries - 1 is one less than a power of two, so each step halves what is left exactly.
+            # entries - 1 is one less than a power of two, so each step halves the rest exactly.
             below, step = 0, entries // 2
             while step > 0:
                 if values_RI[r, i] > midpoints[below + step - 1]:
@@ -67,7 +67,7 @@ def nearest_entries(codes_RI: NDArray[np.uint8], values_RI: Values, table_LE: Va
 
 
 def _prefix_sums(values_N: Values, weights_N: Values) -> tuple[float, Sums]:
-    """The mean, and sums of w, w·x and w·x² of the first n numbers, [3, N + 1], with x less the mean: less cancels."""
+    """The mean, and sums of w, w·x and w·x² of the first n numbers, [3, N + 1], with x less the mean for exactness."""
     x = values_N.astype(np.float64)
     w = np.ones_like(x) if weights_N.size == 0 else weights_N.astype(np.float64)
     w = w + _FAINT * w.mean()
@@ -80,7 +80,7 @@ def _prefix_sums(values_N: Values, weights_N: Values) -> tuple[float, Sums]:
 
 
 def _cut_into_runs(values_N: Values, runs: int) -> NDArray[np.int64]:
-    """Where runs begin, and the count as the last; each about an equal share of the numbers plus of their range."""
+    """Where runs begin, and N at the end; each run has about an equal share of the numbers and of their range."""
     count = values_N.size
     if count <= runs:
         return np.arange(count + 1)
@@ -101,7 +101,7 @@ def _error(sums: Sums, i: int, j: int) -> float:
 
 @kernel
 def _best_borders(sums: Sums, clusters: int) -> NDArray[np.int64]:
-    """The borders, [clusters + 1], of the least total error over B runs."""
+    """The borders [clusters + 1] with the least total error over B runs."""
     runs = sums.shape[1] - 1
     start = np.zeros((clusters + 1, runs + 2), np.int64)  # where the last of k clusters begins
     cost = np.empty(runs + 1)
@@ -127,7 +127,7 @@ def _best_borders(sums: Sums, clusters: int) -> NDArray[np.int64]:
 
 @kernel
 def _polish(values_N: Values, mean: float, sums: Sums, borders: NDArray[np.int64], entries: int) -> Values:
-    """Lloyd's iteration: entries to the means of their clusters, borders to the middles between entries."""
+    """Lloyd's iteration: move entries to the means of their clusters, and borders to the middles between entries."""
     clusters = borders.size - 1
     table = np.empty(entries, np.float32)
     for _ in range(_LLOYD_ROUNDS):

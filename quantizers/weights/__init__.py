@@ -1,1 +1,1 @@
-"""Weights of a graph in a number format: rounded when read, or solved and kept in files."""
+"""Weights of a graph in a number format: rounded when they are read, or solved and kept in files."""

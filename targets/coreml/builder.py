@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from qwen3_export.targets.coreml.blobs import Blob
-from qwen3_export.targets.coreml.layout import CODES, INDICES, VALUES, WeightPlan
+from qwen3_export.targets.coreml.layout import WeightPlan
+from qwen3_export.targets.coreml.storage import CODES, INDICES, VALUES
 
 __all__ = ["ProgramBuilder", "Var"]
 

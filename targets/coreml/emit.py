@@ -4,7 +4,7 @@ A few threads draw blocks of rows, each of which is read from the checkpoint, ro
 plan says; order does not matter, so the bytes are the same from run to run and for any thread count.
 """
 
-# R rows  I columns  G groups a row  E entries a table
+# R rows  I columns
 
 from __future__ import annotations
 
@@ -15,23 +15,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from qwen3_export.errors import QuantizationError
-from qwen3_export.graph import Graph, Weight
+from qwen3_export.graph import ALL_ROWS, Graph, Weight
 from qwen3_export.parallel import default_threads, run_jobs
-from qwen3_export.quantizers.affine import AffineFormat
-from qwen3_export.quantizers.packing.coreml import pack_blockwise_shift_scale, pack_lut_to_dense
-from qwen3_export.quantizers.weights.coded import CodedWeight
-from qwen3_export.quantizers.weights.quantized import BlockWeight
-from qwen3_export.targets.coreml.blobs import ELEMENTS, Blob, header_bytes
-from qwen3_export.targets.coreml.layout import (
-    CODES,
-    INDICES,
-    SCALES,
-    TABLES,
-    VALUES,
-    StoredMatrix,
-    WeightPlan,
-    row_step,
-)
+from qwen3_export.quantizers.weights.protocols import QuantizedWeight
+from qwen3_export.targets.coreml.blobs import Blob, header_bytes
+from qwen3_export.targets.coreml.layout import StoredMatrix, WeightPlan, row_step
+from qwen3_export.targets.coreml.storage import storage_of
 
 __all__ = ["write_weights"]
 
@@ -43,7 +32,7 @@ class RowBlock:
     """Some rows of a weight, as the weight counts them."""
 
     matrix: StoredMatrix
-    weight: Weight
+    weight: QuantizedWeight
     rows: slice
 
     @property
@@ -89,7 +78,7 @@ def write_weights(
 
 def _row_blocks(graph: Graph, plan: WeightPlan) -> Iterator[RowBlock]:
     for matrix in plan.matrices.values():
-        weight, rows = _ready(graph.weights[matrix.weight], matrix), matrix.rows
+        weight, rows = _quantized(graph.weights[matrix.weight]), matrix.rows
         if len(weight.shape) == 1:
             yield RowBlock(matrix=matrix, weight=weight, rows=rows)
             continue
@@ -99,9 +88,8 @@ def _row_blocks(graph: Graph, plan: WeightPlan) -> Iterator[RowBlock]:
             yield RowBlock(matrix=matrix, weight=weight, rows=slice(start, min(start + step, rows.stop)))
 
 
-def _ready(weight: Weight, matrix: StoredMatrix) -> Weight:
-    wanted = BlockWeight if isinstance(matrix.number_format, str) else CodedWeight
-    if not isinstance(weight, wanted):
+def _quantized(weight: Weight) -> QuantizedWeight:
+    if not isinstance(weight, QuantizedWeight):
         raise QuantizationError(f"{weight.name}: has no number format yet; quantize the graph first")
     return weight
 
@@ -114,23 +102,11 @@ def _first_element(blob: Blob, block: RowBlock) -> int:
 
 def _encode(block: RowBlock) -> Mapping[str, np.ndarray]:
     """The bytes of each part of a block of rows."""
-    weight, number_format = block.weight, block.matrix.number_format
-    if isinstance(number_format, str):
-        assert isinstance(weight, BlockWeight)
-        return {VALUES: weight.encode(block.rows if len(weight.shape) > 1 else slice(None))}
-    assert isinstance(weight, CodedWeight)
-    codes_RI, params = weight.encode(block.rows)
-    if isinstance(number_format, AffineFormat):
-        integers = pack_blockwise_shift_scale(codes_RI, params, num_bits=number_format.num_bits)
-        if integers.offset_Y is not None:
-            raise QuantizationError(f"{weight.name}: has zero points, which this target does not store")
-        return {CODES: integers.data_Y, SCALES: _floats(integers.scale_OG, number_format.scale_dtype)}
-    palette = pack_lut_to_dense(codes_RI, params, num_bits=number_format.num_bits)
-    return {INDICES: palette.indices_Y, TABLES: _floats(palette.lut_L1E1, number_format.table_dtype)}
-
-
-def _floats(values: np.ndarray, dtype: str) -> np.ndarray:
-    return values.astype(ELEMENTS["fp32" if dtype == "f32" else "fp16"].dtype)
+    codes_RI, params = block.weight.encode(block.rows if len(block.weight.shape) > 1 else ALL_ROWS)
+    try:
+        return storage_of(block.matrix.number_format).pack(codes_RI, params)
+    except QuantizationError as error:
+        raise QuantizationError(f"{block.weight.name}: {error}") from error
 
 
 def _write(descriptor: int, data: bytes, offset: int) -> None:

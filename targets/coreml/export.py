@@ -18,7 +18,7 @@ from qwen3_export.errors import OptionError, UnsupportedModelError
 from qwen3_export.files.atomic import partial_file, partial_folder
 from qwen3_export.graph import Graph
 from qwen3_export.parallel import default_threads
-from qwen3_export.quantizers.weights.rounding import round_graph
+from qwen3_export.quantizers.weights.rounded import round_graph
 from qwen3_export.targets.coreml.extra import require_coremltools
 from qwen3_export.targets.coreml.layout import WeightPlan, plan_weights, stored_matrices
 from qwen3_export.targets.coreml.names import MODEL_FILE, PACKAGE, WEIGHT_FILE
@@ -106,7 +106,7 @@ class CoremlExport:
         """Format, shape and name of each weight, then the package."""
         for name, number_format in self.formats.items():
             shape = list(self.graph.weights[name].shape)
-            yield f"{getattr(number_format, 'name', number_format):16} {shape!s:18} {name}"
+            yield f"{number_format.name:16} {shape!s:18} {name}"
         yield ""
         yield f"{human_size(self.num_bytes):>10}  {self.package}"
 

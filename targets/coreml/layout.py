@@ -1,8 +1,8 @@
 """The layout of weight.bin: the place of every array, decided before any weight is read.
 
-A matrix of the program is one array (floats), codes and scales (affine integers), or indices and tables (palettes),
-under the names that the MIL operator uses. The output head may be split into parts of whole rows. A tied head is then
-stored a second time beside the embedding, because a Core ML operator reads a whole constant and not a slice of one.
+A matrix of the program is one array or two, by its number format (``storage.py``). The output head may be split into
+parts of whole rows: then a tied head is stored once more beside the embedding, as an operator of Core ML has one
+constant and no slice of one.
 """
 
 from __future__ import annotations
@@ -15,29 +15,13 @@ import numpy as np
 
 from qwen3_export.errors import QuantizationError
 from qwen3_export.graph import Graph, Kind, Weight, module_name
-from qwen3_export.quantizers.affine import AffineFormat
-from qwen3_export.quantizers.palette import PaletteFormat
 from qwen3_export.targets.coreml.blobs import RECORD_BYTES, Blob, aligned
 from qwen3_export.targets.coreml.names import HEAD_PART, mil_name
 from qwen3_export.targets.coreml.recipes import CoremlFormat
+from qwen3_export.targets.coreml.storage import VALUES, storage_of
 
-__all__ = [
-    "CODES",
-    "INDICES",
-    "SCALES",
-    "TABLES",
-    "VALUES",
-    "StoredMatrix",
-    "WeightPlan",
-    "plan_weights",
-    "row_step",
-    "stored_matrices",
-]
+__all__ = ["StoredMatrix", "WeightPlan", "plan_weights", "row_step", "stored_matrices"]
 
-# Parts of a matrix: the value of a constant, and inputs of constexpr_blockwise_shift_scale and constexpr_lut_to_dense.
-VALUES, CODES, SCALES, INDICES, TABLES = "val", "data", "scale", "indices", "lut"
-
-FLOATS: Mapping[str, str] = {"F32": "fp32", "F16": "fp16", "f32": "fp32", "f16": "fp16"}
 NUMPY_ELEMENTS: Mapping[str, str] = {"<f4": "fp32", "<f2": "fp16"}
 
 
@@ -96,7 +80,7 @@ def plan_weights(matrices: Sequence[StoredMatrix], constants: Mapping[str, np.nd
     parts = {
         matrix.name: {
             part: place(matrix.name if part == VALUES else f"{matrix.name}_{part}", element, shape)
-            for part, (element, shape) in _arrays(matrix).items()
+            for part, (element, shape) in storage_of(matrix.number_format).elements(matrix.shape).items()
         }
         for matrix in matrices
     }
@@ -109,9 +93,8 @@ def plan_weights(matrices: Sequence[StoredMatrix], constants: Mapping[str, np.nd
 
 
 def row_step(number_format: CoremlFormat) -> int:
-    """Blocks of this many rows, or multiples, fill whole bytes of each array and whole tables."""
-    together = number_format.rows_together if isinstance(number_format, PaletteFormat) else 1
-    return lcm(8, together or 1)
+    """Blocks of so many rows, or multiples, begin a byte of each array and hold whole tables."""
+    return lcm(8, number_format.rows_together or 1)
 
 
 def _whole(weight: Weight, formats: Mapping[str, CoremlFormat]) -> StoredMatrix:
@@ -139,16 +122,3 @@ def _head_parts(graph: Graph, formats: Mapping[str, CoremlFormat], head_rows: in
             shape=(rows.stop - rows.start, columns),
             number_format=formats[name],
         )
-
-
-def _arrays(matrix: StoredMatrix) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Element type and shape of each part of a matrix."""
-    number_format, shape = matrix.number_format, matrix.shape
-    if isinstance(number_format, str):
-        return {VALUES: (FLOATS[number_format], shape)}
-    bits = number_format.num_bits
-    if isinstance(number_format, AffineFormat):
-        groups = shape[1] // number_format.columns_a_group(shape[1])
-        return {CODES: (f"int{bits}", shape), SCALES: (FLOATS[number_format.scale_dtype], (shape[0], groups))}
-    tables = (number_format.tables(shape[0]), 1, 1 << bits, 1)
-    return {INDICES: (f"uint{bits}", shape), TABLES: (FLOATS[number_format.table_dtype], tables)}

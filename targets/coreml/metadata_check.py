@@ -16,7 +16,6 @@ from qwen3_export.graph import Graph
 from qwen3_export.parity.documents import document_differences, read_json
 from qwen3_export.rope import rotation
 from qwen3_export.targets.coreml.blobs import read_values
-from qwen3_export.targets.coreml.layout import VALUES
 from qwen3_export.targets.coreml.names import (
     COS_TABLE,
     INPUT_IDS,
@@ -28,6 +27,7 @@ from qwen3_export.targets.coreml.names import (
     VALUE_CACHE,
 )
 from qwen3_export.targets.coreml.read import CoremlFile
+from qwen3_export.targets.coreml.storage import VALUES
 
 __all__ = ["context_length", "interface_differences", "metadata_differences"]
 

@@ -17,6 +17,7 @@ from typing import Literal
 from qwen3_export.errors import QuantizationError
 from qwen3_export.graph import Graph, Weight
 from qwen3_export.quantizers.affine import AffineFormat
+from qwen3_export.quantizers.floats import F16, F32, FloatFormat
 from qwen3_export.quantizers.palette import PaletteFormat
 
 __all__ = ["BLOCK_SIZES", "RECIPES", "CoremlFormat", "Recipe", "assign", "find_recipe"]
@@ -24,7 +25,7 @@ __all__ = ["BLOCK_SIZES", "RECIPES", "CoremlFormat", "Recipe", "assign", "find_r
 BLOCK_SIZES = (16, 32, 64, 128, 256)
 
 FloatType = Literal["F32", "F16"]
-CoremlFormat = str | AffineFormat | PaletteFormat
+CoremlFormat = FloatFormat | AffineFormat | PaletteFormat
 
 # The most rows that share a table. With these, tables cost a few hundredths of a bit per weight for any number of bits.
 TABLE_ROWS: Mapping[int, int] = MappingProxyType({4: 8, 6: 16, 8: 32})
@@ -75,7 +76,7 @@ def find_recipe(name: str) -> Recipe:
 
 
 def assign(graph: Graph, recipe: Recipe, *, block_size: int = 32, channelwise: bool = False) -> dict[str, CoremlFormat]:
-    """Choose the format of every weight, by name: ``F32`` or ``F16``, affine integers, or a palette.
+    """The format of every weight by its name: F32 or F16, affine integers, or a palette.
 
     ``channelwise`` gives int4 one scale per row; other recipes have that already. Raises QuantizationError for a block
     size that Core ML's kernels do not support or that does not divide a weight's columns.
@@ -88,7 +89,7 @@ def assign(graph: Graph, recipe: Recipe, *, block_size: int = 32, channelwise: b
 
 def _format(weight: Weight, recipe: Recipe, *, block_size: int | None) -> CoremlFormat:
     if recipe.num_bits is None or len(weight.shape) == 1:
-        return recipe.float_type
+        return F32 if recipe.float_type == "F32" else F16
     if recipe.is_palette:
         return PaletteFormat(
             num_bits=recipe.num_bits, rows_per_table=_table_rows(weight.shape[0], TABLE_ROWS[recipe.num_bits])

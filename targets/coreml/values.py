@@ -12,7 +12,7 @@ from __future__ import annotations
 from qwen3_export.graph import Graph, Weight
 from qwen3_export.parity.values import Limits, ValueCheck, compare_values
 from qwen3_export.quantizers.palette import PaletteFormat
-from qwen3_export.quantizers.weights.coded import CodedWeight
+from qwen3_export.quantizers.weights.protocols import code_format
 from qwen3_export.targets.affine_values import check_affine_values
 
 __all__ = ["check_values"]
@@ -22,17 +22,20 @@ TENSOR_LIMIT_AT_16_ENTRIES, ROW_FACTOR, MOST = 0.3, 8, 0.95
 
 def check_values(stored: Graph, expected: Graph, *, is_full: bool, is_solved: bool) -> ValueCheck:
     """Compare the values read back (``stored``) with the graph that was meant to be stored."""
-    if any(_has_palette(weight) for weight in stored):
+    if any(_palette(weight) for weight in stored):
         return compare_values(stored, expected, limits=_limits, is_full=is_full, is_solved=is_solved)
     return check_affine_values(stored, expected, is_full=is_full, is_solved=is_solved)
 
 
 def _limits(weight: Weight) -> Limits | None:
-    if not isinstance(weight, CodedWeight) or not isinstance(weight.number_format, PaletteFormat):
+    palette = _palette(weight)
+    if palette is None:
         return None
-    tensor = TENSOR_LIMIT_AT_16_ENTRIES * 16 / (1 << weight.number_format.num_bits)
+    tensor = TENSOR_LIMIT_AT_16_ENTRIES * 16 / (1 << palette.num_bits)
     return Limits(tensor=tensor, block=min(ROW_FACTOR * tensor, MOST), block_size=weight.shape[1])
 
 
-def _has_palette(weight: Weight) -> bool:
-    return isinstance(weight, CodedWeight) and isinstance(weight.number_format, PaletteFormat)
+def _palette(weight: Weight) -> PaletteFormat | None:
+    """The format of a weight that has tables."""
+    number_format = code_format(weight)
+    return number_format if isinstance(number_format, PaletteFormat) else None

@@ -45,9 +45,8 @@ from qwen3_export.parity.subject import Job, RunForeign, Say
 from qwen3_export.parity.suspect_models import explain_logits
 from qwen3_export.parity.values import ValueCheck
 from qwen3_export.quantizers.activations import Int8Activations
-from qwen3_export.quantizers.affine import AffineFormat
+from qwen3_export.quantizers.floats import F32
 from qwen3_export.quantizers.transforms import Fold
-from qwen3_export.quantizers.weights.coded import CodedWeight
 from qwen3_export.targets.affine_values import check_affine_values
 from qwen3_export.targets.executorch import run
 from qwen3_export.targets.executorch.export import PROGRAM
@@ -55,6 +54,7 @@ from qwen3_export.targets.executorch.recipes import ExecutorchFormat, untied
 from qwen3_export.targets.executorch.run import Program
 from qwen3_export.targets.executorch.stored import (
     INDEX,
+    StoredWeight,
     constant_differences,
     read_index,
     read_weights,
@@ -246,9 +246,8 @@ def _twin_conversion(stored: Graph, texts: Sequence[Sequence[int]], *, say: Say)
 def _twin_format(weight: Weight) -> ExecutorchFormat:
     """Experts keep their codes: their operator has no other form, and computes in fp32 from them."""
     if weight.role.expert is None:
-        return "F32"
-    assert isinstance(weight, CodedWeight)
-    assert isinstance(weight.number_format, AffineFormat)
+        return F32
+    assert isinstance(weight, StoredWeight)
     return weight.number_format
 
 

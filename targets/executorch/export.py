@@ -14,8 +14,7 @@ from qwen3_export.checkpoint.model import Model
 from qwen3_export.errors import MissingExtraError, OptionError, QuantizationError, UnsupportedModelError
 from qwen3_export.files.atomic import partial_folder
 from qwen3_export.graph import Graph, Weight
-from qwen3_export.quantizers.affine import AffineFormat
-from qwen3_export.quantizers.weights.rounding import round_graph
+from qwen3_export.quantizers.weights.rounded import round_graph
 from qwen3_export.targets.executorch.recipes import ExecutorchFormat, Recipe, assign, untied
 from qwen3_export.targets.executorch.target import ExecutorchOptions
 from qwen3_export.targets.target import REPORT_FILES, Written
@@ -100,7 +99,7 @@ class ExecutorchExport:
         """Format, shape and name of each weight, then the program."""
         for name, number_format in self.formats.items():
             shape = list(self.graph.weights[name].shape)
-            yield f"{getattr(number_format, 'name', number_format):16} {shape!s:18} {name}"
+            yield f"{number_format.name:16} {shape!s:18} {name}"
         yield ""
         yield f"{human_size(self.num_bytes):>10}  {self.out / PROGRAM}"
 
@@ -230,14 +229,11 @@ def _check_portable(graph: Graph, embedding_bits: int | None) -> None:
 
 
 def _num_bytes(weight: Weight, number_format: ExecutorchFormat) -> int:
-    count = _count(weight)
-    if not isinstance(number_format, AffineFormat):
-        return 4 * count
-    return int(count * number_format.bits_per_weight(weight.shape[-1]) / 8)
+    return int(_count(weight) * number_format.bits_per_weight(weight.shape) / 8)
 
 
 def _unpacked_bytes(weight: Weight, number_format: ExecutorchFormat) -> int:
-    return _count(weight) * (1 if isinstance(number_format, AffineFormat) else 4)
+    return _count(weight) * (4 if number_format.is_float else 1)
 
 
 def _count(weight: Weight) -> int:

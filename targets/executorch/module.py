@@ -20,18 +20,18 @@ from torch.nn import functional
 
 from qwen3_export.config import Qwen3Config
 from qwen3_export.graph import Graph, Kind, Role, Weight, module_name
-from qwen3_export.quantizers.affine import AffineFormat
 from qwen3_export.quantizers.packing.executorch import pack_embedding_int4
 from qwen3_export.quantizers.packing.torchao import pack_universal, universal_header
-from qwen3_export.quantizers.weights.coded import CodedWeight
+from qwen3_export.quantizers.weights.protocols import QuantizedWeight
 from qwen3_export.rope import rotation
+from qwen3_export.targets.executorch.recipes import ExecutorchFormat, integers_of
 
 __all__ = ["ExportModule"]
 
 ENCODED_WEIGHTS = 1 << 22
 INT4_LOW, INT4_HIGH, INT8_LOW, INT8_HIGH = -8, 7, -128, 127
 
-Formats = Mapping[str, str | AffineFormat]
+Formats = Mapping[str, ExecutorchFormat]
 
 
 class ExportModule(nn.Module):
@@ -159,10 +159,10 @@ class _Experts(nn.Module):
     def __init__(self, graph: Graph, formats: Formats, layer: int) -> None:
         super().__init__()
         self.config: Qwen3Config = graph.config
-        number_format = formats[module_name(Role(Kind.GATE_PROJ, layer, 0))]
-        assert isinstance(number_format, AffineFormat)
-        assert number_format.group_size is not None
-        self.num_bits, self.group_size = number_format.num_bits, number_format.group_size
+        integers = integers_of(formats[module_name(Role(Kind.GATE_PROJ, layer, 0))])
+        assert integers is not None
+        assert integers.group_size is not None
+        self.num_bits, self.group_size = integers.num_bits, integers.group_size
         self.register_buffer("router", torch.from_numpy(graph[Role(Kind.ROUTER, layer)].read().copy()))
         self.register_buffer("no_bias", torch.empty(0))
         self.register_buffer("gate_up_EY", self._packed(graph, layer, (Kind.GATE_PROJ, Kind.UP_PROJ)))
@@ -194,7 +194,7 @@ class _Experts(nn.Module):
             parts = [header]
             for kind in kinds:
                 weight = graph[Role(kind, layer, expert)]
-                assert isinstance(weight, CodedWeight)
+                assert isinstance(weight, QuantizedWeight)
                 codes_OI, params = weight.encode()
                 parts.append(pack_universal(codes_OI, params, num_bits=self.num_bits).reshape(-1))
             experts.append(np.concatenate(parts))
@@ -217,7 +217,7 @@ class _ByteEmbedding(nn.Module):
     codes: Tensor
     scale: Tensor
 
-    def __init__(self, weight: CodedWeight) -> None:
+    def __init__(self, weight: QuantizedWeight) -> None:
         super().__init__()
         codes_VD, scale_VG = _encode(weight)
         self.register_buffer("codes", torch.from_numpy(codes_VD))
@@ -240,7 +240,7 @@ class _PortableByteEmbedding(_ByteEmbedding):
 class _NibbleEmbedding(nn.Module):
     """Rows of packed int4 codes with one scale per group."""
 
-    def __init__(self, weight: CodedWeight) -> None:
+    def __init__(self, weight: QuantizedWeight) -> None:
         super().__init__()
         codes_VD, scale_VG = _encode(weight)
         self.register_buffer("codes", torch.from_numpy(pack_embedding_int4(codes_VD)))
@@ -254,13 +254,13 @@ class _NibbleEmbedding(nn.Module):
 
 
 def _embedding(weight: Weight, formats: Formats, *, is_portable: bool) -> nn.Module:
-    number_format = formats[weight.name]
-    if not isinstance(number_format, AffineFormat):
+    integers = integers_of(formats[weight.name])
+    if integers is None:
         values = torch.from_numpy(weight.read().copy())
         rows, columns = weight.shape
         return nn.Embedding(rows, columns, _weight=values, _freeze=True)
-    assert isinstance(weight, CodedWeight)
-    if number_format.num_bits == 4:
+    assert isinstance(weight, QuantizedWeight)
+    if integers.num_bits == 4:
         return _NibbleEmbedding(weight)
     return _PortableByteEmbedding(weight) if is_portable else _ByteEmbedding(weight)
 
@@ -268,21 +268,21 @@ def _embedding(weight: Weight, formats: Formats, *, is_portable: bool) -> nn.Mod
 def _linear(weight: Weight, formats: Formats) -> nn.Linear:
     rows, columns = weight.shape
     linear = nn.Linear(columns, rows, bias=False, device="meta")
-    number_format = formats[weight.name]
-    if not isinstance(number_format, AffineFormat):
+    integers = integers_of(formats[weight.name])
+    if integers is None:
         linear.weight = _frozen(torch.from_numpy(weight.read().copy()))
         return linear
     from torchao.quantization import IntxUnpackedToInt8Tensor
 
-    assert isinstance(weight, CodedWeight)
+    assert isinstance(weight, QuantizedWeight)
     codes_OI, scale_OG = _encode(weight)
     linear.weight = _frozen(
         IntxUnpackedToInt8Tensor(
             qdata=torch.from_numpy(codes_OI),
             scale=torch.from_numpy(scale_OG),
             zero_point=torch.zeros(scale_OG.shape, dtype=torch.int8),
-            target_dtype=getattr(torch, f"int{number_format.num_bits}"),
-            block_size=(1, number_format.group_size or columns),
+            target_dtype=getattr(torch, f"int{integers.num_bits}"),
+            block_size=(1, integers.group_size or columns),
             dtype=torch.float32,
             activation_quantization="int8_asym_per_token",
         )
@@ -290,8 +290,8 @@ def _linear(weight: Weight, formats: Formats) -> nn.Linear:
     return linear
 
 
-def _encode(weight: CodedWeight) -> tuple[np.ndarray, np.ndarray]:
-    """Codes and scales, encoded a few rows at a time: in fp32, a head can be larger than all codes of its model."""
+def _encode(weight: QuantizedWeight) -> tuple[np.ndarray, np.ndarray]:
+    """Codes and scales, some rows at a time: a head in fp32 would be larger than all codes of a small model."""
     rows, columns = weight.shape
     step = max(1, ENCODED_WEIGHTS // columns)
     codes_OI, scales = np.empty((rows, columns), np.int8), []

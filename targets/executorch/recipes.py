@@ -15,14 +15,25 @@ from types import MappingProxyType
 from qwen3_export.errors import QuantizationError, UnsupportedModelError
 from qwen3_export.graph import Graph, Kind, RenamedWeight, Role, Weight, module_name
 from qwen3_export.quantizers.affine import AffineFormat
+from qwen3_export.quantizers.floats import F32, FloatFormat
 from qwen3_export.quantizers.packing.torchao import ROWS_TOGETHER
 
-__all__ = ["EMBEDDING_BITS", "GROUP_SIZES", "RECIPES", "Recipe", "assign", "find_recipe", "untied"]
+__all__ = [
+    "EMBEDDING_BITS",
+    "GROUP_SIZES",
+    "RECIPES",
+    "ExecutorchFormat",
+    "Recipe",
+    "assign",
+    "find_recipe",
+    "integers_of",
+    "untied",
+]
 
 GROUP_SIZES = (32, 64, 128, 256)
 EMBEDDING_BITS = (4, 8, 32)
 
-ExecutorchFormat = str | AffineFormat
+ExecutorchFormat = FloatFormat | AffineFormat
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,14 +99,18 @@ def assign(
         is_embedding = weight.role.kind is Kind.EMBED_TOKENS
         chosen = _embedding(bits) if is_embedding else _matrix(weight, recipe, group_size)
         formats[weight.name] = chosen
-        if isinstance(chosen, AffineFormat):
-            _check_divides(weight, chosen, group_size)
+        _check_divides(weight, chosen, group_size)
     return formats
+
+
+def integers_of(number_format: ExecutorchFormat) -> AffineFormat | None:
+    """The format of a weight's codes; None where it is stored as floats."""
+    return number_format if isinstance(number_format, AffineFormat) else None
 
 
 def _matrix(weight: Weight, recipe: Recipe, group_size: int) -> ExecutorchFormat:
     if recipe.weight_bits == 32 or len(weight.shape) == 1 or weight.role.kind is Kind.ROUTER:
-        return "F32"
+        return F32
     if weight.role.expert is not None:
         return AffineFormat(num_bits=recipe.weight_bits, group_size=group_size)
     if recipe.weight_bits == 8:
@@ -121,14 +136,14 @@ def _check_experts(graph: Graph, recipe: Recipe) -> None:
 def _embedding(bits: int) -> ExecutorchFormat:
     """Eight bits per row, or four bits in groups of 32."""
     if bits == 32:
-        return "F32"
+        return F32
     return AffineFormat(num_bits=8) if bits == 8 else AffineFormat(num_bits=4, group_size=32)
 
 
-def _check_divides(weight: Weight, number_format: AffineFormat, group_size: int) -> None:
-    size = number_format.group_size or 1
-    if weight.shape[1] % size:
-        fitting = [other for other in GROUP_SIZES if weight.shape[1] % other == 0]
+def _check_divides(weight: Weight, number_format: ExecutorchFormat, group_size: int) -> None:
+    size = number_format.columns_together or 1
+    if weight.shape[-1] % size:
+        fitting = [other for other in GROUP_SIZES if weight.shape[-1] % other == 0]
         advice = f"use {' or '.join(map(str, fitting))}" if fitting else "use 8da8w or fp32"
         raise QuantizationError(
             f"{weight.name}: in_features {weight.shape[1]} is not a multiple of `group_size` {group_size}; {advice}"

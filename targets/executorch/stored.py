@@ -25,6 +25,8 @@ from qwen3_export.files.positional import read_exactly
 from qwen3_export.files.shown import shown
 from qwen3_export.graph import ALL_ROWS, Graph, Role, Weight, module_name
 from qwen3_export.quantizers.affine import AffineFormat, AffineParams
+from qwen3_export.quantizers.floats import F32
+from qwen3_export.quantizers.formats import Codes
 from qwen3_export.quantizers.packing.bits import from_unsigned, unpack_bits
 from qwen3_export.quantizers.packing.executorch import (
     pack_embedding_int4,
@@ -37,8 +39,9 @@ from qwen3_export.quantizers.packing.torchao import (
     universal_block_bytes,
     unpack_universal,
 )
-from qwen3_export.quantizers.weights.coded import CodedWeight
+from qwen3_export.quantizers.weights.protocols import QuantizedWeight, read_quantized
 from qwen3_export.rope import rotation
+from qwen3_export.targets.executorch.recipes import ExecutorchFormat, integers_of
 
 __all__ = [
     "INDEX",
@@ -67,7 +70,7 @@ EIGHT_ROWS = {4: "int4_eight_rows", 8: "int8_eight_rows"}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredWeight:
-    """A weight in a program; ``codes`` and ``scales`` are offsets, ``layout`` is the layout of the codes."""
+    """A weight in a program; ``codes`` (or floats) and ``scales`` are offsets, ``layout`` says how codes lie."""
 
     role: Role
     shape: tuple[int, ...]
@@ -75,20 +78,36 @@ class StoredWeight:
     layout: str
     codes: int
     scales: int = 0
-    format: str = "F32"
-    number_format: AffineFormat | None = None
+    number_format: ExecutorchFormat = F32
 
     @property
     def name(self) -> str:
         return module_name(self.role)
 
-    def encode(self, rows: slice = ALL_ROWS) -> tuple[np.ndarray, AffineParams]:
-        """The stored codes and parameters of a block of rows."""
-        assert self.number_format is not None
+    @property
+    def format(self) -> str:
+        return self.number_format.name
+
+    def encode(self, rows: slice = ALL_ROWS) -> tuple[Codes, AffineParams | None]:
+        """The stored codes and parameters of a block of rows; a vector is one row."""
         start, stop, _ = rows.indices(self.shape[0])
-        count, columns = stop - start, self.shape[1]
+        integers = integers_of(self.number_format)
+        if integers is None:
+            return self._floats(start, stop), None
         if self.layout in EIGHT_ROWS.values():
-            return self._encode_eight_rows(start, stop)
+            return self._eight_rows(integers, start, stop)
+        return self._integers(integers, start, stop)
+
+    def read(self, rows: slice = ALL_ROWS) -> np.ndarray:
+        return read_quantized(self, rows)
+
+    def _floats(self, start: int, stop: int) -> Codes:
+        columns = self.shape[1] if len(self.shape) > 1 else 1
+        values = self._read(self.codes + 4 * start * columns, 4 * (stop - start) * columns).view("<f4")
+        return values.reshape(-1, columns) if len(self.shape) > 1 else values[None]
+
+    def _integers(self, integers: AffineFormat, start: int, stop: int) -> tuple[Codes, AffineParams]:
+        count, columns = stop - start, self.shape[1]
         row_bytes = columns if self.layout == BYTES else columns // 2
         data = self._read(self.codes + start * row_bytes, count * row_bytes).reshape(count, row_bytes)
         if self.layout == BYTES:
@@ -97,27 +116,17 @@ class StoredWeight:
             codes = from_unsigned(unpack_bits(data, 4), 4)
         else:
             codes = unpack_embedding_int4(data)
-        groups = columns // self.number_format.columns_a_group(columns)
-        is_half = self.number_format.scale_dtype == "bf16"
+        groups = columns // integers.columns_a_group(columns)
+        is_half = integers.scale_dtype == "bf16"
         size = groups * (2 if is_half else 4)
         raw = self._read(self.scales + start * size, count * size)
         scale = (raw.view("<u2").astype(np.uint32) << 16).view(np.float32) if is_half else raw.view("<f4")
         scale_OG = scale.reshape(count, groups).astype(np.float32)
         return codes, AffineParams(scale_RG=scale_OG, zero_point_RG=np.zeros(scale_OG.shape, np.int8))
 
-    def read(self, rows: slice = ALL_ROWS) -> np.ndarray:
-        if self.number_format is not None:
-            return self.number_format.dequantize(*self.encode(rows))
-        start, stop, _ = rows.indices(self.shape[0])
-        row_bytes = 4 * (self.shape[1] if len(self.shape) > 1 else 1)
-        values = self._read(self.codes + start * row_bytes, (stop - start) * row_bytes).view("<f4")
-        return values.reshape(stop - start, *self.shape[1:])
-
-    def _encode_eight_rows(self, start: int, stop: int) -> tuple[np.ndarray, AffineParams]:
-        number_format = self.number_format
-        assert number_format is not None
-        assert number_format.group_size is not None
-        sizes = {"group_size": number_format.group_size, "num_bits": number_format.num_bits}
+    def _eight_rows(self, integers: AffineFormat, start: int, stop: int) -> tuple[Codes, AffineParams]:
+        assert integers.group_size is not None
+        sizes = {"group_size": integers.group_size, "num_bits": integers.num_bits}
         first, last = start // ROWS_TOGETHER, -(-stop // ROWS_TOGETHER)
         block = universal_block_bytes(self.shape[1], **sizes)
         data = self._read(self.codes + first * block, (last - first) * block)
@@ -129,13 +138,8 @@ class StoredWeight:
         return np.frombuffer(read_exactly(self.path, offset, num_bytes, part=self.name), np.uint8)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CodedStoredWeight(StoredWeight):
-    """A weight stored as codes, for which the reference rounds activations."""
-
-
-def find_weights(program: Path, graph: Graph, formats: Mapping[str, str | AffineFormat]) -> dict[str, dict[str, Any]]:
-    """Find every weight of the graph in the program that was made from it, by name.
+def find_weights(program: Path, graph: Graph, formats: Mapping[str, ExecutorchFormat]) -> dict[str, dict[str, Any]]:
+    """The place of every weight of the graph in a program that was made of it, by name.
 
     A weight is read and compared a few rows at a time. Raises CheckpointError if a weight's bytes are not found,
     because the backend has changed them.
@@ -171,7 +175,7 @@ class _Part:
         self.digest.update(value)
 
 
-def _find_parts(searched: _Searched, weight: Weight, number_format: str | AffineFormat) -> tuple[str, dict[str, _Part]]:
+def _find_parts(searched: _Searched, weight: Weight, number_format: ExecutorchFormat) -> tuple[str, dict[str, _Part]]:
     layout, parts = "", {}
     for layout, block in _blocks(weight, number_format):  # noqa: B007 (the same for all)
         for part, value in block.items():
@@ -323,24 +327,20 @@ def read_weights(program: Path, graph: Graph, document: Mapping[str, Any]) -> Gr
 
 def _stored(weight: Weight, entry: Mapping[str, Any], document: Mapping[str, Any], program: Path) -> StoredWeight:
     layout = entry["layout"]
-    if layout == FLOATS:
-        return StoredWeight(
-            role=weight.role, shape=weight.shape, path=program, layout=layout, codes=int(entry["codes"])
-        )
-    number_format = _format(layout, int(document["group_size"]))
-    return CodedStoredWeight(
+    return StoredWeight(
         role=weight.role,
         shape=weight.shape,
         path=program,
         layout=layout,
         codes=int(entry["codes"]),
         scales=int(entry.get("scales", 0)),
-        format=number_format.name,
-        number_format=number_format,
+        number_format=_format(layout, int(document["group_size"])),
     )
 
 
-def _format(layout: str, group_size: int) -> AffineFormat:
+def _format(layout: str, group_size: int) -> ExecutorchFormat:
+    if layout == FLOATS:
+        return F32
     if layout in EIGHT_ROWS.values():
         return AffineFormat(num_bits=4 if layout == EIGHT_ROWS[4] else 8, group_size=group_size)
     if layout == BYTES:
@@ -350,26 +350,27 @@ def _format(layout: str, group_size: int) -> AffineFormat:
     return AffineFormat(num_bits=4, group_size=group_size, scale_dtype="bf16")
 
 
-def _blocks(weight: Weight, number_format: str | AffineFormat) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """The layout of a weight, and its codes and scales as the program stores them, a few rows at a time."""
+def _blocks(weight: Weight, number_format: ExecutorchFormat) -> Iterator[tuple[str, dict[str, bytes]]]:
+    """The layout of a weight, and its codes and scales as the program holds them, some rows at a time."""
     columns = weight.shape[1] if len(weight.shape) > 1 else 1
     step = max(ROWS_TOGETHER, SEARCHED_WEIGHTS // columns // ROWS_TOGETHER * ROWS_TOGETHER)
     for start in range(0, weight.shape[0], step):
         yield _bytes_of(weight, number_format, slice(start, min(start + step, weight.shape[0])))
 
 
-def _bytes_of(weight: Weight, number_format: str | AffineFormat, rows: slice) -> tuple[str, dict[str, bytes]]:
-    if not isinstance(number_format, AffineFormat):
+def _bytes_of(weight: Weight, number_format: ExecutorchFormat, rows: slice) -> tuple[str, dict[str, bytes]]:
+    integers = integers_of(number_format)
+    if integers is None:
         return FLOATS, {"codes": np.ascontiguousarray(weight.read(rows), "<f4").tobytes()}
-    assert isinstance(weight, CodedWeight)
+    assert isinstance(weight, QuantizedWeight)
     codes_OI, params = weight.encode(rows)
     if weight.role.expert is not None:
-        bits = number_format.num_bits
+        bits = integers.num_bits
         return EIGHT_ROWS[bits], {"codes": pack_universal(codes_OI, params, num_bits=bits).tobytes()}
     scales = np.ascontiguousarray(params.scale_RG, "<f4")
-    if number_format.num_bits == 8:
+    if integers.num_bits == 8:
         return BYTES, {"codes": codes_OI.tobytes(), "scales": scales.tobytes()}
-    if number_format.scale_dtype == "bf16":
+    if integers.scale_dtype == "bf16":
         packed = pack_xnnpack_int4(codes_OI, params)
         halves = (scales.view(np.uint32) >> np.uint32(16)).astype("<u2")
         return LOW_FIRST, {"codes": packed.weight_OY.tobytes(), "scales": halves.tobytes()}

@@ -13,20 +13,20 @@ is not modelled: its effect is two orders of magnitude smaller than that of int8
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
 
 from qwen3_export.graph import Weight
-from qwen3_export.quantizers.ggml import GGML_FORMATS
 
 __all__ = ["round_activations", "round_q8_0", "round_q8_k"]
 
 
 def round_activations(x_TI: Tensor, weight: Weight) -> Tensor:
-    """Round the input of a linear weight as llama.cpp's CPU backend does; ``weight.format`` decides how."""
-    return ROUNDING[GGML_FORMATS[weight.format].activation](x_TI)
+    """The input of a linear weight as llama.cpp's CPU backend sees it; ``weight.format`` decides."""
+    return ROUNDING[weight.format](x_TI)
 
 
 def round_q8_0(x_TI: Tensor) -> Tensor:
@@ -50,11 +50,13 @@ def _inverse(x: Tensor) -> Tensor:
     return torch.where(x == 0, 0.0, 1 / x)
 
 
-ROUNDING: dict[str, Callable[[Tensor], Tensor]] = {
-    "F32": lambda x_TI: x_TI,
-    "F16": lambda x_TI: x_TI.half().float(),
-    "BF16": lambda x_TI: x_TI.bfloat16().float(),
-    "Q8_0": round_q8_0,
-    "Q8_1": round_q8_0,
-    "Q8_K": round_q8_k,
-}
+# By the weight's format: the type that llama.cpp rounds activations to.
+ROUNDING: Mapping[str, Callable[[Tensor], Tensor]] = MappingProxyType(
+    {
+        "F32": lambda x_TI: x_TI,
+        "F16": lambda x_TI: x_TI.half().float(),
+        "BF16": lambda x_TI: x_TI.bfloat16().float(),
+        **dict.fromkeys(("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "IQ4_NL"), round_q8_0),
+        **dict.fromkeys(("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_XS"), round_q8_k),
+    }
+)

@@ -15,11 +15,12 @@ from pathlib import Path
 from qwen3_export.errors import OutputError, QuantizationError
 from qwen3_export.files.atomic import partial_files
 from qwen3_export.files.recognise import is_gguf
-from qwen3_export.graph import ALL_ROWS, Graph
+from qwen3_export.graph import ALL_ROWS, Graph, Weight
 from qwen3_export.parallel import default_threads, run_jobs
-from qwen3_export.quantizers.ggml import GGML_FORMATS
-from qwen3_export.quantizers.weights.quantized import BlockWeight
+from qwen3_export.quantizers.formats import PackedFormat, as_packed
+from qwen3_export.quantizers.weights.protocols import QuantizedWeight
 from qwen3_export.targets.gguf.container import MetaValue, TensorInfo, aligned, lay_out, serialize_header
+from qwen3_export.targets.gguf.formats import TYPE_IDS
 from qwen3_export.targets.gguf.metadata import split_metadata
 from qwen3_export.targets.gguf.names import GgufTensor, gguf_tensors
 
@@ -46,7 +47,8 @@ class FilePlan:
 class RowBlock:
     """A block of rows of one weight, and the file and offset where its bytes go."""
 
-    weight: BlockWeight
+    weight: QuantizedWeight
+    number_format: PackedFormat
     rows: slice
     file: int
     offset: int
@@ -103,7 +105,8 @@ def emit(
             _write(descriptor, plan.header, 0)
 
         def quantize_and_write(block: RowBlock) -> None:
-            _write(descriptors[block.file], block.weight.encode(block.rows).tobytes(), block.offset)
+            data = block.number_format.pack(*block.weight.encode(block.rows))
+            _write(descriptors[block.file], data.tobytes(), block.offset)
             if progress is not None:
                 progress(block.num_weights)
 
@@ -129,23 +132,21 @@ def _split(tensors: Sequence[GgufTensor], max_size: int) -> list[list[GgufTensor
 
 
 def _described(tensor: GgufTensor) -> tuple[str, tuple[int, ...], int, int]:
-    first = _quantized(tensor.members[0])
-    return tensor.name, tensor.shape, GGML_FORMATS[first.format].type_id, _num_bytes(tensor)
+    return tensor.name, tensor.shape, TYPE_IDS[tensor.members[0].format], _num_bytes(tensor)
 
 
 def _num_bytes(tensor: GgufTensor) -> int:
-    return sum(_weight_bytes(_quantized(member)) for member in tensor.members)
+    return sum(_weight_bytes(member) for member in tensor.members)
 
 
-def _weight_bytes(weight: BlockWeight) -> int:
-    return weight.row_bytes * (weight.shape[0] if len(weight.shape) > 1 else 1)
+def _weight_bytes(weight: Weight) -> int:
+    rows = weight.shape[0] if len(weight.shape) > 1 else 1
+    return rows * as_packed(_quantized(weight).number_format).row_bytes(weight.shape[-1])
 
 
-def _quantized(weight: object) -> BlockWeight:
-    if not isinstance(weight, BlockWeight):
-        raise QuantizationError(
-            f"{getattr(weight, 'name', weight)}: has no number format yet; quantize the graph first"
-        )
+def _quantized(weight: Weight) -> QuantizedWeight:
+    if not isinstance(weight, QuantizedWeight):
+        raise QuantizationError(f"{weight.name}: has no number format yet; quantize the graph first")
     return weight
 
 
@@ -155,24 +156,22 @@ def _row_blocks(plans: Sequence[FilePlan]) -> Iterator[RowBlock]:
         for tensor, info in plan.tensors:
             offset = len(plan.header) + info.offset
             for member in tensor.members:
-                weight = _quantized(member)
-                yield from _blocks_of(weight, file, offset)
-                offset += _weight_bytes(weight)
+                yield from _blocks_of(_quantized(member), file, offset)
+                offset += _weight_bytes(member)
 
 
-def _blocks_of(weight: BlockWeight, file: int, offset: int) -> Iterator[RowBlock]:
-    columns = weight.shape[-1]
-    if len(weight.shape) == 1:
-        yield RowBlock(weight=weight, rows=ALL_ROWS, file=file, offset=offset, num_weights=columns)
-        return
+def _blocks_of(weight: QuantizedWeight, file: int, offset: int) -> Iterator[RowBlock]:
+    number_format, columns = as_packed(weight.number_format), weight.shape[-1]
+    rows = weight.shape[0] if len(weight.shape) > 1 else 1
     step = max(WEIGHTS_PER_BLOCK // columns, 1)
-    for start in range(0, weight.shape[0], step):
-        stop = min(start + step, weight.shape[0])
+    for start in range(0, rows, step):
+        stop = min(start + step, rows)
         yield RowBlock(
             weight=weight,
-            rows=slice(start, stop),
+            number_format=number_format,
+            rows=slice(start, stop) if len(weight.shape) > 1 else ALL_ROWS,
             file=file,
-            offset=offset + start * weight.row_bytes,
+            offset=offset + start * number_format.row_bytes(columns),
             num_weights=(stop - start) * columns,
         )
 

@@ -18,8 +18,9 @@ from qwen3_export.calibration.solving import Method, Solution
 from qwen3_export.checkpoint.model import Model
 from qwen3_export.errors import OptionError, QuantizationError
 from qwen3_export.graph import Graph
+from qwen3_export.quantizers.formats import PackedFormat
 from qwen3_export.quantizers.transforms import Fold, fold
-from qwen3_export.quantizers.weights.quantized import quantize
+from qwen3_export.quantizers.weights.rounded import round_graph
 from qwen3_export.targets.gguf.emit import FilePlan, plan_files
 from qwen3_export.targets.gguf.imatrix import Imatrix, check_fits, read_imatrix
 from qwen3_export.targets.gguf.metadata import CalibrationOrigin, Provenance, build_metadata
@@ -37,7 +38,7 @@ __all__ = ["GgufExport", "default_path", "prepare", "with_solution"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GgufExport:
-    """An export that is ready to be written; ``formats`` by GGUF tensor name, ``graph`` with the stored values.
+    """An export that is ready to be written; ``formats`` by weight name, ``graph`` with the stored values.
 
     ``scales`` were moved in ``model`` before anything was rounded; ``checkpoint`` is the model as it was opened.
     """
@@ -49,7 +50,7 @@ class GgufExport:
     graph: Graph
     out: Path
     tensors: tuple[GgufTensor, ...]
-    formats: Mapping[str, str]
+    formats: Mapping[str, PackedFormat]
     files: tuple[FilePlan, ...]
     is_calibrated: bool = False
     scales: Scales = field(default_factory=lambda: MappingProxyType({}))
@@ -106,7 +107,7 @@ class GgufExport:
     def rows(self) -> Iterator[str]:
         """Format, shape and name of each tensor, then the files."""
         for tensor in self.tensors:
-            yield f"{self.formats[tensor.name]:8} {list(tensor.shape)!s:22} {tensor.name}"
+            yield f"{self.formats[tensor.members[0].name].name:8} {list(tensor.shape)!s:22} {tensor.name}"
         yield ""
         for file in self.files:
             yield f"{human_size(file.num_bytes):>10}  {file.path}"
@@ -119,9 +120,8 @@ class GgufExport:
         )
 
     @property
-    def weight_formats(self) -> dict[str, str]:
-        """The formats by the names of the graph's weights."""
-        return {member.name: self.formats[tensor.name] for tensor in self.tensors for member in tensor.members}
+    def weight_formats(self) -> Mapping[str, PackedFormat]:
+        return self.formats
 
     @property
     def bits_per_weight(self) -> float:
@@ -162,9 +162,8 @@ def prepare(
         check_fits(imatrix, tensors)
     has_imatrix = imatrix is not None or is_calibrated
     formats = assign(recipe, config, tensors, has_imatrix=has_imatrix, overrides=overrides)
-    by_weight = {member.name: formats[tensor.name] for tensor in tensors for member in tensor.members}
     importance = {} if imatrix is None else _importance_by_weight(imatrix, tensors)
-    graph = quantize(model.graph, by_weight, importance=importance)
+    graph = round_graph(model.graph, formats, importance=importance)
     provenance = replace(_provenance(recipe, imatrix), scales=scales)
     files = plan_files(graph, build_metadata(model, provenance), out, split_max_size=_split_size(options))
     return GgufExport(

@@ -15,7 +15,7 @@ from types import MappingProxyType
 
 from qwen3_export.errors import QuantizationError
 from qwen3_export.graph import Kind
-from qwen3_export.quantizers.ggml import GGML_FORMATS
+from qwen3_export.targets.gguf.formats import FORMATS
 from qwen3_export.targets.gguf.names import GgufTensor
 
 __all__ = ["Overrides", "check_overrides", "is_always_f32", "override_for", "parse_overrides"]
@@ -77,7 +77,7 @@ def override_for(tensor: GgufTensor, overrides: Overrides, *, is_tied: bool) -> 
             )
     if is_always_f32(tensor) and wanted != "F32":
         raise QuantizationError(f"{tensor.name}: it is always stored as F32; leave {option} out")
-    block = GGML_FORMATS[wanted].block_size
+    block = FORMATS[wanted].block_size
     if tensor.columns % block:
         raise QuantizationError(
             f"{tensor.name}: rows of {tensor.columns} are not a multiple of {wanted}'s blocks of {block}, so "
@@ -120,10 +120,10 @@ def _stem(tensor: GgufTensor) -> str:
 
 def _format_name(text: str, *, option: str) -> str:
     name = text.upper()
-    if name not in GGML_FORMATS:
-        raise QuantizationError(f"{option}: no format {text!r}; use one of {', '.join(GGML_FORMATS)}")
+    if name not in FORMATS:
+        raise QuantizationError(f"{option}: no format {text!r}; use one of {', '.join(FORMATS)}")
     return name
 
 
 def _fitting(columns: int) -> str:
-    return ", ".join(name for name, form in GGML_FORMATS.items() if columns % form.block_size == 0)
+    return ", ".join(name for name, number_format in FORMATS.items() if columns % number_format.block_size == 0)

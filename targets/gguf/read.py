@@ -19,8 +19,8 @@ import numpy as np
 from qwen3_export.errors import CheckpointError
 from qwen3_export.files.positional import read_exactly
 from qwen3_export.graph import ALL_ROWS, Graph, Role, Weight, module_name
-from qwen3_export.quantizers.ggml import GGML_FORMATS
 from qwen3_export.targets.gguf.bounds import check_bounds
+from qwen3_export.targets.gguf.formats import FORMATS
 from qwen3_export.targets.gguf.metadata import TENSOR_ERRORS
 from qwen3_export.targets.gguf.names import gguf_tensors
 
@@ -168,7 +168,7 @@ def tensor_differences(file: GgufFile, checkpoint: Graph) -> list[str]:
             found.append(f"tensor {name} is missing")
         elif stored.shape != shape:
             found.append(f"tensor {name} has shape {list(stored.shape)}, the checkpoint {list(shape)}")
-        elif stored.format not in GGML_FORMATS:
+        elif stored.format not in FORMATS:
             found.append(f"tensor {name} is stored as {stored.format}, which cannot be decoded here")
     found += [f"tensor {name} is not part of the model" for name in file.tensors if name not in expected]
     return found
@@ -232,7 +232,8 @@ def _reader(path: Path) -> Any:
 
 
 def _decode(format_name: str, blocks_RY: np.ndarray) -> np.ndarray:
-    return np.asarray(GGML_FORMATS[format_name].decode(blocks_RY), dtype=np.float32)
+    number_format = FORMATS[format_name]
+    return number_format.dequantize(*number_format.unpack(blocks_RY))
 
 
 def _decode_by_gguf(format_name: str, blocks_RY: np.ndarray) -> np.ndarray:

@@ -15,7 +15,7 @@ import numpy as np
 
 from qwen3_export.graph import Graph, Weight
 from qwen3_export.parity.values import Limits, ValueCheck, compare_values
-from qwen3_export.quantizers.ggml import GGML_FORMATS
+from qwen3_export.targets.gguf.formats import FORMATS
 from qwen3_export.targets.gguf.read import GgufWeight
 
 __all__ = ["BLOCK_LIMITS", "TENSOR_LIMITS", "ValueCheck", "check_values"]
@@ -56,7 +56,7 @@ def _limits(weight: Weight) -> Limits | None:
     return Limits(
         tensor=TENSOR_LIMITS[weight.format],
         block=BLOCK_LIMITS[weight.format],
-        block_size=GGML_FORMATS[weight.format].block_size,
+        block_size=FORMATS[weight.format].block_size,
     )
 
 

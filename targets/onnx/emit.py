@@ -15,13 +15,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from qwen3_export.errors import QuantizationError
-from qwen3_export.graph import Graph, Weight
+from qwen3_export.graph import ALL_ROWS, Graph, Weight
 from qwen3_export.parallel import default_threads, run_jobs
-from qwen3_export.quantizers.affine import AffineFormat
 from qwen3_export.quantizers.packing.onnx import pack_matmul_nbits
-from qwen3_export.quantizers.weights.coded import CodedWeight
-from qwen3_export.quantizers.weights.quantized import BlockWeight
-from qwen3_export.targets.onnx.layout import CODES, SCALES, VALUES, ZERO_POINTS, DataPlan, StoredMatrix
+from qwen3_export.quantizers.weights.protocols import QuantizedWeight
+from qwen3_export.targets.onnx.layout import CODES, SCALE_TYPES, SCALES, VALUES, ZERO_POINTS, DataPlan, StoredMatrix
 
 __all__ = ["write_data"]
 
@@ -33,7 +31,7 @@ class RowBlock:
     """The same rows of weights that are stored alternately; ``first`` is their first row in the stored matrix."""
 
     matrix: StoredMatrix
-    weights: tuple[Weight, ...]
+    weights: tuple[QuantizedWeight, ...]
     rows: slice
     first: int
 
@@ -72,12 +70,12 @@ def _row_blocks(graph: Graph, plan: DataPlan) -> Iterator[RowBlock]:
     for matrix in plan.matrices.values():
         first = 0
         for segment in matrix.segments:
-            weights = tuple(_ready(graph[role], matrix) for role in segment)
+            weights = tuple(_quantized(graph[role]) for role in segment)
             yield from _blocks_of(matrix, weights, first)
             first += sum(weight.shape[0] for weight in weights)
 
 
-def _blocks_of(matrix: StoredMatrix, weights: tuple[Weight, ...], first: int) -> Iterator[RowBlock]:
+def _blocks_of(matrix: StoredMatrix, weights: tuple[QuantizedWeight, ...], first: int) -> Iterator[RowBlock]:
     shape = weights[0].shape
     if len(shape) == 1:
         yield RowBlock(matrix=matrix, weights=weights, rows=slice(0, 1), first=first)
@@ -88,16 +86,15 @@ def _blocks_of(matrix: StoredMatrix, weights: tuple[Weight, ...], first: int) ->
         yield RowBlock(matrix=matrix, weights=weights, rows=rows, first=first + start * len(weights))
 
 
-def _ready(weight: Weight, matrix: StoredMatrix) -> Weight:
-    is_coded = isinstance(matrix.number_format, AffineFormat)
-    if not isinstance(weight, CodedWeight if is_coded else BlockWeight):
+def _quantized(weight: Weight) -> QuantizedWeight:
+    if not isinstance(weight, QuantizedWeight):
         raise QuantizationError(f"{weight.name}: has no number format yet; quantize the graph first")
     return weight
 
 
 def _encode(block: RowBlock) -> Mapping[str, np.ndarray]:
-    """The bytes of each part, [R, …]. Rows of several weights alternate."""
-    encoded = [_encode_one(weight, block.rows, block.matrix.number_format) for weight in block.weights]
+    """The bytes of each part, [R, …]; rows of several weights alternate."""
+    encoded = [_encode_one(weight, block.rows, block.matrix) for weight in block.weights]
     if len(encoded) == 1:
         return encoded[0]
     return {
@@ -106,17 +103,13 @@ def _encode(block: RowBlock) -> Mapping[str, np.ndarray]:
     }
 
 
-def _encode_one(weight: Weight, rows: slice, number_format: str | AffineFormat) -> Mapping[str, np.ndarray]:
-    if isinstance(number_format, str):
-        assert isinstance(weight, BlockWeight)
-        return {VALUES: weight.encode(rows if len(weight.shape) > 1 else slice(None))}
-    assert isinstance(weight, CodedWeight)
-    codes_RI, params = weight.encode(rows)
-    packed = pack_matmul_nbits(
-        codes_RI, params, num_bits=number_format.num_bits, has_zero_points=not number_format.symmetric
-    )
-    scale_type = "<f4" if number_format.scale_dtype == "f32" else "<f2"
-    parts = {CODES: packed.weight_OGY, SCALES: packed.scale_OG.astype(scale_type)}
+def _encode_one(weight: QuantizedWeight, rows: slice, matrix: StoredMatrix) -> Mapping[str, np.ndarray]:
+    codes_RI, params = weight.encode(rows if len(weight.shape) > 1 else ALL_ROWS)
+    integers = matrix.integers
+    if integers is None:
+        return {VALUES: codes_RI}
+    packed = pack_matmul_nbits(codes_RI, params, num_bits=integers.num_bits, has_zero_points=not integers.symmetric)
+    parts = {CODES: packed.weight_OGY, SCALES: packed.scale_OG.astype(SCALE_TYPES[integers.scale_dtype])}
     if packed.zero_points_OY is not None:
         parts[ZERO_POINTS] = packed.zero_points_OY
     return parts

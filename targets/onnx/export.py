@@ -19,7 +19,7 @@ from qwen3_export.checkpoint.model import Model
 from qwen3_export.errors import MissingExtraError, QuantizationError
 from qwen3_export.files.atomic import partial_file, partial_folder
 from qwen3_export.graph import Graph
-from qwen3_export.quantizers.weights.rounding import round_graph
+from qwen3_export.quantizers.weights.rounded import round_graph
 from qwen3_export.targets.onnx.layout import DataPlan, plan_data, stored_matrices
 from qwen3_export.targets.onnx.names import rope_caches
 from qwen3_export.targets.onnx.recipes import OnnxFormat, Recipe, assign

@@ -31,7 +31,6 @@ from qwen3_export.targets.onnx.layout import (
     VALUES,
     ZERO_POINTS,
     DataPlan,
-    StoredMatrix,
     experts_names,
     fused_name,
 )
@@ -115,9 +114,9 @@ class _Writer:
 
     def _embedding(self) -> ir.Value:
         name, build = module_name(Role(Kind.EMBED_TOKENS)), self.build
-        places, number_format = self.plan.initializers[name], self.plan.matrices[name].number_format
+        places, integers = self.plan.initializers[name], self.plan.matrices[name].integers
         output = site_name(Site(Place.INPUT, 0))
-        if not isinstance(number_format, AffineFormat):
+        if integers is None:
             return build.op("Gather", build.stored(places[VALUES]), self.input_ids, name=output, dtype=self.dtype)
         codes = places[CODES]
         rows, groups, size = codes.shape
@@ -130,8 +129,8 @@ class _Writer:
             name=output,
             domain=MICROSOFT,
             dtype=self.dtype,
-            bits=number_format.num_bits,
-            block_size=number_format.group_size or 0,
+            bits=integers.num_bits,
+            block_size=integers.group_size or 0,
             gather_axis=0,
             quantize_axis=1,
         )
@@ -294,7 +293,7 @@ class _Writer:
     def _experts(self, x: ir.Value, scores: ir.Value, layer: int, output: str) -> ir.Value:
         config, build = self.config, self.build
         fc1, fc2 = experts_names(layer)
-        formats = [self.plan.matrices[name].number_format for name in (fc1, fc2)]
+        fc1_integers, fc2_integers = (self.plan.matrices[name].integers for name in (fc1, fc2))
         shared: dict[str, int | float | str] = {
             "k": config.num_experts_per_tok,
             "activation_type": "swiglu",
@@ -303,7 +302,7 @@ class _Writer:
             "swiglu_fusion": 1,
             "normalize_routing_weights": 1,
         }
-        if not all(isinstance(number_format, AffineFormat) for number_format in formats):
+        if fc1_integers is None or fc2_integers is None:
             weights = [self._stacked(name, VALUES) for name in (fc1, fc2)]
             inputs = [x, scores, weights[0], None, weights[1]]
             return build.op("MoE", *inputs, name=output, domain=MICROSOFT, dtype=self.dtype, **shared)
@@ -311,10 +310,10 @@ class _Writer:
         inputs += [self._stacked(fc2, CODES), self._stacked(fc2, SCALES), None, None, None, None]
         if ZERO_POINTS in self.plan.initializers[fc1]:
             inputs += [self._stacked(fc1, ZERO_POINTS), self._stacked(fc2, ZERO_POINTS)]
-        bits = [number_format.num_bits for number_format in formats if isinstance(number_format, AffineFormat)]
-        shared |= {"expert_weight_bits": bits[0], "weights_prepacked": 0}
-        shared |= {} if bits[1] == bits[0] else {"fc2_expert_weight_bits": bits[1]}
-        shared |= {"block_size": _block_size(formats[0]), "accuracy_level": self.options.accuracy_level}
+        bits, fc2_bits = fc1_integers.num_bits, fc2_integers.num_bits
+        shared |= {"expert_weight_bits": bits, "weights_prepacked": 0}
+        shared |= {} if fc2_bits == bits else {"fc2_expert_weight_bits": fc2_bits}
+        shared |= {"block_size": _block_size(fc1_integers), "accuracy_level": self.options.accuracy_level}
         return build.op("QMoE", *inputs, name=output, domain=MICROSOFT, dtype=self.dtype, **shared)
 
     def _stacked(self, name: str, part: str) -> ir.Value:
@@ -332,12 +331,12 @@ class _Writer:
     def _multiply(self, x: ir.Value, name: str, output: str) -> ir.Value:
         """x Wᵀ with a stored matrix of floats or codes."""
         places, build = self.plan.initializers[name], self.build
-        matrix: StoredMatrix = self.plan.matrices[name]
-        if not isinstance(matrix.number_format, AffineFormat):
+        integers = self.plan.matrices[name].integers
+        if integers is None:
             weight = build.stored(places[VALUES])
             return build.op("FusedMatMul", x, weight, name=output, domain=MICROSOFT, dtype=self.dtype, transB=1)
         rows, groups, _ = places[CODES].shape
-        size = _block_size(matrix.number_format)
+        size = _block_size(integers)
         return build.op(
             "MatMulNBits",
             x,
@@ -347,7 +346,7 @@ class _Writer:
             dtype=self.dtype,
             K=groups * size,
             N=rows,
-            bits=matrix.number_format.num_bits,
+            bits=integers.num_bits,
             block_size=size,
             accuracy_level=self.options.accuracy_level,
         )
@@ -356,10 +355,9 @@ class _Writer:
         return self.build.stored(self.plan.initializers[module_name(Role(kind, layer))][VALUES])
 
 
-def _block_size(number_format: object) -> int:
-    assert isinstance(number_format, AffineFormat)
-    assert number_format.group_size is not None
-    return number_format.group_size
+def _block_size(integers: AffineFormat) -> int:
+    assert integers.group_size is not None
+    return integers.group_size
 
 
 def _value(name: str, dtype: ir.DataType, shape: Sequence[int | str]) -> ir.Value:

@@ -46,7 +46,7 @@ ROWS = "weight_rows"
 # onnxruntime maps large initializers into memory, so they begin at a page.
 PAGE, ALIGNMENT, PAGED_BYTES = 4096, 64, 1 << 20
 
-FLOAT_TYPES: Mapping[str, str] = {"F32": "<f4", "F16": "<f2"}
+SCALE_TYPES: Mapping[str, str] = {"f32": "<f4", "f16": "<f2"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,6 +84,11 @@ class StoredMatrix:
     @property
     def roles(self) -> Iterator[Role]:
         return (role for segment in self.segments for role in segment)
+
+    @property
+    def integers(self) -> AffineFormat | None:
+        """The format of its codes; None where it is stored as floats."""
+        return self.number_format if isinstance(self.number_format, AffineFormat) else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -175,16 +180,17 @@ def _shape(graph: Graph, matrix: StoredMatrix) -> tuple[int, ...]:
 
 
 def _parts(matrix: StoredMatrix, shape: tuple[int, ...]) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Type and shape of each part of a matrix as rows [rows, …], even if the operator wants more axes."""
-    number_format = matrix.number_format
-    if not isinstance(number_format, AffineFormat):
-        return {VALUES: (FLOAT_TYPES[number_format], shape)}
+    """What a matrix is stored as, as rows [rows, …], whatever dimensions the operator wants above."""
+    integers = matrix.integers
+    if integers is None:
+        (values,) = matrix.number_format.array_types(shape).values()
+        return {VALUES: (values.dtype, shape)}
     rows, columns = shape
-    size = number_format.columns_a_group(columns)
-    groups, bits = columns // size, number_format.num_bits
-    scale_type = FLOAT_TYPES["F32" if number_format.scale_dtype == "f32" else "F16"]
+    size = integers.columns_a_group(columns)
+    groups, bits = columns // size, integers.num_bits
+    scale_type = SCALE_TYPES[integers.scale_dtype]
     parts = {CODES: ("|u1", (rows, groups, size * bits // 8)), SCALES: (scale_type, (rows, groups))}
-    if not number_format.symmetric:
+    if not integers.symmetric:
         parts[ZERO_POINTS] = ("|u1", (rows, -(-groups * bits // 8)))
     return parts
 

@@ -14,14 +14,14 @@ from typing import Literal
 from qwen3_export.errors import QuantizationError
 from qwen3_export.graph import Graph, Kind, Role, Weight
 from qwen3_export.quantizers.affine import AffineFormat
-from qwen3_export.quantizers.weights.rounding import UNBLOCKED
+from qwen3_export.quantizers.floats import F16, F32, FloatFormat
 
-__all__ = ["ALIASES", "BLOCK_SIZES", "RECIPES", "Recipe", "assign", "find_recipe"]
+__all__ = ["ALIASES", "BLOCK_SIZES", "RECIPES", "OnnxFormat", "Recipe", "assign", "find_recipe"]
 
 BLOCK_SIZES = (16, 32, 64, 128, 256)
 
 FloatType = Literal["F32", "F16"]
-OnnxFormat = str | AffineFormat
+OnnxFormat = FloatFormat | AffineFormat
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,7 +101,7 @@ def find_recipe(name: str) -> Recipe:
 
 
 def assign(graph: Graph, recipe: Recipe, *, block_size: int = 32, is_symmetric: bool = True) -> dict[str, OnnxFormat]:
-    """Choose the format of every weight, by name: ``F32`` or ``F16``, or affine integers in blocks.
+    """The format of every weight by its name: F32 or F16, or affine integers in blocks.
 
     Raises QuantizationError for a block size that onnxruntime lacks or that does not divide a weight's columns.
     """
@@ -117,7 +117,7 @@ def _format(weight: Weight, graph: Graph, recipe: Recipe, *, block_size: int, is
     role = weight.role
     num_bits = recipe.num_bits(role, graph.config.num_hidden_layers)
     if num_bits is None or len(weight.shape) == 1 or role.kind is Kind.ROUTER:
-        return recipe.float_type
+        return F32 if recipe.float_type == "F32" else F16
     number_format = AffineFormat(
         num_bits=num_bits,
         group_size=block_size,
@@ -132,8 +132,3 @@ def _format(weight: Weight, graph: Graph, recipe: Recipe, *, block_size: int, is
             f"{weight.name}: in_features {weight.shape[-1]} is not a multiple of `group_size` {block_size}; {advice}"
         )
     return number_format
-
-
-def is_float(number_format: OnnxFormat) -> bool:
-    """True if a format has no codes."""
-    return isinstance(number_format, str) and number_format in UNBLOCKED

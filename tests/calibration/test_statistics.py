@@ -131,13 +131,12 @@ def test_the_head_is_covered_tied_or_not(dense: Statistics, moe: Statistics) -> 
     assert moe.of(Role(Kind.LM_HEAD)).count_E.tolist() == [tokens]
 
 
-def test_means_of_nothing_are_zero(moe: Statistics) -> None:
+def test_sums_over_nothing_are_zero(moe: Statistics) -> None:
     cold = moe.of(Role(Kind.DOWN_PROJ, 0, COLD_EXPERT))
     assert cold.count_E.tolist() == [0]
-    assert not cold.mean_square.any()
-    assert not cold.mean_magnitude.any()
-    warm = moe.of(Role(Kind.DOWN_PROJ, 0, COLD_EXPERT + 1))
-    np.testing.assert_allclose(warm.mean_square, warm.sum_of_squares_EI / warm.count_E[0], rtol=1e-6)
+    assert not cold.sum_of_squares_EI.any()
+    assert not cold.sum_of_magnitudes_EI.any()
+    assert moe.of(Role(Kind.DOWN_PROJ, 0, COLD_EXPERT + 1)).sum_of_squares_EI.all()
 
 
 def test_coverage_names_the_experts_that_saw_nothing(moe: Statistics, dense: Statistics) -> None:
@@ -322,4 +321,4 @@ def test_columns_of_one_expert() -> None:
     )
     assert (both.largest, both.largest_column) == (7, 1)
     assert both.expert(0).largest == 2
-    np.testing.assert_array_equal(both.expert(1).mean_square, [[1, 2]])
+    np.testing.assert_array_equal(both.expert(1).sum_of_squares_EI, [[5, 10]])

@@ -12,7 +12,7 @@ from checks import checked
 
 from qwen3_export.checkpoint.model import load
 from qwen3_export.quantizers.transforms import Fold, Pair, fold
-from qwen3_export.quantizers.weights.quantized import quantize
+from qwen3_export.quantizers.weights.rounded import round_graph
 from qwen3_export.targets.gguf.emit import emit, plan_files
 from qwen3_export.targets.gguf.export import prepare
 from qwen3_export.targets.gguf.metadata import Provenance, build_metadata
@@ -48,7 +48,7 @@ def test_scales_other_than_those_that_were_moved_are_found_out(
     formats = prepare(model, recipe, out=tmp_path / "x.gguf").weight_formats
     told = scale[:-1] if recorded is None else scale * np.float32(recorded)
     provenance = Provenance(recipe="q8_0", file_type=recipe.file_type, method="awq", scales={place: told})
-    stored = quantize(fold(model.graph, {place: scale}), formats)
+    stored = round_graph(fold(model.graph, {place: scale}), formats)
     emit(plan_files(stored, build_metadata(model, provenance), tmp_path / "x.gguf"))
     report = checked("gguf", tmp_path / "x.gguf", model.graph, model.tokenizer)
     sentences = (*report.values, *report.metadata)

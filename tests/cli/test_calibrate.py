@@ -47,7 +47,8 @@ def test_the_demo_is_calibrated_on_the_sample_and_exported(run, tmp_path: Path) 
     assert (imatrix.chunks, imatrix.chunk_size) == (8, 32)
     assert imatrix.datasets == (f"sample.jsonl (tokens sha256 {statistics.origin.tokens[:16]})",)
     assert statistics.origin.tokens[:16] in outcome.out
-    wanted = statistics.of(Role(Kind.DOWN_PROJ, 5)).mean_square[0]
+    columns = statistics.of(Role(Kind.DOWN_PROJ, 5))
+    wanted = columns.sum_of_squares_EI[0] / columns.count_E[0].astype(np.float32)
     np.testing.assert_array_equal(imatrix.importance("blk.5.ffn_down.weight"), wanted)
     exported = run("gguf", "--model", "demo", "--imatrix", "demo-imatrix.gguf", "--no-check")
     assert exported.code == 0, exported.err

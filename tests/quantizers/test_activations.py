@@ -14,7 +14,7 @@ from qwen3_export.errors import QuantizationError
 from qwen3_export.graph import Graph, Kind, Role
 from qwen3_export.quantizers.activations import Int8Activations, round_asymmetric, round_symmetric
 from qwen3_export.quantizers.affine import AffineFormat
-from qwen3_export.quantizers.weights.coded import round_weights
+from qwen3_export.quantizers.weights.rounded import round_graph
 from qwen3_export.reference.model import logits
 
 OPERATORS = torch.ops.quantized_decomposed
@@ -76,13 +76,13 @@ def test_asymmetric_is_finer_for_one_sided_tokens() -> None:
 def test_blocks_round_by_themselves(model_graph: Callable[[str], Graph]) -> None:
     graph = model_graph("tied")
     role = Role(Kind.Q_PROJ, 0)
-    weight = round_weights(graph, {graph[role].name: AffineFormat(num_bits=8)})[role]
+    weight = round_graph(graph, {graph[role].name: AffineFormat(num_bits=8)})[role]
     x = some_activations()
     in_blocks = Int8Activations(block_size=32).round(x, weight)
     for first in (0, 32, 64):
         torch.testing.assert_close(in_blocks[:, first : first + 32], round_symmetric(x[:, first : first + 32]))
     assert (in_blocks - x).norm() < (Int8Activations().round(x, weight) - x).norm()
-    with pytest.raises(QuantizationError, match="q_proj: 96 activations are not a multiple of block_size 64"):
+    with pytest.raises(QuantizationError, match="q_proj: 96 activations are not a multiple of `block_size` 64"):
         Int8Activations(block_size=64).round(x, weight)
     with pytest.raises(QuantizationError):
         Int8Activations(block_size=0)
@@ -95,7 +95,7 @@ def test_w8a8_through_the_reference(symmetric: bool, model_graph: Callable[[str]
     graph, tokens = model_graph("tied"), torch.arange(50, 74)
     exact = logits(graph, tokens)
     eight_bits = AffineFormat(num_bits=8, search="range")  # quick: weights are rounded whenever they are read
-    quantized = round_weights(graph, {weight.name: eight_bits for weight in graph if len(weight.shape) == 2})
+    quantized = round_graph(graph, {weight.name: eight_bits for weight in graph if len(weight.shape) == 2})
     activations = Int8Activations(symmetric=symmetric)
     assert torch.equal(logits(graph, tokens, round_activations=activations.round), exact)
     weights_only = logits(quantized, tokens)

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from qwen3_export.quantizers.ggml import GGML_FORMATS
 from qwen3_export.quantizers.ggml.shapes import BLOCK_SHAPES
+from qwen3_export.targets.gguf.formats import TYPE_IDS
 
 Values = NDArray[np.float32]
 Doubles = NDArray[np.float64]
@@ -51,9 +52,7 @@ def llama_cpp_quantize() -> Quantizer:
         rows, columns = values.shape
         blocks = np.zeros((rows, GGML_FORMATS[name].row_bytes(columns)), np.uint8)
         address = None if importance is None else importance.ctypes.data
-        written = function(
-            GGML_FORMATS[name].type_id, values.ctypes.data, blocks.ctypes.data, 0, rows, columns, address
-        )
+        written = function(TYPE_IDS[name], values.ctypes.data, blocks.ctypes.data, 0, rows, columns, address)
         assert written == blocks.nbytes
         return blocks
 
@@ -85,8 +84,8 @@ def _ratios(name: str, values: Values, importance: Values | None, quantize: Quan
     """Our error over llama.cpp's: by its weights, and without lean."""
     number_format = GGML_FORMATS[name]
     x = values.astype(np.float64)
-    ours = np.square(number_format.decode(number_format.encode(values, importance)) - x)
-    theirs = np.square(number_format.decode(quantize(name, values, importance)) - x)
+    ours = np.square(number_format.dequantize(*number_format.encode(values, importance)) - x)
+    theirs = np.square(number_format.dequantize(*number_format.unpack(quantize(name, values, importance))) - x)
     doubles = None if importance is None else importance.astype(np.float64)
     leaning = _llama_cpp_weights(name, x, doubles)
     plain = np.ones_like(x) if doubles is None else np.broadcast_to(doubles, x.shape)

@@ -65,8 +65,8 @@ def test_weights_that_a_format_holds_exactly_come_back_exactly(name: str) -> Non
     number_format = GGML_FORMATS[name]
     random = np.random.default_rng(4)
     values = random.standard_normal((8, 512)).astype(np.float32)
-    once = number_format.decode(number_format.encode(values))
-    twice = number_format.decode(number_format.encode(once))
+    once = number_format.dequantize(*number_format.encode(values))
+    twice = number_format.dequantize(*number_format.encode(once))
     lost = np.square(twice - once).mean() / np.square(once - values).mean()
     assert lost <= 0.35
 
@@ -75,8 +75,8 @@ def test_weights_that_a_format_holds_exactly_come_back_exactly(name: str) -> Non
 def test_importance_moves_the_error_where_it_matters_less(name: str, random_weights: dict[str, Values]) -> None:
     values, number_format = random_weights["heavy"], GGML_FORMATS[name]
     importance = np.random.default_rng(5).lognormal(size=1024).astype(np.float32)
-    plain = np.square(number_format.decode(number_format.encode(values)) - values)
-    weighted = np.square(number_format.decode(number_format.encode(values, importance)) - values)
+    plain = np.square(number_format.dequantize(*number_format.encode(values)) - values)
+    weighted = np.square(number_format.dequantize(*number_format.encode(values, importance)) - values)
     assert (weighted * importance).sum() < (plain * importance).sum()
 
 
@@ -85,7 +85,7 @@ def test_sharing_costs_little(name: str, random_weights: dict[str, Values]) -> N
     """Six-bit integers times one float16, against a float32 scale for every group: a tenth more error at most."""
     values, number_format = random_weights["normal"], GGML_FORMATS[name]
     shape = number_format.shape
-    error = np.square(number_format.decode(number_format.encode(values)) - values).sum()
+    error = np.square(number_format.dequantize(*number_format.encode(values)) - values).sum()
     groups = values.reshape(-1, shape.group_size).astype(np.float64)
     free = _free_error(groups[:200], shape) / groups[:200].size * values.size
     assert error <= 1.10 * free

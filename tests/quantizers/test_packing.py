@@ -11,8 +11,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from gguf import GGMLQuantizationType
-from gguf.quants import dequantize as gguf_dequantize
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -46,7 +44,6 @@ from qwen3_export.quantizers.packing.executorch import (
     unpack_embedding_int4,
     unpack_xnnpack_int4,
 )
-from qwen3_export.quantizers.packing.gguf import pack_gguf, unpack_gguf
 from qwen3_export.quantizers.packing.gptq import pack_gptq, unpack_gptq
 from qwen3_export.quantizers.packing.mlx import pack_mlx, unpack_mlx
 from qwen3_export.quantizers.packing.onnx import pack_matmul_nbits, unpack_matmul_nbits
@@ -260,32 +257,6 @@ def test_palette_round_trip_and_stream(num_bits: int) -> None:
         pack_lut_to_dense(codes[:5], params, num_bits=num_bits)
 
 
-@pytest.mark.parametrize("name", ["Q4_0", "Q4_1", "Q8_0"])
-def test_gguf_blocks_read_back_by_gguf_py(name: str) -> None:
-    num_bits = 8 if name == "Q8_0" else 4
-    coded = random_codes(5, 96, 32, num_bits=num_bits, symmetric=name != "Q4_1")
-    blocks = pack_gguf(name, *coded)
-    assert_equal(unpack_gguf(name, blocks), coded)
-    read = gguf_dequantize(blocks, GGMLQuantizationType[name])
-    # Q4_1 stores its lowest value in float16.
-    slack = 2**-11 * 15 * np.float32(0.1) if name == "Q4_1" else 0
-    np.testing.assert_allclose(read, values_of(coded), rtol=0, atol=slack)
-
-
-def test_gguf_blocks_equal_the_ggml_encoder_s() -> None:
-    from qwen3_export.quantizers.ggml import GGML_FORMATS
-
-    values = np.random.default_rng(3).normal(size=(4, 256)).astype(np.float32)
-    for name, fmt in (
-        ("Q4_0", AffineFormat(num_bits=4, group_size=32, scale_dtype="f16", negative_scales=True)),
-        ("Q8_0", AffineFormat(num_bits=8, group_size=32, scale_dtype="f16")),
-    ):
-        blocks = GGML_FORMATS[name].encode(values)
-        codes, params = unpack_gguf(name, blocks)
-        assert pack_gguf(name, codes, params).tobytes() == blocks.tobytes()
-        np.testing.assert_array_equal(fmt.dequantize(codes, params), GGML_FORMATS[name].decode(blocks))
-
-
 def test_mlx_bias_is_the_value_of_code_zero() -> None:
     codes, params = random_codes(32, 64, 32, num_bits=4, symmetric=False)
     exact = pack_mlx(codes, params, num_bits=4)
@@ -314,9 +285,6 @@ REFUSALS: dict[str, tuple[Callable[[], Any], str]] = {
     "mlx scales": (lambda: pack_mlx(*_codes(4, 64, scale="f32"), num_bits=4, dtype="bf16"), "bf16"),
     "mlx group": (lambda: pack_mlx(*_codes(4, 256, group=256), num_bits=4), "not 256"),
     "mlx bits": (lambda: pack_mlx(*_codes(4, 64, num_bits=7), num_bits=7), "not 7"),
-    "gguf group": (lambda: pack_gguf("Q4_0", *_codes(4, 128, group=64)), "groups of 32"),
-    "gguf scales": (lambda: pack_gguf("Q8_0", *_codes(4, 64, num_bits=8, scale="f32")), "f16"),
-    "gguf zero": (lambda: pack_gguf("Q4_0", *_codes(4, 64, symmetric=False)), "no zero points"),
     "other scales": (lambda: pack_awq(_codes(8, 64)[0], _codes(16, 64)[1]), "do not go with scales"),
     "palette bits": (
         lambda: pack_lut_to_dense(np.zeros((2, 8), np.uint8), PaletteParams(table_LE=np.zeros((1, 32))), num_bits=5),

@@ -101,7 +101,7 @@ def test_codes_name_the_nearest_entry(bits: int, rows_per_table: int | None) -> 
         nearest = abs(values[row][:, None] - table).min(axis=1)
         np.testing.assert_allclose(abs(values[row] - stored[row]), nearest, rtol=1e-4, atol=1e-9)
     assert codes.max() < 1 << bits
-    one_column = fmt.round(values[:, 5:6], params.group(0))
+    one_column = fmt.round(values[:, 5:6], params)
     np.testing.assert_array_equal(one_column, codes[:, 5:6])
 
 
@@ -134,7 +134,7 @@ def test_finer_tables_and_more_tables_err_less() -> None:
 
 
 def test_refusals_say_what_to_do() -> None:
-    with pytest.raises(QuantizationError, match="out_features 40 is not a multiple of rows_per_table 16; use 4 or 8"):
+    with pytest.raises(QuantizationError, match="out_features 40 is not a multiple of `rows_per_table` 16; use 4 or 8"):
         PaletteFormat(num_bits=4, rows_per_table=16).fit(some_values(40, 8))
     for bad in ({"num_bits": 5}, {"num_bits": 4, "rows_per_table": 0}, {"num_bits": 4, "table_dtype": "bf16"}):
         with pytest.raises(QuantizationError):

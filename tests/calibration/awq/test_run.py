@@ -10,22 +10,24 @@ import torch
 from models import COLD_EXPERT
 from numpy.typing import NDArray
 
-from qwen3_export.calibration.awq.run import awq_graph
+from qwen3_export.calibration.awq.run import awq_graph, weighted_error
 from qwen3_export.errors import OutputError, QuantizationError
 from qwen3_export.graph import Graph, Kind, Role
 from qwen3_export.quantizers.affine import AffineFormat
-from qwen3_export.quantizers.gptq.slab import NumberFormat
+from qwen3_export.quantizers.floats import F16, F32
+from qwen3_export.quantizers.formats import NumberFormat
+from qwen3_export.quantizers.ggml import GGML_FORMATS
 from qwen3_export.quantizers.transforms import Pair, fold
-from qwen3_export.quantizers.weights.rounding import round_weight, weighted_error
+from qwen3_export.quantizers.weights.rounded import round_graph
 from qwen3_export.reference.model import forward, logits
 
 ALPHAS = (0.3, 0.6)
 THREE_BITS = AffineFormat(num_bits=3, group_size=64)
 
 
-def formats_of(graph: Graph, matrix: str | NumberFormat = THREE_BITS) -> dict[str, str | NumberFormat]:
-    kept = {Kind.EMBED_TOKENS: "F16", Kind.LM_HEAD: "F16", Kind.ROUTER: "F32"}
-    return {weight.name: "F32" if weight.role.is_norm else kept.get(weight.role.kind, matrix) for weight in graph}
+def formats_of(graph: Graph, matrix: NumberFormat = THREE_BITS) -> dict[str, NumberFormat]:
+    kept = {Kind.EMBED_TOKENS: F16, Kind.LM_HEAD: F16, Kind.ROUTER: F32}
+    return {weight.name: F32 if weight.role.is_norm else kept.get(weight.role.kind, matrix) for weight in graph}
 
 
 def random_windows(count: int = 3, length: int = 48) -> list[NDArray[np.int64]]:
@@ -41,17 +43,15 @@ def test_the_function_stays_and_rounding_costs_less(demo_graph: Graph, tmp_path:
     exact_TD = forward(graph, [tokens_T])[0]
     folded_TD = forward(fold(graph, found.scales), [tokens_T])[0]
     torch.testing.assert_close(folded_TD, exact_TD, rtol=1e-3, atol=1e-3)
-    plain = graph.with_weights(
-        {name: round_weight(weight, THREE_BITS) if weight.role.layer is not None and len(weight.shape) == 2 else weight
-         for name, weight in graph.weights.items()}
-    )  # fmt: skip
+    matrices = [weight for weight in graph if weight.role.layer is not None and len(weight.shape) == 2]
+    plain = round_graph(graph, {weight.name: THREE_BITS for weight in matrices})
     ours, theirs = (float((forward(one, [tokens_T])[0] - exact_TD).norm()) for one in (found.graph, plain))
     assert ours < 0.95 * theirs
 
 
 def test_an_interrupted_run_goes_on_to_the_same_bits(demo_graph: Graph, tmp_path: Path) -> None:
     graph, windows = demo_graph.truncated(0, 2), random_windows()
-    formats = formats_of(graph, "Q4_0")
+    formats = formats_of(graph, GGML_FORMATS["Q4_0"])
     whole = awq_graph(graph, formats, windows, work_dir=tmp_path / "whole", alphas=ALPHAS)
 
     class KilledError(Exception):
@@ -108,5 +108,5 @@ def test_what_is_refused(demo_graph: Graph, tmp_path: Path) -> None:
     with pytest.raises(QuantizationError, match="has no number format"):
         awq_graph(graph, dict(list(formats.items())[1:]), random_windows(), work_dir=tmp_path)
     (tmp_path / "file").touch()
-    with pytest.raises(OutputError, match="another --work-dir"):
+    with pytest.raises(OutputError, match="another `work_dir`"):
         awq_graph(graph, formats, random_windows(), work_dir=tmp_path / "file")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,15 +11,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from qwen3_export.calibration.awq.search import LayerScales, search_layer, search_scales
+from qwen3_export.calibration.awq.search import LayerScales, Rounding, search_layer
 from qwen3_export.errors import QuantizationError
 from qwen3_export.graph import Graph, Kind, Role, Weight, module_name
 from qwen3_export.quantizers.activations import Int8Activations
 from qwen3_export.quantizers.affine import AffineFormat
 from qwen3_export.quantizers.ggml import GGML_FORMATS
 from qwen3_export.quantizers.transforms import Fold, Pair, fold, scaled
-from qwen3_export.quantizers.weights.coded import RoundedWeight
-from qwen3_export.quantizers.weights.quantized import QuantizedWeight
+from qwen3_export.quantizers.weights.rounded import RoundedWeight
 from qwen3_export.reference.layer import rms_norm
 from qwen3_export.reference.model import logits, run_layer
 from qwen3_export.reference.weights import embed
@@ -43,6 +43,19 @@ def uneven(graph: Graph) -> Graph:
     return graph.with_weights(weights)
 
 
+def search_all(graph: Graph, *, rounding: Rounding, **options: Any) -> LayerScales:
+    """The scales of every layer."""
+    hidden, found = [embed(graph, TOKENS)], []
+    for layer in range(graph.config.num_hidden_layers):
+        result, hidden = search_layer(graph, layer, hidden=hidden, rounding=rounding, **options)
+        found.append(result)
+    return LayerScales(
+        scales={place: scale for result in found for place, scale in result.scales.items()},
+        importance={name: vector for result in found for name, vector in result.importance.items()},
+        choices=[choice for result in found for choice in result.choices],
+    )
+
+
 def quantized(graph: Graph, found: LayerScales, rounding: Callable[..., Weight] = plain) -> Graph:
     folded = fold(graph, found.scales)
     return folded.with_weights(
@@ -63,7 +76,7 @@ def graph(model_graph: Callable[[str], Graph]) -> Graph:
 
 
 def test_it_pays_where_activations_are_uneven(graph: Graph) -> None:
-    found = search_scales(graph, [TOKENS], rounding=plain, alphas=(0.3, 0.5, 0.7))
+    found = search_all(graph, rounding=plain, alphas=(0.3, 0.5, 0.7))
     assert len(found.choices) == 4 * graph.config.num_hidden_layers
     for choice in found.choices:
         assert choice.error_after <= choice.error_before
@@ -136,9 +149,7 @@ def test_smoothquant_pays_with_int8_activations(graph: Graph) -> None:
         return RoundedWeight(source=weight, number_format=AffineFormat(num_bits=8, search="range"))
 
     activations = Int8Activations().round
-    found = search_scales(
-        graph, [TOKENS], rounding=eight_bits, rule="smoothquant", alphas=(0.5, 0.8), round_activations=activations
-    )
+    found = search_all(graph, rounding=eight_bits, rule="smoothquant", alphas=(0.5, 0.8), round_activations=activations)
     assert {place.pair for place in found.scales} == {Pair.INPUT_LAYERNORM, Pair.POST_ATTENTION_LAYERNORM}
     before = LayerScales(scales={}, importance=found.importance, choices=())
     exact = logits(graph, TOKENS)
@@ -153,7 +164,7 @@ def test_experts_and_any_format(model_graph: Callable[[str], Graph]) -> None:
     blocks = GGML_FORMATS["Q4_0"]
 
     def as_blocks(weight: Weight, importance: NDArray[np.float32] | None) -> Weight:
-        return QuantizedWeight(source=weight, number_format=blocks, importance=importance)
+        return RoundedWeight(source=weight, number_format=blocks, importance=importance)
 
     found, _ = search_layer(graph, 0, hidden=[embed(graph, TOKENS)], rounding=as_blocks, alphas=(0.5,))
     assert all(np.isfinite(scale).all() and (scale > 0).all() for scale in found.scales.values())
@@ -162,7 +173,5 @@ def test_experts_and_any_format(model_graph: Callable[[str], Graph]) -> None:
 
 
 def test_refusals(graph: Graph) -> None:
-    with pytest.raises(QuantizationError, match="no calibration tokens"):
-        search_scales(graph, [], rounding=plain)
     with pytest.raises(QuantizationError, match="alphas"):
-        search_scales(graph, [TOKENS], rounding=plain, alphas=(2.0,))
+        search_layer(graph, 0, hidden=[embed(graph, TOKENS)], rounding=plain, alphas=(2.0,))

@@ -11,11 +11,14 @@ import numpy as np
 from qwen3_export.calibration.gptq.forecast import gptq_forecast
 from qwen3_export.calibration.gptq.sequential import SequentialSettings, gptq_graph
 from qwen3_export.graph import Graph
+from qwen3_export.quantizers.floats import F32
+from qwen3_export.quantizers.formats import NumberFormat
+from qwen3_export.quantizers.ggml import GGML_FORMATS
 from qwen3_export.quantizers.gptq.solver import GptqSettings
 
 
-def formats_of(graph: Graph) -> dict[str, str]:
-    return {weight.name: "F32" if len(weight.shape) == 1 else "Q4_K" for weight in graph}
+def formats_of(graph: Graph) -> dict[str, NumberFormat]:
+    return {weight.name: F32 if len(weight.shape) == 1 else GGML_FORMATS["Q4_K"] for weight in graph}
 
 
 def windows(count: int) -> list[np.ndarray]:
@@ -46,5 +49,5 @@ def test_it_is_of_the_right_size(model_graph: Callable[[str], Graph], tmp_path: 
     gptq_graph(graph, formats_of(graph), windows(64), work_dir=tmp_path, settings=settings, threads=2)
     # Tests run on machines that do other things too.
     assert expected.seconds / 6 < time.perf_counter() - started < expected.seconds * 20
-    stored = sum(path.stat().st_size for path in tmp_path.rglob("*.blocks"))
+    stored = sum(path.stat().st_size for path in tmp_path.rglob("*.solved"))
     assert expected.disk_bytes > 0.3 * stored

@@ -19,18 +19,25 @@ from qwen3_export.errors import QuantizationError
 from qwen3_export.graph import Graph, Kind
 from qwen3_export.parity.metrics import kl_divergence
 from qwen3_export.quantizers.affine import AffineFormat
+from qwen3_export.quantizers.floats import F16, F32
+from qwen3_export.quantizers.formats import NumberFormat, as_packed
+from qwen3_export.quantizers.ggml import GGML_FORMATS
 from qwen3_export.quantizers.gptq.solver import GptqSettings
-from qwen3_export.quantizers.weights.quantized import BlockWeight, quantize
+from qwen3_export.quantizers.weights.protocols import QuantizedWeight
+from qwen3_export.quantizers.weights.rounded import round_graph
 from qwen3_export.reference.model import logits
 
 Windows = Sequence[NDArray[np.int64]]
 QUICK = SequentialSettings(solver=GptqSettings(rounds=1, cycles=1))
 
 
-def formats_of(graph: Graph, matrix: str = "Q4_K", *, embedding: str = "F16") -> dict[str, str]:
+Q4_K = GGML_FORMATS["Q4_K"]
+
+
+def formats_of(graph: Graph, matrix: NumberFormat = Q4_K, *, embedding: NumberFormat = F16) -> dict[str, NumberFormat]:
     """Norms and router in F32, the embedding apart, everything else alike."""
-    chosen = {Kind.EMBED_TOKENS: embedding, Kind.LM_HEAD: embedding, Kind.ROUTER: "F32"}
-    return {weight.name: "F32" if weight.role.is_norm else chosen.get(weight.role.kind, matrix) for weight in graph}
+    chosen = {Kind.EMBED_TOKENS: embedding, Kind.LM_HEAD: embedding, Kind.ROUTER: F32}
+    return {weight.name: F32 if weight.role.is_norm else chosen.get(weight.role.kind, matrix) for weight in graph}
 
 
 def random_windows(count: int = 6, length: int = 64) -> Windows:
@@ -39,7 +46,12 @@ def random_windows(count: int = 6, length: int = 64) -> Windows:
 
 
 def stored_bytes(graph: Graph) -> dict[str, bytes]:
-    return {weight.name: weight.encode().tobytes() for weight in graph if isinstance(weight, BlockWeight)}
+    """What a file would hold of every weight."""
+    found = {}
+    for weight in graph:
+        assert isinstance(weight, QuantizedWeight)
+        found[weight.name] = as_packed(weight.number_format).pack(*weight.encode()).tobytes()
+    return found
 
 
 def mean_kld(reference: Graph, candidate: Graph, windows: Windows) -> float:
@@ -67,7 +79,7 @@ def solve(
     windows: Windows,
     folder: Path,
     *,
-    formats: Mapping[str, str] | None = None,
+    formats: Mapping[str, NumberFormat] | None = None,
     settings: SequentialSettings = QUICK,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Graph, CalibrationReport]:
@@ -79,9 +91,9 @@ def solve(
 def test_the_file_is_much_better_than_plain_rounding_on_other_text(
     two_layers: Graph, text: Windows, tmp_path: Path
 ) -> None:
-    formats = formats_of(two_layers, "Q3_K")
+    formats = formats_of(two_layers, GGML_FORMATS["Q3_K"])
     solved, report = solve(two_layers, text[:16], tmp_path, formats=formats)
-    rounded = quantize(two_layers, formats)
+    rounded = round_graph(two_layers, formats)
     assert mean_kld(two_layers, solved, text[-2:]) < 0.5 * mean_kld(two_layers, rounded, text[-2:])
     assert {weight.method for weight in report.weights} == {"gptq"}
     assert all(weight.error < weight.rtn_error for weight in report.weights)
@@ -91,7 +103,7 @@ def test_the_file_is_much_better_than_plain_rounding_on_other_text(
 
 
 def test_aiming_at_the_fp32_model_helps(two_layers: Graph, text: Windows, tmp_path: Path) -> None:
-    formats = formats_of(two_layers, "Q2_K")
+    formats = formats_of(two_layers, GGML_FORMATS["Q2_K"])
     unaware = SequentialSettings(solver=GptqSettings(step=0.0, rounds=1, cycles=1), take_back_residual=False)
     aiming, _ = solve(two_layers, text[:16], tmp_path, formats=formats)
     plain, _ = solve(two_layers, text[:16], tmp_path, formats=formats, settings=unaware)
@@ -129,9 +141,9 @@ def test_q_and_k_report_their_error_after_the_norm_also_when_resumed(
     coarse, resumed, fine = (
         {weight.name.rpartition(".")[2]: weight.normed_error for weight in report.weights}
         for report in (
-            solve(graph, random_windows(), tmp_path / "coarse", formats=formats_of(graph, "Q2_K"))[1],
-            solve(graph, random_windows(), tmp_path / "coarse", formats=formats_of(graph, "Q2_K"))[1],
-            solve(graph, random_windows(), tmp_path / "fine", formats=formats_of(graph, "Q6_K"))[1],
+            solve(graph, random_windows(), tmp_path / "coarse", formats=formats_of(graph, GGML_FORMATS["Q2_K"]))[1],
+            solve(graph, random_windows(), tmp_path / "coarse", formats=formats_of(graph, GGML_FORMATS["Q2_K"]))[1],
+            solve(graph, random_windows(), tmp_path / "fine", formats=formats_of(graph, GGML_FORMATS["Q6_K"]))[1],
         )
     )
     assert coarse == resumed
@@ -160,7 +172,7 @@ def test_another_run_does_not_find_these_results(
         random_windows(length=65) if change == "tokens" else random_windows(),
         tmp_path,
         settings=SequentialSettings(solver=GptqSettings(rounds=1)) if change == "settings" else QUICK,
-        formats=formats_of(graph, "Q5_K") if change == "formats" else None,
+        formats=formats_of(graph, GGML_FORMATS["Q5_K"]) if change == "formats" else None,
     )
     assert len(list(tmp_path.iterdir())) == 2
 
@@ -175,7 +187,7 @@ def test_hidden_states_on_disk_change_nothing(model_graph: Callable[[str], Graph
 
 def test_a_tied_embedding_is_solved_as_the_head(two_layers: Graph, text: Windows, tmp_path: Path) -> None:
     graph = two_layers.truncated(0, 1)
-    _, report = solve(graph, text[:4], tmp_path, formats=formats_of(graph, embedding="Q6_K"))
+    _, report = solve(graph, text[:4], tmp_path, formats=formats_of(graph, embedding=GGML_FORMATS["Q6_K"]))
     assert report.weights[0].name == "model.embed_tokens"
     assert report.weights[0].error < report.weights[0].rtn_error
 
@@ -184,7 +196,9 @@ def test_an_untied_head_is_solved_and_its_embedding_rounded(
     model_graph: Callable[[str], Graph], tmp_path: Path
 ) -> None:
     graph = model_graph("untied").truncated(0, 1)
-    solved, report = solve(graph, random_windows(2), tmp_path, formats=formats_of(graph, embedding="Q4_0"))
+    solved, report = solve(
+        graph, random_windows(2), tmp_path, formats=formats_of(graph, embedding=GGML_FORMATS["Q4_0"])
+    )
     assert report.weights[-1].name == "lm_head"
     assert "model.embed_tokens" not in {weight.name for weight in report.weights}
     assert solved.weights["model.embed_tokens"].format == "Q4_0"
@@ -229,7 +243,7 @@ def test_a_cold_expert_is_quantized_for_the_average_token_and_named(
 def test_an_affine_format_is_solved_as_well(model_graph: Callable[[str], Graph], tmp_path: Path) -> None:
     graph = model_graph("untied").truncated(0, 1)
     int4 = AffineFormat(num_bits=4, group_size=64)
-    formats = {name: int4 if found == "Q4_K" else found for name, found in formats_of(graph).items()}
+    formats = formats_of(graph, int4)
     for _ in range(2):  # the second finds what the first has left
         solved, report = gptq_graph(graph, formats, random_windows(), work_dir=tmp_path, settings=QUICK)
         assert {weight.format for weight in report.weights} == {"int4_g64"}
@@ -244,7 +258,7 @@ def test_formats_that_do_not_fit_are_refused_before_any_work(
     with pytest.raises(QuantizationError, match=r"q_proj: Q4_K: 320 columns"):
         solve(graph, random_windows(), tmp_path)
     with pytest.raises(QuantizationError, match="a vector is not quantized"):
-        solve(graph, random_windows(), tmp_path, formats=dict.fromkeys(graph.weights, "Q8_0"))
+        solve(graph, random_windows(), tmp_path, formats=dict.fromkeys(graph.weights, GGML_FORMATS["Q8_0"]))
     with pytest.raises(QuantizationError, match="has no number format"):
-        solve(graph, random_windows(), tmp_path, formats={"model.norm": "F32"})
+        solve(graph, random_windows(), tmp_path, formats={"model.norm": F32})
     assert not list(tmp_path.iterdir())

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import fields, replace
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -9,9 +12,9 @@ from torch import Tensor
 
 from qwen3_export.errors import QuantizationError
 from qwen3_export.quantizers.affine import AffineFormat
+from qwen3_export.quantizers.formats import NumberFormat
 from qwen3_export.quantizers.ggml import GGML_FORMATS
 from qwen3_export.quantizers.gptq.hessian import Moments, aim, factor_inverse
-from qwen3_export.quantizers.gptq.slab import NumberFormat
 from qwen3_export.quantizers.gptq.solver import PLAIN_GPTQ, GptqSettings, gptq
 from qwen3_export.quantizers.palette import PaletteFormat
 
@@ -42,6 +45,13 @@ def moments_of(x_TI: Tensor) -> Moments:
     return Moments(hessian_II=x_TI.T @ x_TI)
 
 
+def column_group(params: Any, index: int) -> Any:
+    """The parameters that round the columns of one group."""
+    groups = [field.name for field in fields(params) if getattr(params, field.name) is not None]
+    picked = {name: getattr(params, name)[:, index : index + 1] for name in groups if name.endswith("_RG")}
+    return replace(params, **picked)
+
+
 def naive_gptq(weights_OI: Tensor, hessian_II: Tensor, number_format: NumberFormat, *, damping: float) -> np.ndarray:
     """Column by column in fp64, with the inverse of what is left of the Hessian worked out anew each time."""
     left = weights_OI.double().numpy().copy()
@@ -57,7 +67,7 @@ def naive_gptq(weights_OI: Tensor, hessian_II: Tensor, number_format: NumberForm
             left[:, block].astype(np.float32), importance.astype(np.float32), weighting="importance"
         )
         for j in range(first, first + width):
-            group = params.group((j - first) * params.scale_RG.shape[1] // width)
+            group = column_group(params, (j - first) * params.scale_RG.shape[1] // width)
             code = number_format.round(left[:, j : j + 1].astype(np.float32), group)
             values[:, j] = number_format.dequantize(code, group)[:, 0]
             row = np.linalg.solve(hessian[j:, j:], np.eye(columns - j)[0])
@@ -102,8 +112,8 @@ def test_the_error_is_that_of_what_is_stored(name: str) -> None:
 def test_codes_and_parameters_survive_packing(name: str) -> None:
     number_format = GGML_FORMATS[name]
     result = gptq(weights(), moments_of(correlated_inputs()), number_format)
-    packed = number_format.pack(result.codes_OI, result.params)
-    assert np.array_equal(number_format.decode(packed), number_format.dequantize(result.codes_OI, result.params))
+    unpacked = number_format.unpack(number_format.pack(result.codes_OI, result.params))
+    assert np.array_equal(number_format.dequantize(*unpacked), number_format.dequantize(result.codes_OI, result.params))
 
 
 def test_the_number_of_threads_changes_nothing() -> None:

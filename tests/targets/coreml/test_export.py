@@ -20,6 +20,7 @@ from qwen3_export.calibration.tokens import read_calibration
 from qwen3_export.checkpoint.model import load
 from qwen3_export.errors import MissingExtraError, OptionError, OutputError, QuantizationError, UnsupportedModelError
 from qwen3_export.quantizers.affine import AffineFormat
+from qwen3_export.quantizers.floats import F16, F32
 from qwen3_export.quantizers.palette import PaletteFormat
 from qwen3_export.targets.coreml.export import default_path, is_export_file, prepare, with_solution, write
 from qwen3_export.targets.coreml.names import PACKAGE, mil_name
@@ -109,7 +110,7 @@ def test_solved_codes_arrive_unchanged(method: str, recipe: str, text: Path, tmp
     write(solved)
     stored, metadata = read_package(solved.out, model.graph)
     for name, number_format in solved.formats.items():
-        if isinstance(number_format, str):
+        if number_format.is_float:
             continue
         codes, params = solution.graph.weights[name].encode()  # type: ignore[attr-defined]
         found_codes, found_params = stored.weights[name].encode()  # type: ignore[attr-defined]
@@ -171,8 +172,8 @@ def test_formats_of_every_recipe(model_graph: Callable[[str], Any]) -> None:
     )
     assert assign(graph, RECIPES["int4"], channelwise=True)[name] == RECIPES_INT4_CHANNEL
     assert assign(graph, RECIPES["palette4"])[name] == PaletteFormat(num_bits=4, rows_per_table=8)
-    assert assign(graph, RECIPES["int8"])["model.norm"] == "F16"
-    assert set(assign(graph, RECIPES["fp32"]).values()) == {"F32"}
+    assert assign(graph, RECIPES["int8"])["model.norm"] == F16
+    assert set(assign(graph, RECIPES["fp32"]).values()) == {F32}
     # 8185 rows are divisible by 5, and by nothing else up to 8.
     odd = assign(model_graph("added_tokens"), RECIPES["palette4"])["model.embed_tokens"]
     assert odd == PaletteFormat(num_bits=4, rows_per_table=5)

@@ -13,10 +13,10 @@ from safetensors.numpy import load_file, save_file
 
 from qwen3_export.checkpoint.model import Model, load
 from qwen3_export.errors import CheckpointError, OutputError, QuantizationError
-from qwen3_export.quantizers.ggml import GGML_FORMATS
 from qwen3_export.targets.gguf import emit as emit_module
 from qwen3_export.targets.gguf.emit import emit
 from qwen3_export.targets.gguf.export import GgufExport, prepare
+from qwen3_export.targets.gguf.formats import FORMATS, TYPE_IDS
 from qwen3_export.targets.gguf.recipes import find_recipe
 from qwen3_export.targets.gguf.target import GgufOptions
 
@@ -49,7 +49,7 @@ def test_gguf_py_reads_what_was_planned(name: str, quant: str, model_folder, tmp
     assert list(found) == [tensor.name for tensor in export.tensors]
     for tensor in export.tensors:
         stored = found[tensor.name]
-        assert stored.tensor_type.name == export.formats[tensor.name]
+        assert {stored.tensor_type.name} == {export.formats[member.name].name for member in tensor.members}
         assert tuple(int(size) for size in stored.shape[::-1]) == tensor.shape
         assert stored.data_offset % 32 == 0
         values = gguf.quants.dequantize(stored.data, stored.tensor_type).reshape(tensor.shape)
@@ -139,7 +139,8 @@ def test_a_disk_that_fills_while_writing(demo_folder: Path, tmp_path: Path, monk
 
 
 def test_every_format_has_gguf_pys_number_and_size() -> None:
-    for name, number_format in GGML_FORMATS.items():
+    for name, number_format in FORMATS.items():
         theirs = gguf.GGMLQuantizationType[name]
-        assert number_format.type_id == theirs.value
-        assert (number_format.block_size, number_format.block_bytes) == gguf.GGML_QUANT_SIZES[theirs]
+        assert TYPE_IDS[name] == theirs.value
+        size = number_format.block_size
+        assert (size, number_format.row_bytes(size)) == gguf.GGML_QUANT_SIZES[theirs]

@@ -17,7 +17,8 @@ from qwen3_export.calibration.statistics import Statistics
 from qwen3_export.calibration.work_folder import open_work_folder
 from qwen3_export.checkpoint.model import load
 from qwen3_export.graph import Graph, Kind, Role
-from qwen3_export.quantizers.weights.quantized import quantize
+from qwen3_export.quantizers.floats import F32
+from qwen3_export.quantizers.weights.rounded import round_graph
 from qwen3_export.reference.model import forward
 from qwen3_export.targets.gguf.emit import emit, plan_files
 from qwen3_export.targets.gguf.imatrix import check_fits, read_imatrix, write_imatrix
@@ -75,10 +76,10 @@ def test_llama_cpp_quantizes_under_it(name: str, model_folder, measured, tmp_pat
     if not hasattr(llama_cpp, "llama_model_imatrix_data"):
         pytest.skip("this llama-cpp-python takes importance matrices as a C++ map only")
     model = load(model_folder(name))
-    formats = {weight.name: "F32" for weight in model.graph}
+    formats = dict.fromkeys(model.graph.weights, F32)
     source = tmp_path / "f32.gguf"
     metadata = build_metadata(model, Provenance(recipe="f32", file_type=0))
-    emit(plan_files(quantize(model.graph, formats, importance={}), metadata, source))
+    emit(plan_files(round_graph(model.graph, formats), metadata, source))
     entries = importance_entries(model.graph, measured(name))
     means = {
         name: np.concatenate([entry.mean(expert) for expert in range(len(entry.count_E))])

@@ -20,7 +20,7 @@ from qwen3_export.graph import ALL_ROWS, Kind, Role, Weight, module_name
 from qwen3_export.parity.prompts import Prompt
 from qwen3_export.parity.report import Report
 from qwen3_export.quantizers.ggml import GGML_FORMATS
-from qwen3_export.quantizers.weights.quantized import QuantizedWeight
+from qwen3_export.quantizers.weights.rounded import RoundedWeight
 from qwen3_export.targets.gguf import check as check_module
 from qwen3_export.targets.gguf.container import MetaType, MetaValue
 from qwen3_export.targets.gguf.emit import emit, plan_files
@@ -103,7 +103,7 @@ def checked(
     weights = dict(export.graph.weights)
     for name, changed in (values or {}).items():
         quantized = weights[name]
-        assert isinstance(quantized, QuantizedWeight)
+        assert isinstance(quantized, RoundedWeight)
         weights[name] = replace(quantized, source=Values(quantized.source, changed.astype(np.float32)))
     provenance = Provenance(recipe=RECIPE.name, file_type=RECIPE.file_type)
     pairs = build_metadata(model, provenance) | dict(metadata or {})

@@ -14,7 +14,7 @@ import pytest
 from qwen3_export.config import Qwen3Config
 from qwen3_export.errors import QuantizationError
 from qwen3_export.graph import Role, expected_weights, module_name
-from qwen3_export.quantizers.ggml import GGML_FORMATS
+from qwen3_export.targets.gguf.formats import FORMATS, TYPE_IDS
 from qwen3_export.targets.gguf.names import GgufTensor, stack_weights
 from qwen3_export.targets.gguf.overrides import is_always_f32
 from qwen3_export.targets.gguf.recipes import (
@@ -152,10 +152,16 @@ def oracle(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Oracle]:
 
 
 def ours(config: Qwen3Config, recipe: Recipe, **settings: Any) -> Types | None:
+    """The names of the formats, by tensor name; None for a refusal."""
+    tensors = tensors_of(config)
     try:
-        return assign(recipe, config, tensors_of(config), **{"has_imatrix": False} | settings)
+        formats = assign(recipe, config, tensors, **{"has_imatrix": False} | settings)
     except QuantizationError:
         return None
+    assert list(formats) == [member.name for tensor in tensors for member in tensor.members]
+    for tensor in tensors:
+        assert len({formats[member.name] for member in tensor.members}) == 1
+    return {tensor.name: formats[tensor.members[0].name].name for tensor in tensors}
 
 
 # One config for each rule, and for the shapes where rules meet.
@@ -205,7 +211,7 @@ def test_the_grid_reaches_every_format_and_a_refusal() -> None:
             types = ours(config, recipe)
             refused += types is None
             seen |= set((types or {}).values()) | set((ours(config, recipe, has_imatrix=True) or {}).values())
-    assert seen == set(GGML_FORMATS)
+    assert seen == set(FORMATS)
     assert refused
 
 
@@ -223,7 +229,7 @@ def test_output_and_embedding_types_are_those_of_llama_cpp(
     config: Qwen3Config, overrides: Overrides, oracle: Oracle
 ) -> None:
     options = {"output_tensor_type": overrides.output_type, "token_embedding_type": overrides.embedding_type}
-    numbers: dict[str, Any] = {key: GGML_FORMATS[name].type_id for key, name in options.items() if name}
+    numbers: dict[str, Any] = {key: TYPE_IDS[name] for key, name in options.items() if name}
     for name in ("q4_k_m", "q8_0", "iq4_xs"):
         recipe = RECIPES[name]
         assert ours(config, recipe, overrides=overrides) == oracle.types(config, recipe, **numbers), name
@@ -234,7 +240,7 @@ def test_role_overrides_are_those_of_llama_cpp(config: Qwen3Config, oracle: Orac
     wanted = {"attn_k": "Q8_0", "ffn_up_exps" if config.is_moe else "ffn_up": "Q5_K"}
     patterns = (oracle.api.llama_model_tensor_override * (len(wanted) + 1))()
     for pattern, (name, format_name) in zip(patterns, wanted.items(), strict=False):
-        pattern.pattern, pattern.type = f"{name}.weight".encode(), GGML_FORMATS[format_name].type_id
+        pattern.pattern, pattern.type = f"{name}.weight".encode(), TYPE_IDS[format_name]
     theirs = oracle.types(config, RECIPES["q4_k_m"], tt_overrides=patterns)
     assert ours(config, RECIPES["q4_k_m"], overrides=Overrides(tensor_types=wanted)) == theirs
 

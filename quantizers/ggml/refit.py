@@ -1,13 +1,13 @@
-"""The best scales for given codes, under a whole Hessian: what turns GPTQ's first guess at them into a solution.
+"""The best scales of blocks for given codes, under a whole Hessian: what turns GPTQ's first guess into a solution.
 
-A format's own ``fit`` sees a diagonal: how much each column matters.  Once codes are there, the error is a quadratic
-function of the scales, and correlated columns count as such.  With value = d·s·level - m·z (d and m float16 numbers of
+A format's own ``fit`` sees a diagonal: how much each column matters. Once codes are there, the error is a quadratic
+function of the scales, and correlated columns count as such. With value = d·s·level - m·z (d and m float16 numbers of
 the block, s and z integers of the group; see ``BlockShape``), H the metric and g = H (value - target):
 
-* ``choose_subs`` tries integers within two of a group's present s and z, both at once.  A change by (a, b) moves the
+* ``_choose_subs`` tries integers within two of a group's present s and z, both at once. A change by (a, b) moves the
   values by  a·d·u - b·m·1  (u the group's levels), hence the error by a quadratic in (a, b) of which the three sums
   u'Hu, u'H1, 1'H1 and the two g'u, g'1 are taken once.
-* ``refit_blocks`` solves for d and m in closed form, rounds them to float16, and keeps them if the error fell.
+* ``_refit_blocks`` solves for d and m in closed form, rounds them to float16, and keeps them if the error fell.
 
 Both change arrays in place; ``gradient_RJ`` is g, kept up to date.
 
@@ -21,12 +21,16 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from qwen3_export.quantizers.codebook import level_of
 from qwen3_export.quantizers.compile import inlined, kernel
-from qwen3_export.quantizers.gptq.codes import Codebook, level_of
+from qwen3_export.quantizers.formats import Codebook, Values
+from qwen3_export.quantizers.ggml.codes import codes_to_values
+from qwen3_export.quantizers.ggml.packing import effective_params
+from qwen3_export.quantizers.ggml.params import BlockParams
+from qwen3_export.quantizers.ggml.shapes import BlockShape
 
-__all__ = ["SubRange", "choose_subs", "refit_blocks"]
+__all__ = ["refit_params"]
 
-Values = NDArray[np.float32]
 Codes = NDArray[np.int8]
 Integers = NDArray[np.int16]
 
@@ -41,8 +45,59 @@ class SubRange(NamedTuple):
     offset_high: int
 
 
+def refit_params(
+    shape: BlockShape,
+    book: Codebook,
+    codes_RJ: Codes,
+    params: BlockParams,
+    *,
+    gradient_RJ: Values,
+    metric_JJ: Values,
+) -> tuple[BlockParams, Values]:
+    """Parameters with better scales and offsets, and the gradient under them."""
+    gradient_RJ = gradient_RJ.copy()
+    values_RJ = codes_to_values(shape, codes_RJ, scale_RG=params.scale_RG, offset_RG=params.offset_RG)
+    numbers = _Numbers.of(params, groups=codes_RJ.shape[1] // shape.group_size)
+    if shape.has_subs:
+        limits = SubRange(shape.sub_low, shape.sub_high, shape.sub_high if shape.has_offset else 0)
+        _choose_subs(values_RJ, gradient_RJ, codes_RJ, metric_JJ, *numbers, limits, book)
+    _refit_blocks(values_RJ, gradient_RJ, codes_RJ, metric_JJ, *numbers, book)
+    return numbers.stored(params), gradient_RJ
+
+
+class _Numbers(NamedTuple):
+    """The numbers of ``BlockParams`` in arrays that kernels may change; ones or zeros where a format has none."""
+
+    scale_RS: Values
+    offset_RS: Values
+    sub_scale_RG: Integers
+    sub_offset_RG: Integers
+
+    @staticmethod
+    def of(params: BlockParams, *, groups: int) -> _Numbers:
+        rows = params.block_scale_RS.shape[0]
+        scale, offset = params.block_scale_RS, params.block_offset_RS
+        sub_scale, sub_offset = params.sub_scale_RG, params.sub_offset_RG
+        ones_RG = np.ones((rows, groups), np.int16)
+        return _Numbers(
+            scale_RS=scale.copy(),
+            offset_RS=np.zeros_like(scale) if offset is None else offset.copy(),
+            sub_scale_RG=ones_RG if sub_scale is None else sub_scale.copy(),
+            sub_offset_RG=ones_RG * np.int16(offset is not None) if sub_offset is None else sub_offset.copy(),
+        )
+
+    def stored(self, like: BlockParams) -> BlockParams:
+        """As parameters again, with None where ``like`` has it."""
+        return effective_params(
+            block_scale_RS=self.scale_RS,
+            block_offset_RS=None if like.block_offset_RS is None else self.offset_RS,
+            sub_scale_RG=None if like.sub_scale_RG is None else self.sub_scale_RG,
+            sub_offset_RG=None if like.sub_offset_RG is None else self.sub_offset_RG,
+        )
+
+
 @kernel
-def choose_subs(
+def _choose_subs(
     values_RJ: Values,
     gradient_RJ: Values,
     codes_RJ: Codes,
@@ -131,7 +186,7 @@ def _best_change(
 
 
 @kernel
-def refit_blocks(
+def _refit_blocks(
     values_RJ: Values,
     gradient_RJ: Values,
     codes_RJ: Codes,
