@@ -17,6 +17,7 @@ import numpy as np
 
 from qwen3_export.files.atomic import partial_file, write_all
 from qwen3_export.files.positional import read_exactly
+from qwen3_export.files.recognise import is_work_file
 from qwen3_export.graph import ALL_ROWS, Role, module_name
 from qwen3_export.quantizers.formats import Codes, NumberFormat, Values
 from qwen3_export.quantizers.weights.protocols import read_quantized, whole_tables
@@ -67,6 +68,7 @@ def save_solved(path: Path, number_format: NumberFormat, codes_RI: Codes, params
     """Write the file of one weight; it appears under its name when it is whole."""
     kinds = number_format.array_types(codes_RI.shape)
     arrays = number_format.to_arrays(codes_RI, params)
-    with partial_file(path, num_bytes=sum(kind.num_bytes for kind in kinds.values())) as descriptor:
+    size = sum(kind.num_bytes for kind in kinds.values())
+    with partial_file(path, num_bytes=size, overwrite=True, is_ours=is_work_file) as descriptor:
         for name, kind in kinds.items():
             write_all(descriptor, np.ascontiguousarray(arrays[name], kind.dtype).tobytes())

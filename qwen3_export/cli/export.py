@@ -171,7 +171,8 @@ def _export(
             say(f"forecast: {forecast(plan, method, text, threads=threads)}")
         print("\n".join(plan.rows()))
         return
-    if plan.report.exists() and not no_check:  # before hours of work
+    target.doors.check_place(plan, overwrite=force)
+    if not no_check and plan.report.exists():  # before hours of work
         check_output(plan.report, overwrite=True, is_ours=is_report)
     started = time.perf_counter()
     settings: dict[str, Any] = {"work_dir": work_dir, "resume": resume, "threads": threads, "progress": CONSOLE}

@@ -16,7 +16,7 @@ from qwen3_export.progress import Progress
 from qwen3_export.targets.defaults import before_check
 from qwen3_export.targets.gguf.check import open_subject
 from qwen3_export.targets.gguf.emit import emit
-from qwen3_export.targets.gguf.export import GgufExport, prepare, with_solution
+from qwen3_export.targets.gguf.export import GgufExport, prepare, refuse_imatrix, with_solution
 from qwen3_export.targets.gguf.generate import generate
 from qwen3_export.targets.gguf.inspect import inspect
 from qwen3_export.targets.gguf.lint import lint_gguf
@@ -48,9 +48,8 @@ NEEDS = " (needs `imatrix`, or a calibrated `method`)"
 
 
 def plan(model: Model, recipe: str, *, out: Path | None, options: GgufOptions, method: Method) -> GgufExport:
-    is_calibrated = method != "rtn" and options.imatrix is None
-    planned = prepare(model, find_recipe(recipe), out=out, options=options, is_calibrated=is_calibrated)
-    return planned.for_method(method)
+    refuse_imatrix(options, method)
+    return prepare(model, find_recipe(recipe), out=out, options=options, is_calibrated=method != "rtn")
 
 
 def measured(plan: GgufExport, text: Calibration, *, progress: Progress) -> GgufExport:

@@ -33,7 +33,7 @@ from qwen3_export.units import human_size, parse_size
 
 Scales = Mapping[Fold, NDArray[np.float32]]
 
-__all__ = ["GgufExport", "default_path", "prepare", "with_solution"]
+__all__ = ["GgufExport", "default_path", "prepare", "refuse_imatrix", "with_solution"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,9 +85,8 @@ class GgufExport:
 
     def for_method(self, method: Method) -> GgufExport:
         """The plan for values chosen by this method: mixes that ask for an importance matrix count a solver as one."""
+        refuse_imatrix(self.options, method)
         is_calibrated = method != "rtn"
-        if is_calibrated and self.options.imatrix is not None:
-            raise OptionError(f"`imatrix` is for `method` rtn; {method} measures more from its `text`")
         return self if is_calibrated == self.is_calibrated else self._again(is_calibrated=is_calibrated)
 
     def with_scales(self, scales: Scales) -> GgufExport:
@@ -179,6 +178,12 @@ def prepare(
         is_calibrated=is_calibrated,
         scales=scales,
     )
+
+
+def refuse_imatrix(options: GgufOptions, method: Method) -> None:
+    """An importance matrix is for plain rounding."""
+    if options.imatrix is not None and method != "rtn":
+        raise OptionError(f"`imatrix` is for `method` rtn; {method} measures more from its `text`")
 
 
 def with_solution(export: GgufExport, solution: Solution) -> GgufExport:

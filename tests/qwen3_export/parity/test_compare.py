@@ -10,7 +10,7 @@ import torch
 from tokens import random_tokens
 
 from qwen3_export.graph import ALL_ROWS, Graph, Kind, Role, Weight
-from qwen3_export.parity import check as check_module
+from qwen3_export.parity import compare as compare_module
 from qwen3_export.parity.compare import (
     Arithmetic,
     cache_difference,
@@ -58,7 +58,7 @@ def runtime_of(graph: Graph) -> Callable[[Sequence[int]], np.ndarray]:
 def test_the_same_model_is_no_distance_away(
     graph: Graph, texts: list[list[int]], monkeypatch: pytest.MonkeyPatch, positions_held: int
 ) -> None:
-    monkeypatch.setattr(check_module, "LOGITS_HELD", positions_held * graph.config.vocab_size)
+    monkeypatch.setattr(compare_module, "LOGITS_HELD", positions_held * graph.config.vocab_size)
     numbers = compare_exact(graph, texts, runtime_of(graph))
     assert numbers.mean_kld == pytest.approx(0.0, abs=1e-11)
     assert numbers.same_top1 == 1.0
@@ -70,7 +70,7 @@ def test_the_numbers_do_not_depend_on_what_is_held(
 ) -> None:
     stored = changed(graph, Kind.V_PROJ, 1, 1.1)
     whole = compare_shipped(graph, stored, texts, run=runtime_of(stored))
-    monkeypatch.setattr(check_module, "LOGITS_HELD", 5 * graph.config.vocab_size)
+    monkeypatch.setattr(compare_module, "LOGITS_HELD", 5 * graph.config.vocab_size)
     parts = compare_shipped(graph, stored, texts, run=runtime_of(stored))
     assert parts.quantization.mean_kld == pytest.approx(whole.quantization.mean_kld, rel=1e-6)
     assert parts.end_to_end.perplexity_ratio == pytest.approx(whole.end_to_end.perplexity_ratio, rel=1e-6)

@@ -11,7 +11,7 @@ import torch
 from tokens import random_tokens
 
 from qwen3_export.graph import Graph
-from qwen3_export.parity import check as check_module
+from qwen3_export.parity import compare as compare_module
 from qwen3_export.parity.compare import compare_shipped
 from qwen3_export.parity.curves import curve
 from qwen3_export.reference.model import logits
@@ -42,7 +42,7 @@ def test_what_goes_wrong_late_shows_late(
 ) -> None:
     """A runtime that is off from position 8 on, however many positions are held at once."""
     graph = model_graph("tied")
-    monkeypatch.setattr(check_module, "LOGITS_HELD", positions_held * graph.config.vocab_size)
+    monkeypatch.setattr(compare_module, "LOGITS_HELD", positions_held * graph.config.vocab_size)
 
     def run(tokens: Sequence[int]) -> np.ndarray:
         found = logits(graph, torch.tensor(tokens)).numpy().copy()
