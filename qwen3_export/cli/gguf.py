@@ -171,10 +171,10 @@ def _check_outputs(
 ) -> None:
     """Refuse what cannot or should not be written, before anything is computed."""
     from qwen3_export.files.atomic import check_output
-    from qwen3_export.files.recognise import is_gguf, is_modelfile, is_report
+    from qwen3_export.files.recognise import is_gguf_model, is_modelfile, is_report
 
     for file in export.files:
-        check_output(file.path, overwrite=force, is_ours=is_gguf, inputs=inputs)
+        check_output(file.path, overwrite=force, is_ours=is_gguf_model, inputs=inputs)
     if modelfile:
         check_output(_modelfile_path(export), overwrite=force, is_ours=is_modelfile, inputs=inputs)
     if is_checked:
