@@ -70,14 +70,14 @@ def calibrate(
     from qwen3_export.calibration.work_folder import open_work_folder
     from qwen3_export.checkpoint.model import load
     from qwen3_export.files.atomic import check_output
-    from qwen3_export.files.recognise import is_gguf, is_statistics
+    from qwen3_export.files.recognise import is_imatrix, is_statistics
     from qwen3_export.parallel import use_threads
 
     use_threads(threads)
     opened = load(model, revision=revision, offline=offline)
     out = out or Path(f"{opened.name}-imatrix.gguf")
     if not dry_run:
-        for path, is_ours in ((out, is_gguf), (_beside(out), is_statistics)):
+        for path, is_ours in ((out, is_imatrix), (_beside(out), is_statistics)):
             check_output(path, overwrite=force, is_ours=is_ours, inputs=opened.files())
     text = read_calibration(
         calibration, opened.tokenizer, sequence_length=sequence_length, num_samples=samples, seed=seed

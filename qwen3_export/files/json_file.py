@@ -19,6 +19,8 @@ __all__ = ["Fields", "parse_json", "read_json"]
 
 # Tokenizers have some ten megabytes; larger documents are damaged, or meant to fill the memory.
 MAX_BYTES = 100_000_000
+# Several times what the largest tokenizers hold; beyond this, a small file becomes gigabytes of objects.
+MAX_CONTAINERS, MAX_STRINGS = 2_000_000, 4_000_000
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -40,8 +42,10 @@ def read_json(path: Path) -> dict[str, Any]:
 def parse_json(data: bytes, *, has_unique_keys: bool = False) -> Any:
     """Parse JSON in UTF-8; ``has_unique_keys`` refuses objects that have a key twice.
 
-    Raises ValueError for what is no JSON, is nested too deeply, or spells half of a character.
+    Raises ValueError for what is no JSON, would fill the memory, is nested too deeply, or spells half of a character.
     """
+    if data.count(b"{") + data.count(b"[") > MAX_CONTAINERS or data.count(b'"') > 2 * MAX_STRINGS:
+        raise ValueError("it has too many values")
     try:
         document = json.loads(data.decode("utf-8"), object_pairs_hook=_unique if has_unique_keys else None)
         if b"\\u" in data:

@@ -7,6 +7,7 @@ their notes. A file that cannot be read counts as somebody else's.
 from __future__ import annotations
 
 import json
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ __all__ = [
     "HTML_MARKER",
     "JUNIT_NAME",
     "STATISTICS_FORMAT",
-    "is_gguf",
+    "is_gguf_model",
     "is_html_report",
+    "is_imatrix",
     "is_junit",
     "is_lint",
     "is_modelfile",
@@ -30,13 +32,22 @@ HTML_MARKER = "qwen3-export parity"
 JUNIT_NAME = "qwen3-export"
 STATISTICS_FORMAT = "qwen3-export statistics 1"
 
+# The field general.type of a GGUF file: its name, the number of the type string, the length and the value.
+IMATRIX_TYPE = b"general.type" + struct.pack("<IQ", 8, 7) + b"imatrix"
+
 # Enough to find a marker in, and more than any report has.
 HEAD_BYTES, DOCUMENT_BYTES = 4096, 64 << 20
 
 
-def is_gguf(path: Path) -> bool:
-    """A GGUF file: a model or an importance matrix."""
-    return _head(path).startswith(b"GGUF")
+def is_gguf_model(path: Path) -> bool:
+    """A GGUF file that is no importance matrix."""
+    return _head(path).startswith(b"GGUF") and not is_imatrix(path)
+
+
+def is_imatrix(path: Path) -> bool:
+    """An importance matrix as a GGUF file, which says so at its head."""
+    head = _head(path)
+    return head.startswith(b"GGUF") and IMATRIX_TYPE in head
 
 
 def is_report(path: Path) -> bool:

@@ -115,4 +115,7 @@ def _tensor(cursor: Cursor) -> None:
         count *= cursor.integer("<Q")
     if count > MAX_WEIGHTS:
         raise ValueError(f"a tensor of {count:,} weights at byte {cursor.position:,}")
-    cursor.skip(4 + 8)  # its type and its offset
+    cursor.skip(4)  # its type
+    offset = cursor.integer("<Q")
+    if offset > len(cursor.data):
+        raise ValueError(f"a tensor at byte {offset:,} after the header")

@@ -10,7 +10,7 @@ from qwen3_export.calibration.solving import Method
 from qwen3_export.calibration.tokens import Calibration
 from qwen3_export.checkpoint.model import Model
 from qwen3_export.files.atomic import check_output, write_text
-from qwen3_export.files.recognise import is_gguf, is_modelfile
+from qwen3_export.files.recognise import is_gguf_model, is_modelfile
 from qwen3_export.graph import Graph
 from qwen3_export.progress import Progress
 from qwen3_export.targets.defaults import before_check
@@ -62,7 +62,7 @@ def measured(plan: GgufExport, text: Calibration, *, progress: Progress) -> Gguf
 
 def check_place(plan: GgufExport, *, overwrite: bool) -> None:
     for file in plan.files:
-        check_output(file.path, overwrite=overwrite, is_ours=is_gguf, inputs=plan.inputs)
+        check_output(file.path, overwrite=overwrite, is_ours=is_gguf_model, inputs=plan.inputs)
     if plan.modelfile is not None:
         check_output(plan.modelfile, overwrite=overwrite, is_ours=is_modelfile, inputs=plan.inputs)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from qwen3_export.errors import OutputError, QuantizationError
 from qwen3_export.files.atomic import partial_files
-from qwen3_export.files.recognise import is_gguf
+from qwen3_export.files.recognise import is_gguf_model
 from qwen3_export.graph import ALL_ROWS, Graph, Weight
 from qwen3_export.parallel import default_threads, run_jobs
 from qwen3_export.quantizers.formats import PackedFormat, as_packed
@@ -94,13 +94,13 @@ def emit(
 ) -> None:
     """Quantize and write the planned files. They get their names when all of them are complete.
 
-    With ``overwrite`` they replace other GGUF files, and nothing else; ``inputs`` are files that stay in any case.
+    With ``overwrite`` they replace other GGUF models, and nothing else; ``inputs`` are files that stay in any case.
     ``progress`` is called with the number of weights of each block that was written.  Raises CheckpointError for
     weights that cannot be read or are not finite, OutputError for a full disk and for a place that is taken; nothing
     is left behind then.
     """
     files = [(plan.path, plan.num_bytes) for plan in plans]
-    with partial_files(files, overwrite=overwrite, is_ours=is_gguf, inputs=inputs) as descriptors:
+    with partial_files(files, overwrite=overwrite, is_ours=is_gguf_model, inputs=inputs) as descriptors:
         for descriptor, plan in zip(descriptors, plans, strict=True):
             _write(descriptor, plan.header, 0)
 

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from qwen3_export.errors import CheckpointError
 from qwen3_export.files.atomic import partial_file
-from qwen3_export.files.recognise import is_gguf
+from qwen3_export.files.recognise import is_imatrix
 from qwen3_export.files.shown import shown
 from qwen3_export.llama_names import is_stacked
 from qwen3_export.targets.gguf.bounds import check_bounds
@@ -101,8 +101,8 @@ def write_imatrix(
 ) -> None:
     """Write the GGUF form, as ``llama-imatrix`` does. The file gets its name when it is complete.
 
-    The bytes depend on the arguments alone.  With ``overwrite`` it replaces another GGUF file, and nothing else.
-    Raises OutputError where the file cannot be written.
+    The bytes depend on the arguments alone.  With ``overwrite`` it replaces another importance matrix, and nothing
+    else.  Raises OutputError where the file cannot be written.
     """
     arrays = {key: array for name in sorted(entries) for key, array in _arrays(name, entries[name])}
     infos = lay_out((name, array.shape, F32, array.nbytes) for name, array in arrays.items())
@@ -116,7 +116,7 @@ def write_imatrix(
         infos,
     )
     size = len(header) + sum(aligned(info.num_bytes) for info in infos)
-    opened = partial_file(path, num_bytes=size, overwrite=overwrite, is_ours=is_gguf)
+    opened = partial_file(path, num_bytes=size, overwrite=overwrite, is_ours=is_imatrix)
     with opened as descriptor, os.fdopen(descriptor, "wb", closefd=False) as file:
         file.write(header)
         for array in arrays.values():

@@ -56,6 +56,17 @@ def test_an_importance_matrix_is_not_replaced_by_the_model_made_with_it(run, tmp
     assert (tmp_path / "i.gguf").read_bytes() == before
 
 
+def test_a_model_and_an_importance_matrix_do_not_replace_each_other(run, tmp_path: Path) -> None:
+    assert run("calibrate", "-m", "demo", *SHORT, "--out", "i.gguf").code == 0
+    assert run("gguf", "-m", "demo", "--quant", "f16", "--out", "m.gguf", "--no-check").code == 0
+    before = {name: (tmp_path / name).read_bytes() for name in ("i.gguf", "m.gguf")}
+    for arguments in (("calibrate", "--out", "m.gguf"), ("gguf", "--no-check", "--out", "i.gguf")):
+        outcome = run(*arguments, "-m", "demo", "--force")
+        assert outcome.code == 1
+        assert "was not written by an export like this one" in outcome.err
+    assert {name: (tmp_path / name).read_bytes() for name in before} == before
+
+
 def test_other_work_beside_an_export_survives(run, text: Path, tmp_path: Path) -> None:
     work = tmp_path / "m.gguf.work"
     work.mkdir()

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fuzzing import limited
 
 from qwen3_export.errors import CheckpointError
 from qwen3_export.files import json_file
@@ -45,6 +46,12 @@ def test_a_missing_and_a_huge_file(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(json_file, "MAX_BYTES", 7)
     with pytest.raises(CheckpointError, match="too many for a JSON file"):
         read_json(tmp_path / "x.json")
+
+
+@pytest.mark.parametrize("item", [b"[],", b"{},", b'"ab",'])
+def test_small_files_that_would_become_gigabytes(item: bytes) -> None:
+    with limited(megabytes=300, seconds=60), pytest.raises(ValueError, match="too many values"):
+        parse_json(b"[" + item * 5_000_000 + b"1]")
 
 
 def test_whole_characters_and_repeated_keys() -> None:

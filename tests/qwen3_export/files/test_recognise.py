@@ -20,11 +20,18 @@ from qwen3_export.files import recognise
 from qwen3_export.parity.html import save_html, save_overview
 from qwen3_export.parity.junit import save_junit
 from qwen3_export.parity.report import save_report
+from qwen3_export.quantizers.weights.rounding import round_graph
+from qwen3_export.targets.gguf.emit import emit, plan_files
 from qwen3_export.targets.gguf.imatrix import write_imatrix
+from qwen3_export.targets.gguf.metadata import Provenance, build_metadata
 from qwen3_export.targets.gguf.modelfile import build_modelfile
 
 ORIGIN = Origin(**dict.fromkeys(Origin.__dataclass_fields__, 1))  # type: ignore[arg-type]
 EMPTY = Statistics(origin=ORIGIN, inputs={}, states={})
+
+
+GRAPH = round_graph(load("demo").graph, {weight.name: "F16" for weight in load("demo").graph})
+METADATA = build_metadata(load("demo"), Provenance(recipe="f16", file_type=1))
 
 
 def write_modelfile(path: Path) -> None:
@@ -42,7 +49,8 @@ WRITERS: dict[str, list[Callable[[Path], None]]] = {
         lambda path: save_overview([a_report(), a_failing_report()], path),
     ],
     "is_junit": [lambda path: save_junit([a_report()], path)],
-    "is_gguf": [lambda path: write_imatrix(path, {}, datasets=["x"], chunks=1, chunk_size=1)],
+    "is_imatrix": [lambda path: write_imatrix(path, {}, datasets=["x" * 9000], chunks=1, chunk_size=1)],
+    "is_gguf_model": [lambda path: emit(plan_files(GRAPH, METADATA, path))],
     "is_statistics": [lambda path: write_statistics(path, EMPTY)],
     "is_modelfile": [write_modelfile],
 }

@@ -122,6 +122,7 @@ def test_values_that_are_not_there(value: bytes, words: str, tmp_path: Path) -> 
         (b"GGUF" + struct.pack("<IQQ", 3, 0, 1 << 60), "1,152,921,504,606,846,976 fields"),
         (b"GGUF" + struct.pack("<IQQ", 3, 1, 0) + struct.pack("<QI", 0, 1 << 31), "dimensions"),
         (b"GGUF" + struct.pack("<IQQ", 3, 1, 0) + struct.pack("<QIQQ", 0, 2, 1 << 40, 1 << 40), "weights"),
+        (b"GGUF" + struct.pack("<IQQ", 3, 1, 0) + struct.pack("<QIIQ", 0, 0, 0, 1 << 63), "a tensor at byte"),
         (b"GGUF", "goes beyond byte 4"),
         (b"GGML", "does not begin with GGUF"),
         (b"", "does not begin with GGUF"),
