@@ -145,7 +145,7 @@ def prepare(
     program = ProgramOptions(
         float_type=recipe.float_type, context_length=context, has_fused_attention=options.fused_attention
     )
-    formats = assign(model.graph, recipe, block_size=options.group_size, channelwise=options.channelwise)
+    formats = assign(model.graph, recipe, group_size=options.group_size, channelwise=options.channelwise)
     matrices = stored_matrices(model.graph, formats, head_rows=options.split_lm_head)
     out_features = [matrix.shape[0] for matrix in matrices if len(matrix.shape) > 1]
     return CoremlExport(

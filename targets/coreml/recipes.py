@@ -19,10 +19,10 @@ from qwen3_export.graph import Graph, Weight
 from qwen3_export.quantizers.affine import AffineFormat
 from qwen3_export.quantizers.floats import F16, F32, FloatFormat
 from qwen3_export.quantizers.palette import PaletteFormat
+from qwen3_export.targets.coreml.target import GROUP_SIZES
 
-__all__ = ["BLOCK_SIZES", "RECIPES", "CoremlFormat", "Recipe", "assign", "find_recipe"]
+__all__ = ["RECIPES", "CoremlFormat", "Recipe", "assign", "find_recipe"]
 
-BLOCK_SIZES = (16, 32, 64, 128, 256)
 
 FloatType = Literal["F32", "F16"]
 CoremlFormat = FloatFormat | AffineFormat | PaletteFormat
@@ -75,19 +75,17 @@ def find_recipe(name: str) -> Recipe:
     return found
 
 
-def assign(graph: Graph, recipe: Recipe, *, block_size: int = 32, channelwise: bool = False) -> dict[str, CoremlFormat]:
+def assign(graph: Graph, recipe: Recipe, *, group_size: int = 32, channelwise: bool = False) -> dict[str, CoremlFormat]:
     """The format of every weight by its name: F32 or F16, affine integers, or a palette.
 
-    ``channelwise`` gives int4 one scale per row; other recipes have that already. Raises QuantizationError for a block
-    size that Core ML's kernels do not support or that does not divide a weight's columns.
+    ``channelwise`` gives int4 one scale per row; other recipes have that already. Raises QuantizationError for a group
+    size that does not divide a weight's columns.
     """
-    if block_size not in BLOCK_SIZES:
-        raise QuantizationError(f"`group_size` {block_size}: use one of {', '.join(map(str, BLOCK_SIZES))}")
-    size = block_size if recipe.has_blocks and not channelwise else None
-    return {weight.name: _format(weight, recipe, block_size=size) for weight in graph}
+    size = group_size if recipe.has_blocks and not channelwise else None
+    return {weight.name: _format(weight, recipe, group_size=size) for weight in graph}
 
 
-def _format(weight: Weight, recipe: Recipe, *, block_size: int | None) -> CoremlFormat:
+def _format(weight: Weight, recipe: Recipe, *, group_size: int | None) -> CoremlFormat:
     if recipe.num_bits is None or len(weight.shape) == 1:
         return F32 if recipe.float_type == "F32" else F16
     if recipe.is_palette:
@@ -95,13 +93,13 @@ def _format(weight: Weight, recipe: Recipe, *, block_size: int | None) -> Coreml
             num_bits=recipe.num_bits, rows_per_table=_table_rows(weight.shape[0], TABLE_ROWS[recipe.num_bits])
         )
     columns = weight.shape[1]
-    if block_size is not None and columns % block_size:
-        fitting = [str(size) for size in BLOCK_SIZES if columns % size == 0]
+    if group_size is not None and columns % group_size:
+        fitting = [str(size) for size in GROUP_SIZES if columns % size == 0]
         advice = f"use {' or '.join(fitting)}, or `channelwise=True`" if fitting else "use `channelwise=True`"
         raise QuantizationError(
-            f"{weight.name}: in_features {columns} is not a multiple of `group_size` {block_size}; {advice}"
+            f"{weight.name}: in_features {columns} is not a multiple of `group_size` {group_size}; {advice}"
         )
-    return AffineFormat(num_bits=recipe.num_bits, group_size=block_size, scale_dtype="f16")
+    return AffineFormat(num_bits=recipe.num_bits, group_size=group_size, scale_dtype="f16")
 
 
 def _table_rows(rows: int, most: int) -> int:

@@ -17,10 +17,9 @@ from qwen3_export.graph import Graph, Kind, RenamedWeight, Role, Weight, module_
 from qwen3_export.quantizers.affine import AffineFormat
 from qwen3_export.quantizers.floats import F32, FloatFormat
 from qwen3_export.quantizers.packing.torchao import ROWS_TOGETHER
+from qwen3_export.targets.executorch.target import GROUP_SIZES
 
 __all__ = [
-    "EMBEDDING_BITS",
-    "GROUP_SIZES",
     "RECIPES",
     "ExecutorchFormat",
     "Recipe",
@@ -30,8 +29,6 @@ __all__ = [
     "untied",
 ]
 
-GROUP_SIZES = (32, 64, 128, 256)
-EMBEDDING_BITS = (4, 8, 32)
 
 ExecutorchFormat = FloatFormat | AffineFormat
 
@@ -85,15 +82,11 @@ def assign(
 ) -> dict[str, ExecutorchFormat]:
     """Choose the format of every weight of an untied graph, by name.
 
-    Raises QuantizationError for a group size that XNNPACK lacks or that does not divide a weight's columns, and
+    Raises QuantizationError for a group size that does not divide a weight's columns, and
     UnsupportedModelError for a mixture of experts that the operator for experts cannot hold.
     """
     _check_experts(graph, recipe)
-    if group_size not in GROUP_SIZES:
-        raise QuantizationError(f"`group_size` {group_size}: XNNPACK's int4 has {', '.join(map(str, GROUP_SIZES))}")
     bits = recipe.embedding_bits if embedding_bits is None else embedding_bits
-    if bits not in EMBEDDING_BITS:
-        raise QuantizationError(f"`embedding` {bits}: use one of {', '.join(map(str, EMBEDDING_BITS))}")
     formats: dict[str, ExecutorchFormat] = {}
     for weight in graph:
         is_embedding = weight.role.kind is Kind.EMBED_TOKENS

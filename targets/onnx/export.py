@@ -146,7 +146,7 @@ def prepare(model: Model, recipe: Recipe, *, out: Path | None = None, options: O
             f"`recipe` {recipe.name}: onnxruntime's CPU has no fp16 mixture of experts, so that nothing could be "
             "checked; use fp32, int8 or int4"
         )
-    formats = assign(model.graph, recipe, block_size=options.group_size, is_symmetric=not options.asymmetric)
+    formats = assign(model.graph, recipe, group_size=options.group_size, is_symmetric=not options.asymmetric)
     caches = rope_caches(config, length=config.max_position_embeddings, float_type=recipe.float_type)
     return OnnxExport(
         model=model,

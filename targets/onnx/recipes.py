@@ -15,10 +15,10 @@ from qwen3_export.errors import QuantizationError
 from qwen3_export.graph import Graph, Kind, Role, Weight
 from qwen3_export.quantizers.affine import AffineFormat
 from qwen3_export.quantizers.floats import F16, F32, FloatFormat
+from qwen3_export.targets.onnx.target import GROUP_SIZES
 
-__all__ = ["ALIASES", "BLOCK_SIZES", "RECIPES", "OnnxFormat", "Recipe", "assign", "find_recipe"]
+__all__ = ["ALIASES", "RECIPES", "OnnxFormat", "Recipe", "assign", "find_recipe"]
 
-BLOCK_SIZES = (16, 32, 64, 128, 256)
 
 FloatType = Literal["F32", "F16"]
 OnnxFormat = FloatFormat | AffineFormat
@@ -100,35 +100,33 @@ def find_recipe(name: str) -> Recipe:
     return found
 
 
-def assign(graph: Graph, recipe: Recipe, *, block_size: int = 32, is_symmetric: bool = True) -> dict[str, OnnxFormat]:
+def assign(graph: Graph, recipe: Recipe, *, group_size: int = 32, is_symmetric: bool = True) -> dict[str, OnnxFormat]:
     """The format of every weight by its name: F32 or F16, or affine integers in blocks.
 
-    Raises QuantizationError for a block size that onnxruntime lacks or that does not divide a weight's columns.
+    Raises QuantizationError for a group size that does not divide a weight's columns.
     """
-    if block_size not in BLOCK_SIZES:
-        raise QuantizationError(f"`group_size` {block_size}: onnxruntime has {', '.join(map(str, BLOCK_SIZES))}")
     return {
-        weight.name: _format(weight, graph, recipe, block_size=block_size, is_symmetric=is_symmetric)
+        weight.name: _format(weight, graph, recipe, group_size=group_size, is_symmetric=is_symmetric)
         for weight in graph
     }
 
 
-def _format(weight: Weight, graph: Graph, recipe: Recipe, *, block_size: int, is_symmetric: bool) -> OnnxFormat:
+def _format(weight: Weight, graph: Graph, recipe: Recipe, *, group_size: int, is_symmetric: bool) -> OnnxFormat:
     role = weight.role
     num_bits = recipe.num_bits(role, graph.config.num_hidden_layers)
     if num_bits is None or len(weight.shape) == 1 or role.kind is Kind.ROUTER:
         return F32 if recipe.float_type == "F32" else F16
     number_format = AffineFormat(
         num_bits=num_bits,
-        group_size=block_size,
+        group_size=group_size,
         symmetric=is_symmetric,
         scale_dtype="f32" if recipe.float_type == "F32" else "f16",
         negative_scales=is_symmetric,
     )
-    if weight.shape[-1] % block_size:
-        fitting = [size for size in BLOCK_SIZES if weight.shape[-1] % size == 0]
+    if weight.shape[-1] % group_size:
+        fitting = [size for size in GROUP_SIZES if weight.shape[-1] % size == 0]
         advice = f"use {' or '.join(map(str, fitting))}" if fitting else "this model can only be stored as fp32 or fp16"
         raise QuantizationError(
-            f"{weight.name}: in_features {weight.shape[-1]} is not a multiple of `group_size` {block_size}; {advice}"
+            f"{weight.name}: in_features {weight.shape[-1]} is not a multiple of `group_size` {group_size}; {advice}"
         )
     return number_format

@@ -167,7 +167,7 @@ def test_states_are_a_multiple_of_32_positions(packaged: Callable[..., Any]) -> 
 def test_formats_of_every_recipe(model_graph: Callable[[str], Any]) -> None:
     graph = model_graph("tied")
     name = "model.layers.0.mlp.up_proj"
-    assert assign(graph, RECIPES["int4"], block_size=64)[name] == AffineFormat(
+    assert assign(graph, RECIPES["int4"], group_size=64)[name] == AffineFormat(
         num_bits=4, group_size=64, scale_dtype="f16"
     )
     assert assign(graph, RECIPES["int4"], channelwise=True)[name] == RECIPES_INT4_CHANNEL
