@@ -15,10 +15,11 @@ from qwen3_export.quantizers.affine import AffineFormat
 from qwen3_export.quantizers.formats import NumberFormat
 from qwen3_export.quantizers.ggml import GGML_FORMATS
 from qwen3_export.quantizers.gptq.hessian import Moments, aim, factor_inverse
-from qwen3_export.quantizers.gptq.solver import PLAIN_GPTQ, GptqSettings, gptq
+from qwen3_export.quantizers.gptq.solver import GptqSettings, gptq
 from qwen3_export.quantizers.palette import PaletteFormat
 
 ROWS, COLUMNS = 12, 512
+PLAIN_GPTQ = GptqSettings(step=0.0, rounds=0, cycles=0)
 FORMATS: dict[str, NumberFormat] = {
     **{name: GGML_FORMATS[name] for name in ("Q2_K", "Q3_K", "Q4_K", "Q6_K", "IQ4_XS", "Q4_0", "Q5_1", "Q8_0")},
     "int4": AffineFormat(num_bits=4, group_size=64),
