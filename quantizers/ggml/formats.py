@@ -8,7 +8,7 @@ This file imports no kernels; methods import what they need when they are called
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +33,7 @@ class GgmlFormat:
     """
 
     name: str
-    shape: BlockShape
+    shape: BlockShape = field(repr=False)
 
     @property
     def is_float(self) -> bool:

@@ -28,7 +28,7 @@ def require_symmetric(form: str, params: AffineParams) -> None:
 def require_scales(form: str, params: AffineParams, dtype: ScaleDtype) -> None:
     """Refuse scales that the packing would have to round: a format with this scale dtype rounds them better."""
     if not np.array_equal(round_scales(params.scale_RG, dtype), params.scale_RG):
-        raise QuantizationError(f"{form} stores {dtype} scales, and these are not; use scale_dtype={dtype!r}")
+        raise QuantizationError(f"{form} stores {dtype} scales, and these are not; use `scale_dtype={dtype!r}`")
 
 
 def group_size_of(form: str, codes_OI: NDArray[np.int8], params: AffineParams) -> int:

@@ -166,7 +166,7 @@ def test_arrays_that_may_not_be_written_cost_no_second_compilation(
 
 
 def test_importance_of_another_shape_is_refused() -> None:
-    with pytest.raises(QuantizationError, match=r"importance of shape \(32,\)"):
+    with pytest.raises(QuantizationError, match=r"`importance` of shape \(32,\)"):
         GGML_FORMATS["Q4_0"].encode(np.zeros((2, 64), np.float32), np.ones(32, np.float32))
 
 

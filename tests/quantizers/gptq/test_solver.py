@@ -19,7 +19,6 @@ from qwen3_export.quantizers.gptq.solver import GptqSettings, gptq
 from qwen3_export.quantizers.palette import PaletteFormat
 
 ROWS, COLUMNS = 12, 512
-# GPTQ of the paper: no aim, no refinement.
 PLAIN_GPTQ = GptqSettings(step=0.0, rounds=0, cycles=0)
 FORMATS: dict[str, NumberFormat] = {
     **{name: GGML_FORMATS[name] for name in ("Q2_K", "Q3_K", "Q4_K", "Q6_K", "IQ4_XS", "Q4_0", "Q5_1", "Q8_0")},

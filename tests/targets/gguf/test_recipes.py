@@ -279,7 +279,7 @@ def test_bits_per_weight() -> None:
     formats = assign(RECIPES["q8_0"], config, tensors, has_imatrix=False)
     assert 8.5 < bits_per_weight(tensors, formats) < 8.6, "the norms are F32"
     stacked = next(tensor for tensor in tensors_of(moe()) if tensor.base == "ffn_down_exps")
-    assert tensor_bytes(stacked, "Q4_K") == 4 * 256 * 144
+    assert tensor_bytes(stacked, FORMATS["Q4_K"]) == 4 * 256 * 144
 
 
 @pytest.mark.parametrize("name", ["q4_k_m", "Q4_K_M", "q4_k"])
@@ -326,9 +326,10 @@ def test_one_layer_wins_over_the_role_and_touches_nothing_else(base: str) -> Non
         assign(RECIPES[base], config, tensors_of(config), has_imatrix=False, overrides=parse_overrides(texts))
         for texts in ([], ["attn_v=q5_0", "blk.3.attn_v=q8_0", "blk.0.ffn_down=f32"])
     )
-    differing = {name: changed[name] for name in changed if changed[name] != plain[name]}
-    expected = {f"blk.{layer}.attn_v.weight": "Q5_0" for layer in range(9)}
-    assert differing == expected | {"blk.3.attn_v.weight": "Q8_0", "blk.0.ffn_down.weight": "F32"}
+    differing = {name: changed[name].name for name in changed if changed[name] != plain[name]}
+    expected = {f"model.layers.{layer}.self_attn.v_proj": "Q5_0" for layer in range(9)}
+    expected |= {"model.layers.3.self_attn.v_proj": "Q8_0", "model.layers.0.mlp.down_proj": "F32"}
+    assert differing == expected
 
 
 @pytest.mark.parametrize(
