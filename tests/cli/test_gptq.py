@@ -43,11 +43,11 @@ def test_a_work_folder_of_ones_own_is_kept_and_used_again(run, text: Path, tmp_p
     options = ("--method", "gptq", "--calibration", text, "--samples", "4", "--work-dir", "work", "--no-check")
     first = run("gguf", "--model", model, *options, "--out", "a.gguf")
     assert first.code == 0, first.err
-    stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "work").rglob("*.blocks")}
+    stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "work").rglob("*.solved")}
     assert stamps
     again = run("gguf", "--model", model, *options, "--out", "b.gguf")
     assert again.code == 0, again.err
-    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "work").rglob("*.blocks")} == stamps
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "work").rglob("*.solved")} == stamps
     assert (tmp_path / "a.gguf").read_bytes() == (tmp_path / "b.gguf").read_bytes()
 
 
