@@ -1,24 +1,40 @@
-"""What a Qwen3 model is: the fields of ``config.json`` that change what it computes.
+"""The hyperparameters of a Qwen3 model: the fields of ``config.json`` that change what it computes.
 
-Fields are spelled as in ``config.json``, so loading is a filter and not a translation.  Two spellings of some
-fields exist (``rope_theta`` and ``rope_scaling`` beside ``rope_parameters``; ``torch_dtype`` beside ``dtype``);
-both are read here and nowhere else.  Whatever would change the result and is not understood is refused by name.
+Fields have the names that they have in ``config.json``. Some have two spellings there (``rope_theta`` and
+``rope_scaling``, or both in ``rope_parameters``; ``torch_dtype`` or ``dtype``); both are read, here and nowhere else. A
+setting that would change the result and is not supported is refused by name.
 """
 
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from qwen3_export.errors import UnsupportedModelError
+from qwen3_export.files.shown import shown
 
 __all__ = ["Qwen3Config", "YarnScaling", "parse_config"]
 
 MODEL_TYPES = ("qwen3", "qwen3_moe")
 
-# Models that carry "Qwen3" in their name and are another graph: the reason is part of the answer.
+# What each size may be at most: far above any model, and low enough that nothing is counted up to 10**18.
+SIZE, LAYERS, EXPERTS = (1 << 31) - 1, 10_000, 10_000
+LIMITS: Mapping[str, int] = {
+    "vocab_size": SIZE,
+    "hidden_size": SIZE,
+    "intermediate_size": SIZE,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": SIZE,
+    "num_key_value_heads": SIZE,
+    "head_dim": SIZE,
+    "max_position_embeddings": SIZE,
+}
+MOE_LIMITS: Mapping[str, int] = {"num_experts": EXPERTS, "moe_intermediate_size": SIZE, "decoder_sparse_step": SIZE}
+
+# Models with "Qwen3" in their name that compute something else, and why: the reason is part of the answer.
 OTHER_ARCHITECTURES = {
     "qwen2": "Qwen2 has attention biases and no QK-Norm",
     "qwen2_moe": "Qwen2-MoE has shared experts and no QK-Norm",
@@ -32,16 +48,23 @@ OTHER_ARCHITECTURES = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class YarnScaling:
-    """YaRN context extension (arXiv 2309.00071), as ``rope_scaling`` of ``config.json`` states it."""
+    """YaRN, which extends the context (arXiv 2309.00071), with the fields of ``rope_scaling`` in ``config.json``."""
 
     factor: float
     original_max_position_embeddings: int
     beta_fast: float = 32.0
     beta_slow: float = 1.0
 
+    def __post_init__(self) -> None:
+        for field in ("factor", "original_max_position_embeddings", "beta_fast", "beta_slow"):
+            if not 0 < getattr(self, field) < math.inf:
+                raise UnsupportedModelError(
+                    f"config.json: rope_scaling {field} is {getattr(self, field)}; it must be positive"
+                )
+
     @property
     def attention_factor(self) -> float:
-        """What cos and sin are multiplied by: 0.1 ln(factor) + 1 (section 3.4 of the paper)."""
+        """The factor on cos and sin: 0.1 ln(factor) + 1 (section 3.4 of the paper)."""
         return 0.1 * math.log(self.factor) + 1.0 if self.factor > 1.0 else 1.0
 
 
@@ -71,17 +94,13 @@ class Qwen3Config:
     torch_dtype: str = "bfloat16"
 
     def __post_init__(self) -> None:
-        positive = (
-            "vocab_size",
-            "hidden_size",
-            "num_hidden_layers",
-            "num_attention_heads",
-            "num_key_value_heads",
-            "head_dim",
-            "max_position_embeddings",
-        )
-        for field in positive:
-            if getattr(self, field) <= 0:
+        for field, limit in {**LIMITS, **(MOE_LIMITS if self.is_moe else {})}.items():
+            if not 0 < getattr(self, field) <= limit:
+                raise UnsupportedModelError(
+                    f"config.json: {field} is {shown(getattr(self, field))}; it must be from 1 to {limit:,}"
+                )
+        for field in ("rms_norm_eps", "rope_theta"):
+            if not 0 < getattr(self, field) < math.inf:
                 raise UnsupportedModelError(f"config.json: {field} is {getattr(self, field)}; it must be positive")
         if self.num_attention_heads % self.num_key_value_heads:
             raise UnsupportedModelError(
@@ -90,6 +109,8 @@ class Qwen3Config:
             )
         if self.head_dim % 2:
             raise UnsupportedModelError(f"config.json: head_dim {self.head_dim} is odd; RoPE rotates pairs")
+        if self.rope_scaling is not None and self.rope_theta <= 1:
+            raise UnsupportedModelError(f"config.json: rope_theta is {self.rope_theta}; YaRN needs one above 1")
         if self.is_moe and not 0 < self.num_experts_per_tok <= self.num_experts:
             raise UnsupportedModelError(
                 f"config.json: num_experts_per_tok {self.num_experts_per_tok} is not between 1 and "
@@ -114,45 +135,36 @@ class Qwen3Config:
 def parse_config(document: Mapping[str, Any]) -> Qwen3Config:
     """Read ``config.json`` in any of its spellings.
 
-    Raises UnsupportedModelError for another architecture, and for each setting that would change what the
-    model computes and that this toolkit does not represent (sliding windows, biases, foreign RoPE scaling).
+    Raises UnsupportedModelError for another architecture, for each setting that would change what the model computes
+    and that this toolkit does not represent (sliding windows, biases, foreign RoPE scaling), and for fields that are
+    missing or of the wrong type.
     """
     _refuse_other_architectures(document)
     _refuse_unsupported_settings(document)
     is_moe = document["model_type"] == "qwen3_moe"
     rope = _rope_parameters(document)
-    try:
-        return Qwen3Config(
-            model_type=document["model_type"],
-            vocab_size=int(document["vocab_size"]),
-            hidden_size=int(document["hidden_size"]),
-            intermediate_size=int(document["intermediate_size"]),
-            num_hidden_layers=int(document["num_hidden_layers"]),
-            num_attention_heads=int(document["num_attention_heads"]),
-            num_key_value_heads=int(document["num_key_value_heads"]),
-            head_dim=_head_dim(document),
-            max_position_embeddings=int(document["max_position_embeddings"]),
-            rms_norm_eps=float(document["rms_norm_eps"]),
-            rope_theta=float(rope["rope_theta"]),
-            tie_word_embeddings=bool(document.get("tie_word_embeddings", False)),
-            rope_scaling=_yarn_scaling(rope, document),
-            num_experts=_num_experts(document) if is_moe else 0,
-            num_experts_per_tok=int(document["num_experts_per_tok"]) if is_moe else 0,
-            moe_intermediate_size=int(document["moe_intermediate_size"]) if is_moe else 0,
-            norm_topk_prob=bool(document.get("norm_topk_prob", False)) if is_moe else False,
-            decoder_sparse_step=int(document.get("decoder_sparse_step", 1)) if is_moe else 1,
-            mlp_only_layers=tuple(document.get("mlp_only_layers") or ()) if is_moe else (),
-            torch_dtype=str(document.get("torch_dtype") or document.get("dtype") or "bfloat16"),
-        )
-    except KeyError as missing:
-        raise UnsupportedModelError(
-            f"config.json: {missing.args[0]} is missing; take the config.json of the original checkpoint"
-        ) from missing
-    except (TypeError, ValueError) as wrong:
-        raise UnsupportedModelError(
-            f"config.json: a number is expected where there is none ({wrong}); take the config.json of the "
-            "original checkpoint"
-        ) from wrong
+    return Qwen3Config(
+        model_type=document["model_type"],
+        vocab_size=_integer(document, "vocab_size"),
+        hidden_size=_integer(document, "hidden_size"),
+        intermediate_size=_integer(document, "intermediate_size"),
+        num_hidden_layers=_integer(document, "num_hidden_layers"),
+        num_attention_heads=_integer(document, "num_attention_heads"),
+        num_key_value_heads=_integer(document, "num_key_value_heads"),
+        head_dim=_head_dim(document),
+        max_position_embeddings=_integer(document, "max_position_embeddings"),
+        rms_norm_eps=_number(document, "rms_norm_eps"),
+        rope_theta=_number(rope, "rope_theta"),
+        tie_word_embeddings=_boolean(document, "tie_word_embeddings"),
+        rope_scaling=_yarn_scaling(rope, document),
+        num_experts=_num_experts(document) if is_moe else 0,
+        num_experts_per_tok=_integer(document, "num_experts_per_tok") if is_moe else 0,
+        moe_intermediate_size=_integer(document, "moe_intermediate_size") if is_moe else 0,
+        norm_topk_prob=_boolean(document, "norm_topk_prob") if is_moe else False,
+        decoder_sparse_step=_integer(document, "decoder_sparse_step", default=1) if is_moe else 1,
+        mlp_only_layers=_layers(document, "mlp_only_layers") if is_moe else (),
+        torch_dtype=_text(document, "torch_dtype") or _text(document, "dtype") or "bfloat16",
+    )
 
 
 def _refuse_other_architectures(document: Mapping[str, Any]) -> None:
@@ -160,12 +172,15 @@ def _refuse_other_architectures(document: Mapping[str, Any]) -> None:
     if model_type not in MODEL_TYPES:
         reason = OTHER_ARCHITECTURES.get(str(model_type), "it is another architecture")
         raise UnsupportedModelError(
-            f"config.json: model_type {model_type!r} is not supported ({reason}); qwen3 and qwen3_moe are"
+            f"config.json: model_type {shown(model_type)} is not supported ({reason}); qwen3 and qwen3_moe are"
         )
-    for name in document.get("architectures") or ():
+    names = document.get("architectures") or []
+    if not isinstance(names, list):
+        raise _wrong("architectures", names, "a list of names")
+    for name in names:
         if not str(name).endswith("ForCausalLM"):
             raise UnsupportedModelError(
-                f"config.json: architecture {name} has no language-model head; "
+                f"config.json: architecture {shown(name)} has no language-model head; "
                 "Qwen3ForCausalLM and Qwen3MoeForCausalLM are supported"
             )
 
@@ -182,27 +197,28 @@ def _refuse_unsupported_settings(document: Mapping[str, Any]) -> None:
             "Qwen3 has them"
         )
     if document.get("hidden_act", "silu") != "silu":
-        raise UnsupportedModelError(f"config.json: hidden_act {document['hidden_act']!r}; only silu is supported")
+        raise UnsupportedModelError(f"config.json: hidden_act {shown(document['hidden_act'])}; only silu is supported")
     quantization = document.get("quantization_config")
     if quantization:
         method = quantization.get("quant_method", "unknown") if isinstance(quantization, Mapping) else "unknown"
         raise UnsupportedModelError(
-            f"config.json: the checkpoint is already quantized ({method}); export from the original bf16 "
+            f"config.json: the checkpoint is already quantized ({shown(method)}); export from the original bf16 "
             "checkpoint instead"
         )
 
 
 def _head_dim(document: Mapping[str, Any]) -> int:
     """The stated head_dim, or the default of transformers' Qwen3Config (128) and Qwen3MoeConfig (a quotient)."""
-    if document.get("head_dim"):
-        return int(document["head_dim"])
+    if document.get("head_dim") is not None:
+        return _integer(document, "head_dim")
     if document["model_type"] == "qwen3":
         return 128
-    return int(document["hidden_size"]) // int(document["num_attention_heads"])
+    heads = _integer(document, "num_attention_heads")
+    return _integer(document, "hidden_size") // heads if heads > 0 else 0
 
 
 def _num_experts(document: Mapping[str, Any]) -> int:
-    return int(document["num_experts"] if "num_experts" in document else document["num_local_experts"])
+    return _integer(document, "num_experts" if "num_experts" in document else "num_local_experts")
 
 
 def _rope_parameters(document: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -212,12 +228,7 @@ def _rope_parameters(document: Mapping[str, Any]) -> Mapping[str, Any]:
         raise UnsupportedModelError('config.json: rope_scaling is not an object; write null or {"rope_type": …}')
     if scaling.get("partial_rotary_factor", 1.0) != 1.0:
         raise UnsupportedModelError("config.json: partial_rotary_factor is not 1; Qwen3 rotates whole heads")
-    theta = scaling.get("rope_theta", document.get("rope_theta"))
-    if theta is None:
-        raise UnsupportedModelError(
-            "config.json: rope_theta is missing; take the config.json of the original checkpoint"
-        )
-    return {**scaling, "rope_theta": theta}
+    return {**scaling, "rope_theta": scaling.get("rope_theta", document.get("rope_theta"))}
 
 
 def _yarn_scaling(rope: Mapping[str, Any], document: Mapping[str, Any]) -> YarnScaling | None:
@@ -225,7 +236,9 @@ def _yarn_scaling(rope: Mapping[str, Any], document: Mapping[str, Any]) -> YarnS
     if rope_type == "default":
         return None
     if rope_type != "yarn":
-        raise UnsupportedModelError(f"config.json: rope_scaling type {rope_type!r} is not supported; yarn, or none, is")
+        raise UnsupportedModelError(
+            f"config.json: rope_scaling type {shown(rope_type)} is not supported; yarn, or none, is"
+        )
     known = {
         "rope_type",
         "type",
@@ -240,21 +253,79 @@ def _yarn_scaling(rope: Mapping[str, Any], document: Mapping[str, Any]) -> YarnS
     }
     for key in rope:
         if key not in known and rope[key] is not None:
-            raise UnsupportedModelError(f"config.json: rope_scaling has {key!r}, whose effect is not supported")
+            raise UnsupportedModelError(f"config.json: rope_scaling has {shown(key)}, whose effect is not supported")
     if rope.get("truncate") is False:
         raise UnsupportedModelError("config.json: rope_scaling truncate false is not supported; leave it out")
+    stated_length = rope if rope.get("original_max_position_embeddings") is not None else document
+    is_stated = stated_length is rope
     yarn = YarnScaling(
-        factor=float(rope["factor"]),
-        original_max_position_embeddings=int(
-            rope.get("original_max_position_embeddings") or document["max_position_embeddings"]
+        factor=_number(rope, "factor"),
+        original_max_position_embeddings=_integer(
+            stated_length, "original_max_position_embeddings" if is_stated else "max_position_embeddings"
         ),
-        beta_fast=float(rope.get("beta_fast") or 32.0),
-        beta_slow=float(rope.get("beta_slow") or 1.0),
+        beta_fast=_number(rope, "beta_fast", default=32.0),
+        beta_slow=_number(rope, "beta_slow", default=1.0),
     )
-    stated = rope.get("attention_factor")
-    if stated is not None and not math.isclose(float(stated), yarn.attention_factor, rel_tol=1e-6):
-        raise UnsupportedModelError(
-            f"config.json: rope_scaling attention_factor {stated} differs from the {yarn.attention_factor:.6f} "
-            "that runtimes derive from the factor; leave it out"
-        )
+    if rope.get("attention_factor") is not None:
+        stated = _number(rope, "attention_factor")
+        if not math.isclose(stated, yarn.attention_factor, rel_tol=1e-6):
+            raise UnsupportedModelError(
+                f"config.json: rope_scaling attention_factor {stated} differs from the {yarn.attention_factor:.6f} "
+                "that runtimes derive from the factor; leave it out"
+            )
     return yarn
+
+
+def _integer(document: Mapping[str, Any], name: str, *, default: int | None = None) -> int:
+    """A whole number, which some writers state as 32768.0."""
+    value = _stated(document, name, default)
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    raise _wrong(name, value, "a whole number")
+
+
+def _number(document: Mapping[str, Any], name: str, *, default: float | None = None) -> float:
+    value = _stated(document, name, default)
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if is_number and abs(value) <= sys.float_info.max:  # neither NaN nor infinite, nor an integer beyond all floats
+        return float(value)
+    raise _wrong(name, value, "a number")
+
+
+def _boolean(document: Mapping[str, Any], name: str) -> bool:
+    """True or false; false where the field is missing or null."""
+    value = document.get(name)
+    if value is None or isinstance(value, bool):
+        return bool(value)
+    raise _wrong(name, value, "true or false")
+
+
+def _text(document: Mapping[str, Any], name: str) -> str | None:
+    value = document.get(name)
+    if value is None or isinstance(value, str):
+        return value
+    raise _wrong(name, value, "text")
+
+
+def _layers(document: Mapping[str, Any], name: str) -> tuple[int, ...]:
+    """A list of layer numbers; none where the field is missing or null."""
+    value = document.get(name) or []
+    if isinstance(value, list) and all(isinstance(layer, int) and not isinstance(layer, bool) for layer in value):
+        return tuple(value)
+    raise _wrong(name, value, "a list of layer numbers")
+
+
+def _stated(document: Mapping[str, Any], name: str, default: float | None) -> Any:
+    value = document.get(name)
+    if value is None and default is None:
+        raise UnsupportedModelError(f"config.json: {name} is missing; take the config.json of the original checkpoint")
+    return default if value is None else value
+
+
+def _wrong(name: str, value: object, wanted: str) -> UnsupportedModelError:
+    return UnsupportedModelError(
+        f"config.json: {name} is {shown(value)}, where {wanted} belongs; take the config.json of the original "
+        "checkpoint"
+    )

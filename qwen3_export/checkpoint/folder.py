@@ -1,71 +1,77 @@
-"""A Hugging Face checkpoint folder, opened as a Graph: configs and headers are read, weights are not.
+"""Open a Hugging Face checkpoint folder as a Graph: its config and headers are read, its weights are not.
 
-What varies between Qwen3 checkpoints is settled here, so that nothing downstream sees it: one file or many
-shards, experts apart or fused into one tensor, an ``lm_head`` that repeats the embedding it is tied to.
-Every tensor of the config's model must be there with the config's shape, and no other may be: a checkpoint
-that differs is refused, naming the first difference.
+Qwen3 checkpoints come in several forms: one file or many shards, experts in tensors of their own or fused into one, an
+``lm_head`` that repeats the embedding it is tied to. All of them give the same graph, so the rest of the toolkit need
+not know. The checkpoint must have every tensor of the config's model, in the config's shape, and no other; if it
+differs, it is refused with the first difference.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
 
 from qwen3_export.checkpoint.safetensors_file import FLOAT_DTYPES, StoredTensor, StoredWeight, read_header
 from qwen3_export.config import Qwen3Config, parse_config
 from qwen3_export.errors import CheckpointError, ModelNotFoundError, UnsupportedModelError
+from qwen3_export.files.inside import inside
+from qwen3_export.files.json_file import Fields, read_json
+from qwen3_export.files.shown import shown
 from qwen3_export.graph import Graph, Kind, Role, Weight, expected_weights, module_name
 
-__all__ = ["open_checkpoint", "read_json"]
+__all__ = ["INDEX_FILE", "SINGLE_FILE", "open_checkpoint", "read_weight_map"]
 
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
 
-# Buffers that some exporters wrote beside the weights and that nothing computes with.
+# Buffers that some exporters wrote beside the weights, and that no computation uses.
 IGNORED_SUFFIXES = (".rotary_emb.inv_freq",)
 
-# Tensors that hold all experts of a layer, and the projections that they hold of each.
+# Tensors with all experts of a layer, and the projections of each expert in them.
 FUSED_EXPERTS = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}
 
 EMBEDDING = Role(Kind.EMBED_TOKENS)
 LM_HEAD = Role(Kind.LM_HEAD)
 COMPARED_ROWS = 4096
+# How many tensors may be missing for the first of them to be named.
+MISSING_LISTED = 100_000
 
 
 def open_checkpoint(folder: Path, *, name: str | None = None) -> Graph:
-    """Open a checkpoint folder (config.json and safetensors) without reading weights.
+    """Open a checkpoint folder (config.json and safetensors files) without reading weights.
 
-    ``name`` is what the user calls the model; the folder's name by default.  Raises CheckpointError for
-    damaged or incomplete files, UnsupportedModelError for models that are no Qwen3 language model.
+    ``name`` is what the user calls the model, by default the folder's name. Raises CheckpointError for damaged or
+    incomplete files, UnsupportedModelError for models that are not Qwen3 language models.
     """
     if not folder.is_dir():
-        raise ModelNotFoundError(f"{folder}: not a folder; --model takes a checkpoint folder, a hub id or 'demo'")
+        raise ModelNotFoundError(f"{folder}: not a folder; `model` takes a checkpoint folder, a hub id or 'demo'")
     _refuse_adapters(folder)
     config = parse_config(read_json(folder / "config.json"))
-    tensors = _unprefixed(_read_headers(folder))
+    headers = _read_headers(folder)
+    _refuse_without_head(headers, folder)
+    tensors = _unprefixed(headers)
     stored = _split_fused_experts(tensors, config)
     config, notes = _settle_head(stored, config)
     weights = _expected_only(stored, config, folder)
     return Graph(name=name or folder.resolve().name, config=config, weights=MappingProxyType(weights), notes=notes)
 
 
-def read_json(path: Path) -> Mapping[str, Any]:
-    """One JSON object.  Raises CheckpointError if it is missing or no object."""
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise CheckpointError(
-            f"{path}: missing; a checkpoint folder has config.json, tokenizer.json and safetensors files"
-        ) from error
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: cannot be read as JSON ({error}); download it again") from error
-    if not isinstance(document, dict):
-        raise CheckpointError(f"{path}: holds no JSON object; download it again")
-    return document
+def read_weight_map(index: Path) -> dict[str, str]:
+    """The shard of each tensor, from ``model.safetensors.index.json``.
+
+    Raises CheckpointError if the index is damaged, or names a file outside its folder.
+    """
+    weight_map = Fields(read_json(index), index).object("weight_map")
+    if weight_map is None:
+        raise CheckpointError(f"{index}: has no weight_map; download it again")
+    for name, shard in weight_map.items():
+        if not isinstance(shard, str):
+            raise CheckpointError(f"{index}: says that {shown(name)} is in {shown(shard)}; download it again")
+    for shard in set(weight_map.values()):
+        inside(index.parent, shard, named_by=index, follow_links=True)
+    return weight_map
 
 
 def _refuse_adapters(folder: Path) -> None:
@@ -85,38 +91,50 @@ def _read_headers(folder: Path) -> dict[str, StoredTensor]:
         return read_header(single)
     if any(folder.glob("*.bin")) or any(folder.glob("*.pth")):
         raise CheckpointError(f"{folder}: holds pickled weights; only safetensors are read, convert it first")
-    raise CheckpointError(f"{folder}: has neither {SINGLE_FILE} nor {INDEX_FILE}; is the download complete?")
+    raise CheckpointError(f"{folder}: has neither {SINGLE_FILE} nor {INDEX_FILE}; download it completely")
 
 
 def _read_sharded(folder: Path, index: Path) -> dict[str, StoredTensor]:
-    weight_map = read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict):
-        raise CheckpointError(f"{index}: has no weight_map; download it again")
+    weight_map = read_weight_map(index)
     shards = {}
     for shard in sorted(set(weight_map.values())):
         path = folder / shard
         if not path.exists():
-            raise CheckpointError(f"{index.name}: names {shard}, which is not in {folder}; download it")
+            raise CheckpointError(f"{index}: names {shown(shard)}, which is not in the folder; download it")
         shards[shard] = read_header(path)
     tensors = {}
     for name, shard in weight_map.items():
         if name not in shards[shard]:
-            raise CheckpointError(f"{index.name}: says that {name} is in {shard}, and it is not; download both again")
+            raise CheckpointError(
+                f"{index}: says that {shown(name)} is in {shown(shard)}, and it is not; download both again"
+            )
         tensors[name] = shards[shard][name]
     return tensors
 
 
+def _refuse_without_head(tensors: Mapping[str, StoredTensor], folder: Path) -> None:
+    """Refuse embedding models, which call themselves Qwen3ForCausalLM too: they store the bare stack of layers."""
+    if "embed_tokens.weight" in tensors and not any(name.startswith(("model.", "lm_head.")) for name in tensors):
+        raise UnsupportedModelError(
+            f"{folder}: an embedding model (its tensors have no 'model.' before their names, and there is no lm_head), "
+            "which generates no text; name a Qwen3 language model"
+        )
+
+
 def _unprefixed(tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
     """By module name: without ``.weight``, and without buffers."""
-    kept = {}
+    kept: dict[str, StoredTensor] = {}
     for name, tensor in tensors.items():
+        module = name.removesuffix(".weight")
+        if module in kept:
+            raise CheckpointError(f"{tensor.path}: stores {shown(module)} with and without .weight; download it again")
         if not name.endswith(IGNORED_SUFFIXES):
-            kept[name.removesuffix(".weight")] = tensor
+            kept[module] = tensor
     return kept
 
 
 def _split_fused_experts(tensors: Mapping[str, StoredTensor], config: Qwen3Config) -> dict[str, StoredTensor]:
-    """Fused expert tensors as one tensor an expert: each is a contiguous part of the fused one.
+    """Split fused expert tensors into one tensor per expert and projection, each a contiguous part of the fused one.
 
     ``experts.gate_up_proj`` is [E, 2·I, D], gate first, and ``experts.down_proj`` [E, D, I].
     """
@@ -144,7 +162,7 @@ def _split_fused_experts(tensors: Mapping[str, StoredTensor], config: Qwen3Confi
 
 
 def _settle_head(tensors: Mapping[str, StoredTensor], config: Qwen3Config) -> tuple[Qwen3Config, tuple[str, ...]]:
-    """Decide whether the head is tied from what is stored, not only from what the config says."""
+    """Whether the output head is tied to the embedding: what is stored decides, and not only the config."""
     embedding, head = tensors.get(module_name(EMBEDDING)), tensors.get(module_name(LM_HEAD))
     if not config.tie_word_embeddings or head is None or embedding is None:
         return config, ()
@@ -155,7 +173,7 @@ def _settle_head(tensors: Mapping[str, StoredTensor], config: Qwen3Config) -> tu
 
 
 def _same_bytes(a: StoredTensor, b: StoredTensor) -> bool:
-    if (a.shape, a.dtype) != (b.shape, b.dtype):
+    if (a.shape, a.dtype) != (b.shape, b.dtype) or len(a.shape) != 2:
         return False
     first = _stored_weight(a, EMBEDDING)
     second = _stored_weight(b, LM_HEAD)
@@ -168,12 +186,13 @@ def _same_bytes(a: StoredTensor, b: StoredTensor) -> bool:
 
 def _expected_only(tensors: Mapping[str, StoredTensor], config: Qwen3Config, folder: Path) -> dict[str, Weight]:
     """The weights of the config's model, all of them and no others."""
+    _check_count(tensors, config, folder)
     weights: dict[str, Weight] = {}
     for role, shape in expected_weights(config).items():
         name = module_name(role)
         tensor = tensors.get(name)
         if tensor is None:
-            raise CheckpointError(f"{folder}: {name}.weight is in none of its files; is the download complete?")
+            raise CheckpointError(f"{folder}: {name}.weight is in none of its files; download it completely")
         if tensor.shape != shape:
             raise CheckpointError(_shape_message(tensor, shape))
         weights[name] = _stored_weight(tensor, role)
@@ -181,10 +200,21 @@ def _expected_only(tensors: Mapping[str, StoredTensor], config: Qwen3Config, fol
     foreign = sorted(tensors.keys() - weights.keys() - ignored)
     if foreign:
         raise UnsupportedModelError(
-            f"{folder}: {foreign[0]} ({len(foreign)} such tensors) has no place in a {config.model_type} model of "
-            f"{config.num_hidden_layers} layers; is config.json the checkpoint's own?"
+            f"{folder}: {shown(foreign[0])} ({len(foreign)} such tensors) is no part of a {config.model_type} model of "
+            f"{config.num_hidden_layers} layers; take the config.json that belongs to these weights"
         )
     return weights
+
+
+def _check_count(tensors: Mapping[str, StoredTensor], config: Qwen3Config, folder: Path) -> None:
+    """Refuse a config of far more weights than are stored, before they are listed."""
+    sparse = sum(config.is_sparse_layer(layer) for layer in range(config.num_hidden_layers))
+    count = config.num_hidden_layers + 3 * config.num_experts * sparse
+    if count > len(tensors) + MISSING_LISTED:
+        raise CheckpointError(
+            f"{folder}: config.json asks for more than {count:,} tensors, and its files have {len(tensors):,}; weights "
+            "and config are not of the same model"
+        )
 
 
 def _stored_weight(tensor: StoredTensor, role: Role) -> StoredWeight:

@@ -26,6 +26,7 @@ from qwen3_export.errors import CheckpointError
 from qwen3_export.files.atomic import partial_file
 from qwen3_export.files.recognise import is_gguf
 from qwen3_export.llama_names import is_stacked
+from qwen3_export.targets.gguf.bounds import check_bounds
 from qwen3_export.targets.gguf.container import MetaType, MetaValue, aligned, lay_out, serialize_header
 from qwen3_export.targets.gguf.imatrix_dat import parse_dat
 from qwen3_export.targets.gguf.names import GgufTensor
@@ -225,9 +226,10 @@ def _split_experts(entries: Mapping[str, ImatrixEntry]) -> dict[str, ImatrixEntr
 def _open_gguf(path: Path) -> Any:
     from gguf import GGUFReader
 
+    check_bounds(path)
     try:
         return GGUFReader(path)
-    except (ValueError, IndexError, KeyError, OverflowError) as error:
+    except (ValueError, IndexError, KeyError, TypeError, OverflowError) as error:
         raise CheckpointError(f"{path}: a damaged GGUF file ({error}); make it again") from error
 
 

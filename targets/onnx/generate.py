@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qwen3_export.checkpoint.folder import read_json
 from qwen3_export.errors import ExportError
+from qwen3_export.files.json_file import read_json
 from qwen3_export.generation.opened import Opened
 from qwen3_export.generation.speech import artifact_speech
 from qwen3_export.generation.stepper import ChunkedStepper, Runtime, Stepper

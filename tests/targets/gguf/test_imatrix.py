@@ -205,7 +205,7 @@ def test_damaged_and_foreign_files_are_refused(tmp_path: Path) -> None:
     dat_form = write_dat(tmp_path / "a.dat", entries_of(DENSE)).read_bytes()
     cases = {
         "a truncated GGUF": (gguf_form[: len(gguf_form) // 2], "a damaged GGUF file"),
-        "a truncated header": (gguf_form[:40], "a damaged GGUF file"),
+        "a truncated header": (gguf_form[:40], "cut short"),
         "a truncated dat": (dat_form[: len(dat_form) // 2], "no importance matrix"),
         "text": (b"The quick brown fox jumps over the lazy dog", "no importance matrix"),
         "nothing": (b"", "no importance matrix"),
