@@ -19,6 +19,7 @@ from qwen3_export.checkpoint.model import Model
 from qwen3_export.errors import OptionError, QuantizationError
 from qwen3_export.graph import Graph
 from qwen3_export.quantizers.transforms import Fold, fold
+from qwen3_export.quantizers.weights.digests import digest_name
 from qwen3_export.quantizers.weights.quantized import quantize
 from qwen3_export.targets.gguf.emit import FilePlan, plan_files
 from qwen3_export.targets.gguf.imatrix import Imatrix, check_fits, read_imatrix, rounded_plainly
@@ -192,6 +193,7 @@ def with_solution(export: GgufExport, solution: Solution) -> GgufExport:
         sha256=solution.sha256,
         num_tokens=solution.num_tokens,
         tensor_errors=tuple(_tensor_error(tensor, solution.errors) for tensor in export.tensors),
+        value_digests=tuple(solution.digests.get(digest_name(tensor.members[0].role), "") for tensor in export.tensors),
     )
     recipe = export.recipe
     provenance = Provenance(
