@@ -210,10 +210,11 @@ def _differences(compared: _Compared) -> list[str]:
 
 
 def _damaged(found: list[_Compared], record: _Record) -> Iterator[str]:
-    """One sentence for each digest that the values read do not have."""
+    """One sentence for each digest that the values read do not have, if nothing else is wrong with them."""
     names = {digest_name(compared.weight.role): compared.weight for compared in found}
+    told = {digest_name(compared.weight.role) for compared in found if _differences(compared)}
     for name, weight in names.items():
-        if record.is_kept(weight) is False:
+        if name not in told and record.is_kept(weight) is False:
             yield f"{name}: its values are not those that the solver chose, by their digest; the file is damaged"
 
 
