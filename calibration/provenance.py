@@ -18,7 +18,15 @@ from qwen3_export.quantizers.transforms import Fold, parse_place, place_text
 if TYPE_CHECKING:
     from qwen3_export.calibration.solving import Solution
 
-__all__ = ["PREFIX", "calibration_or_none", "describe", "read_calibration_record", "read_scales_record", "recorded"]
+__all__ = [
+    "PREFIX",
+    "calibration_or_none",
+    "describe",
+    "read_calibration_record",
+    "read_digests_record",
+    "read_scales_record",
+    "recorded",
+]
 
 PREFIX = "qwen3_export."
 
@@ -35,6 +43,7 @@ def describe(*, model: str, recipe: str, solution: Solution | None, **more: str)
         found["method"] = solution.method
         found["calibration"] = json.dumps({**calibration, "tensor_errors": dict(solution.errors)})
         found |= {"scales": json.dumps(scales)} if scales else {}
+        found |= {"value_digests": json.dumps(dict(solution.digests))} if solution.digests else {}
     return {PREFIX + key: value for key, value in found.items()}
 
 
@@ -74,3 +83,14 @@ def read_scales_record(metadata: Mapping[str, str]) -> dict[Fold, NDArray[np.flo
         }
     except (TypeError, ValueError, AttributeError, RecursionError, binascii.Error) as error:
         raise CheckpointError(f"{PREFIX}scales of the artifact cannot be read ({error}); export it again") from error
+
+
+def read_digests_record(metadata: Mapping[str, str]) -> dict[str, str]:
+    """The digests of solved values by ``digest_name``; empty where none are recorded, or they cannot be read."""
+    try:
+        found = json.loads(metadata.get(PREFIX + "value_digests", "{}"))
+    except (TypeError, ValueError, RecursionError):
+        return {}
+    if not isinstance(found, dict):
+        return {}
+    return {name: digest for name, digest in found.items() if isinstance(digest, str)}

@@ -28,6 +28,7 @@ from qwen3_export.graph import Graph
 from qwen3_export.parallel import default_threads
 from qwen3_export.quantizers.formats import NumberFormat
 from qwen3_export.quantizers.transforms import Fold
+from qwen3_export.quantizers.weights.digests import value_digests
 
 __all__ = ["Formats", "Method", "Solution", "Solver", "forecast_solving", "solve"]
 
@@ -53,7 +54,7 @@ class Solution:
     """The graph with the values that a solver chose, and the text that it used.
 
     ``errors`` are by weight name: the error of the weight's output, relative to the output. ``scales`` were moved
-    before rounding; ``notes`` are sentences for the user.
+    before rounding; ``digests`` are of values that are not the nearest ones; ``notes`` are sentences for the user.
     """
 
     graph: Graph
@@ -63,6 +64,7 @@ class Solution:
     num_tokens: int
     errors: Mapping[str, float]
     scales: Mapping[Fold, NDArray[float32]] = field(default_factory=lambda: MappingProxyType({}))
+    digests: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     notes: tuple[str, ...] = ()
 
 
@@ -93,7 +95,9 @@ def solve(
         return Solution(graph=found.graph, method=method, errors=found.errors, scales=found.scales, **origin)
     solved, report = gptq_graph(graph, formats, windows, work_dir=work_dir, threads=threads, progress=progress)
     errors = {weight.name: weight.error for weight in report.weights}
-    return Solution(graph=solved, method=method, errors=errors, notes=tuple(report.notes), **origin)
+    digests = value_digests(solved, errors)
+    notes = tuple(report.notes)
+    return Solution(graph=solved, method=method, errors=errors, digests=digests, notes=notes, **origin)
 
 
 def forecast_solving(

@@ -8,15 +8,16 @@ setting that would change the result and is not supported is refused by name.
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from qwen3_export.config_fields import boolean, integer, layer_numbers, number, text, wrong_type
 from qwen3_export.errors import UnsupportedModelError
 from qwen3_export.files.shown import shown
+from qwen3_export.yarn import YarnScaling, read_rope_parameters, read_yarn, rope_notes
 
-__all__ = ["Qwen3Config", "YarnScaling", "parse_config"]
+__all__ = ["Qwen3Config", "YarnScaling", "config_notes", "parse_config", "stated_quantization"]
 
 MODEL_TYPES = ("qwen3", "qwen3_moe")
 
@@ -47,28 +48,6 @@ OTHER_ARCHITECTURES = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class YarnScaling:
-    """YaRN, which extends the context (arXiv 2309.00071), with the fields of ``rope_scaling`` in ``config.json``."""
-
-    factor: float
-    original_max_position_embeddings: int
-    beta_fast: float = 32.0
-    beta_slow: float = 1.0
-
-    def __post_init__(self) -> None:
-        for field in ("factor", "original_max_position_embeddings", "beta_fast", "beta_slow"):
-            if not 0 < getattr(self, field) < math.inf:
-                raise UnsupportedModelError(
-                    f"config.json: rope_scaling {field} is {getattr(self, field)}; it must be positive"
-                )
-
-    @property
-    def attention_factor(self) -> float:
-        """The factor on cos and sin: 0.1 ln(factor) + 1 (section 3.4 of the paper)."""
-        return 0.1 * math.log(self.factor) + 1.0 if self.factor > 1.0 else 1.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Qwen3Config:
     """The hyperparameters of one Qwen3 or Qwen3-MoE model; MoE fields are 0 for dense models."""
 
@@ -80,7 +59,7 @@ class Qwen3Config:
     num_attention_heads: int
     num_key_value_heads: int
     head_dim: int
-    max_position_embeddings: int
+    max_position_embeddings: int  # as config.json states it; see context_length
     rms_norm_eps: float
     rope_theta: float
     tie_word_embeddings: bool
@@ -92,6 +71,7 @@ class Qwen3Config:
     decoder_sparse_step: int = 1
     mlp_only_layers: tuple[int, ...] = ()
     torch_dtype: str = "bfloat16"
+    plain_attention_positions: int | None = None  # where dual chunk attention would begin, which is not computed
 
     def __post_init__(self) -> None:
         for field, limit in {**LIMITS, **(MOE_LIMITS if self.is_moe else {})}.items():
@@ -122,6 +102,17 @@ class Qwen3Config:
         return self.model_type == "qwen3_moe"
 
     @property
+    def context_length(self) -> int:
+        """The positions that the model is good for, which is what artifacts state.
+
+        With YaRN switched on as the model cards say, max_position_embeddings keeps the length without it.
+        """
+        length = self.max_position_embeddings
+        if self.rope_scaling is not None:
+            length = max(length, self.rope_scaling.num_positions)
+        return length if self.plain_attention_positions is None else min(length, self.plain_attention_positions)
+
+    @property
     def heads_per_kv(self) -> int:
         return self.num_attention_heads // self.num_key_value_heads
 
@@ -142,29 +133,54 @@ def parse_config(document: Mapping[str, Any]) -> Qwen3Config:
     _refuse_other_architectures(document)
     _refuse_unsupported_settings(document)
     is_moe = document["model_type"] == "qwen3_moe"
-    rope = _rope_parameters(document)
+    rope = read_rope_parameters(document)
     return Qwen3Config(
         model_type=document["model_type"],
-        vocab_size=_integer(document, "vocab_size"),
-        hidden_size=_integer(document, "hidden_size"),
-        intermediate_size=_integer(document, "intermediate_size"),
-        num_hidden_layers=_integer(document, "num_hidden_layers"),
-        num_attention_heads=_integer(document, "num_attention_heads"),
-        num_key_value_heads=_integer(document, "num_key_value_heads"),
+        vocab_size=integer(document, "vocab_size"),
+        hidden_size=integer(document, "hidden_size"),
+        intermediate_size=integer(document, "intermediate_size"),
+        num_hidden_layers=integer(document, "num_hidden_layers"),
+        num_attention_heads=integer(document, "num_attention_heads"),
+        num_key_value_heads=integer(document, "num_key_value_heads"),
         head_dim=_head_dim(document),
-        max_position_embeddings=_integer(document, "max_position_embeddings"),
-        rms_norm_eps=_number(document, "rms_norm_eps"),
-        rope_theta=_number(rope, "rope_theta"),
-        tie_word_embeddings=_boolean(document, "tie_word_embeddings"),
-        rope_scaling=_yarn_scaling(rope, document),
+        max_position_embeddings=integer(document, "max_position_embeddings"),
+        rms_norm_eps=number(document, "rms_norm_eps"),
+        rope_theta=number(rope, "rope_theta"),
+        tie_word_embeddings=boolean(document, "tie_word_embeddings"),
+        rope_scaling=read_yarn(rope, document),
         num_experts=_num_experts(document) if is_moe else 0,
-        num_experts_per_tok=_integer(document, "num_experts_per_tok") if is_moe else 0,
-        moe_intermediate_size=_integer(document, "moe_intermediate_size") if is_moe else 0,
-        norm_topk_prob=_boolean(document, "norm_topk_prob") if is_moe else False,
-        decoder_sparse_step=_integer(document, "decoder_sparse_step", default=1) if is_moe else 1,
-        mlp_only_layers=_layers(document, "mlp_only_layers") if is_moe else (),
-        torch_dtype=_text(document, "torch_dtype") or _text(document, "dtype") or "bfloat16",
+        num_experts_per_tok=integer(document, "num_experts_per_tok") if is_moe else 0,
+        moe_intermediate_size=integer(document, "moe_intermediate_size") if is_moe else 0,
+        norm_topk_prob=boolean(document, "norm_topk_prob") if is_moe else False,
+        decoder_sparse_step=integer(document, "decoder_sparse_step", default=1) if is_moe else 1,
+        mlp_only_layers=layer_numbers(document, "mlp_only_layers") if is_moe else (),
+        torch_dtype=text(document, "torch_dtype") or text(document, "dtype") or "bfloat16",
+        plain_attention_positions=_plain_attention_positions(document),
     )
+
+
+def config_notes(document: Mapping[str, Any]) -> tuple[str, ...]:
+    """What a user should know of a config that ``parse_config`` takes: settings without effect, lengths that differ."""
+    config, notes = parse_config(document), list(rope_notes(document))
+    if config.plain_attention_positions is not None:
+        notes.append(
+            "config.json asks for dual chunk attention, which neither transformers nor any target computes: the "
+            f"context ends at {config.context_length:,} tokens, as far as the model goes without it"
+        )
+    elif config.context_length > config.max_position_embeddings:
+        notes.append(
+            f"YaRN extends the context to {config.context_length:,} tokens, which is stated instead of "
+            f"max_position_embeddings {config.max_position_embeddings:,}"
+        )
+    return tuple(notes)
+
+
+def stated_quantization(document: Mapping[str, Any]) -> str | None:
+    """The method that ``quantization_config`` names, or None if there is no such field."""
+    stated = document.get("quantization_config")
+    if not stated:
+        return None
+    return str(stated.get("quant_method", "unknown")) if isinstance(stated, Mapping) else "unknown"
 
 
 def _refuse_other_architectures(document: Mapping[str, Any]) -> None:
@@ -176,7 +192,7 @@ def _refuse_other_architectures(document: Mapping[str, Any]) -> None:
         )
     names = document.get("architectures") or []
     if not isinstance(names, list):
-        raise _wrong("architectures", names, "a list of names")
+        raise wrong_type("architectures", names, "a list of names")
     for name in names:
         if not str(name).endswith("ForCausalLM"):
             raise UnsupportedModelError(
@@ -198,134 +214,33 @@ def _refuse_unsupported_settings(document: Mapping[str, Any]) -> None:
         )
     if document.get("hidden_act", "silu") != "silu":
         raise UnsupportedModelError(f"config.json: hidden_act {shown(document['hidden_act'])}; only silu is supported")
-    quantization = document.get("quantization_config")
-    if quantization:
-        method = quantization.get("quant_method", "unknown") if isinstance(quantization, Mapping) else "unknown"
-        raise UnsupportedModelError(
-            f"config.json: the checkpoint is already quantized ({shown(method)}); export from the original bf16 "
-            "checkpoint instead"
-        )
+
+
+def _plain_attention_positions(document: Mapping[str, Any]) -> int | None:
+    """The length up to which dual chunk attention is plain attention; None for a config without it."""
+    name = "dual_chunk_attention_config"
+    stated = document.get(name)
+    if not stated:
+        return None
+    if not isinstance(stated, Mapping):
+        raise wrong_type(name, stated, "an object")
+    positions = integer(
+        stated, "original_max_position_embeddings", default=integer(document, "max_position_embeddings")
+    )
+    if positions <= 0:
+        raise UnsupportedModelError(f"config.json: {name} original_max_position_embeddings is {positions}; correct it")
+    return positions
 
 
 def _head_dim(document: Mapping[str, Any]) -> int:
     """The stated head_dim, or the default of transformers' Qwen3Config (128) and Qwen3MoeConfig (a quotient)."""
     if document.get("head_dim") is not None:
-        return _integer(document, "head_dim")
+        return integer(document, "head_dim")
     if document["model_type"] == "qwen3":
         return 128
-    heads = _integer(document, "num_attention_heads")
-    return _integer(document, "hidden_size") // heads if heads > 0 else 0
+    heads = integer(document, "num_attention_heads")
+    return integer(document, "hidden_size") // heads if heads > 0 else 0
 
 
 def _num_experts(document: Mapping[str, Any]) -> int:
-    return _integer(document, "num_experts" if "num_experts" in document else "num_local_experts")
-
-
-def _rope_parameters(document: Mapping[str, Any]) -> Mapping[str, Any]:
-    """One mapping with ``rope_theta`` and, if any, the scaling keys, from either spelling."""
-    scaling = document.get("rope_parameters") or document.get("rope_scaling") or {}
-    if not isinstance(scaling, Mapping):
-        raise UnsupportedModelError('config.json: rope_scaling is not an object; write null or {"rope_type": …}')
-    if scaling.get("partial_rotary_factor", 1.0) != 1.0:
-        raise UnsupportedModelError("config.json: partial_rotary_factor is not 1; Qwen3 rotates whole heads")
-    return {**scaling, "rope_theta": scaling.get("rope_theta", document.get("rope_theta"))}
-
-
-def _yarn_scaling(rope: Mapping[str, Any], document: Mapping[str, Any]) -> YarnScaling | None:
-    rope_type = rope.get("rope_type", rope.get("type", "default"))
-    if rope_type == "default":
-        return None
-    if rope_type != "yarn":
-        raise UnsupportedModelError(
-            f"config.json: rope_scaling type {shown(rope_type)} is not supported; yarn, or none, is"
-        )
-    known = {
-        "rope_type",
-        "type",
-        "rope_theta",
-        "factor",
-        "original_max_position_embeddings",
-        "beta_fast",
-        "beta_slow",
-        "attention_factor",
-        "truncate",
-        "partial_rotary_factor",
-    }
-    for key in rope:
-        if key not in known and rope[key] is not None:
-            raise UnsupportedModelError(f"config.json: rope_scaling has {shown(key)}, whose effect is not supported")
-    if rope.get("truncate") is False:
-        raise UnsupportedModelError("config.json: rope_scaling truncate false is not supported; leave it out")
-    stated_length = rope if rope.get("original_max_position_embeddings") is not None else document
-    is_stated = stated_length is rope
-    yarn = YarnScaling(
-        factor=_number(rope, "factor"),
-        original_max_position_embeddings=_integer(
-            stated_length, "original_max_position_embeddings" if is_stated else "max_position_embeddings"
-        ),
-        beta_fast=_number(rope, "beta_fast", default=32.0),
-        beta_slow=_number(rope, "beta_slow", default=1.0),
-    )
-    if rope.get("attention_factor") is not None:
-        stated = _number(rope, "attention_factor")
-        if not math.isclose(stated, yarn.attention_factor, rel_tol=1e-6):
-            raise UnsupportedModelError(
-                f"config.json: rope_scaling attention_factor {stated} differs from the {yarn.attention_factor:.6f} "
-                "that runtimes derive from the factor; leave it out"
-            )
-    return yarn
-
-
-def _integer(document: Mapping[str, Any], name: str, *, default: int | None = None) -> int:
-    """A whole number, which some writers state as 32768.0."""
-    value = _stated(document, name, default)
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
-    if isinstance(value, int) and not isinstance(value, bool):
-        return value
-    raise _wrong(name, value, "a whole number")
-
-
-def _number(document: Mapping[str, Any], name: str, *, default: float | None = None) -> float:
-    value = _stated(document, name, default)
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if is_number and abs(value) <= sys.float_info.max:  # neither NaN nor infinite, nor an integer beyond all floats
-        return float(value)
-    raise _wrong(name, value, "a number")
-
-
-def _boolean(document: Mapping[str, Any], name: str) -> bool:
-    """True or false; false where the field is missing or null."""
-    value = document.get(name)
-    if value is None or isinstance(value, bool):
-        return bool(value)
-    raise _wrong(name, value, "true or false")
-
-
-def _text(document: Mapping[str, Any], name: str) -> str | None:
-    value = document.get(name)
-    if value is None or isinstance(value, str):
-        return value
-    raise _wrong(name, value, "text")
-
-
-def _layers(document: Mapping[str, Any], name: str) -> tuple[int, ...]:
-    """A list of layer numbers; none where the field is missing or null."""
-    value = document.get(name) or []
-    if isinstance(value, list) and all(isinstance(layer, int) and not isinstance(layer, bool) for layer in value):
-        return tuple(value)
-    raise _wrong(name, value, "a list of layer numbers")
-
-
-def _stated(document: Mapping[str, Any], name: str, default: float | None) -> Any:
-    value = document.get(name)
-    if value is None and default is None:
-        raise UnsupportedModelError(f"config.json: {name} is missing; take the config.json of the original checkpoint")
-    return default if value is None else value
-
-
-def _wrong(name: str, value: object, wanted: str) -> UnsupportedModelError:
-    return UnsupportedModelError(
-        f"config.json: {name} is {shown(value)}, where {wanted} belongs; take the config.json of the original "
-        "checkpoint"
-    )
+    return integer(document, "num_experts" if "num_experts" in document else "num_local_experts")

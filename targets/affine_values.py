@@ -8,6 +8,8 @@ blocks of 32, a little more in wider ones, whose largest magnitudes are larger.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from qwen3_export.graph import Graph, Weight
 from qwen3_export.parity.values import Limits, ValueCheck, compare_values
 from qwen3_export.quantizers.affine import AffineFormat
@@ -18,9 +20,14 @@ __all__ = ["check_affine_values"]
 TENSOR_LIMIT_AT_4_BITS, MOST = 0.28, 0.95
 
 
-def check_affine_values(stored: Graph, expected: Graph, *, is_full: bool, is_solved: bool) -> ValueCheck:
-    """Compare the values read back (``stored``) with the graph that was meant to be stored."""
-    return compare_values(stored, expected, limits=_limits, is_full=is_full, is_solved=is_solved)
+def check_affine_values(
+    stored: Graph, expected: Graph, *, is_full: bool, is_solved: bool, digests: Mapping[str, str] | None = None
+) -> ValueCheck:
+    """Compare the values read back (``stored``) with the graph that was meant to be stored.
+
+    ``is_solved``: a solver may have chosen them; ``digests`` are what the artifact records of that.
+    """
+    return compare_values(stored, expected, limits=_limits, is_full=is_full, is_solved=is_solved, digests=digests)
 
 
 def _limits(weight: Weight) -> Limits | None:

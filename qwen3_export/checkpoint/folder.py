@@ -12,19 +12,18 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
-from qwen3_export.checkpoint.safetensors_file import FLOAT_DTYPES, StoredTensor, StoredWeight, read_header
-from qwen3_export.config import Qwen3Config, parse_config
+from qwen3_export.checkpoint.safetensors_file import FLOAT_DTYPES, StoredTensor, StoredWeight
+from qwen3_export.checkpoint.tensor_names import canonical_names
+from qwen3_export.checkpoint.weight_files import read_stored_tensors, refuse_adapters
+from qwen3_export.config import Qwen3Config, config_notes, parse_config, stated_quantization
 from qwen3_export.errors import CheckpointError, ModelNotFoundError, UnsupportedModelError
-from qwen3_export.files.inside import inside
-from qwen3_export.files.json_file import Fields, read_json
+from qwen3_export.files.json_file import read_json
 from qwen3_export.files.shown import shown
 from qwen3_export.graph import Graph, Kind, Role, Weight, expected_weights, module_name
 
-__all__ = ["INDEX_FILE", "SINGLE_FILE", "open_checkpoint", "read_weight_map"]
-
-INDEX_FILE = "model.safetensors.index.json"
-SINGLE_FILE = "model.safetensors"
+__all__ = ["open_checkpoint"]
 
 # Buffers that some exporters wrote beside the weights, and that no computation uses.
 IGNORED_SUFFIXES = (".rotary_emb.inv_freq",)
@@ -35,6 +34,12 @@ FUSED_EXPERTS = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_p
 EMBEDDING = Role(Kind.EMBED_TOKENS)
 LM_HEAD = Role(Kind.LM_HEAD)
 COMPARED_ROWS = 4096
+
+# Parts of the names under which quantized checkpoints store codes and scales (GPTQ, AWQ, FP8, compressed-tensors, bnb).
+QUANTIZED_PARTS = frozenset(
+    {"qweight", "qzeros", "scales", "weight_scale", "weight_scale_inv", "weight_scale_2", "weight_packed", "absmax",
+     "quant_map", "quant_state", "SCB", "weight_zero_point", "input_scale"}
+)  # fmt: skip
 # How many tensors may be missing for the first of them to be named.
 MISSING_LISTED = 100_000
 
@@ -47,78 +52,38 @@ def open_checkpoint(folder: Path, *, name: str | None = None) -> Graph:
     """
     if not folder.is_dir():
         raise ModelNotFoundError(f"{folder}: not a folder; `model` takes a checkpoint folder, a hub id or 'demo'")
-    _refuse_adapters(folder)
-    config = parse_config(read_json(folder / "config.json"))
-    headers = _read_headers(folder)
-    _refuse_without_head(headers, folder)
-    tensors = _unprefixed(headers)
-    stored = _split_fused_experts(tensors, config)
-    config, notes = _settle_head(stored, config)
-    weights = _expected_only(stored, config, folder)
-    return Graph(name=name or folder.resolve().name, config=config, weights=MappingProxyType(weights), notes=notes)
+    refuse_adapters(folder)
+    document = read_json(folder / "config.json")
+    config = parse_config(document)
+    stored = read_stored_tensors(folder, document)
+    named = canonical_names(stored.tensors, folder)
+    notes = [*config_notes(document), *stored.notes, *named.notes]
+    notes += _settle_quantization(named.tensors, document, folder)
+    tensors = _split_fused_experts(_unprefixed(named.tensors), config)
+    tensors, config, settled = _settle_head(tensors, config)
+    weights = MappingProxyType(_expected_only(tensors, config, folder))
+    return Graph(name=name or folder.resolve().name, config=config, weights=weights, notes=(*notes, *settled))
 
 
-def read_weight_map(index: Path) -> dict[str, str]:
-    """The shard of each tensor, from ``model.safetensors.index.json``.
-
-    Raises CheckpointError if the index is damaged, or names a file outside its folder.
-    """
-    weight_map = Fields(read_json(index), index).object("weight_map")
-    if weight_map is None:
-        raise CheckpointError(f"{index}: has no weight_map; download it again")
-    for name, shard in weight_map.items():
-        if not isinstance(shard, str):
-            raise CheckpointError(f"{index}: says that {shown(name)} is in {shown(shard)}; download it again")
-    for shard in set(weight_map.values()):
-        inside(index.parent, shard, named_by=index, follow_links=True)
-    return weight_map
-
-
-def _refuse_adapters(folder: Path) -> None:
-    if (folder / "adapter_config.json").exists() and not (folder / "config.json").exists():
-        raise UnsupportedModelError(
-            f"{folder}: a LoRA adapter, not a model; merge it into its base first "
-            "(peft: model.merge_and_unload(), then save_pretrained)"
-        )
-
-
-def _read_headers(folder: Path) -> dict[str, StoredTensor]:
-    index = folder / INDEX_FILE
-    if index.exists():
-        return _read_sharded(folder, index)
-    single = folder / SINGLE_FILE
-    if single.exists():
-        return read_header(single)
-    if any(folder.glob("*.bin")) or any(folder.glob("*.pth")):
-        raise CheckpointError(f"{folder}: holds pickled weights; only safetensors are read, convert it first")
-    raise CheckpointError(f"{folder}: has neither {SINGLE_FILE} nor {INDEX_FILE}; download it completely")
-
-
-def _read_sharded(folder: Path, index: Path) -> dict[str, StoredTensor]:
-    weight_map = read_weight_map(index)
-    shards = {}
-    for shard in sorted(set(weight_map.values())):
-        path = folder / shard
-        if not path.exists():
-            raise CheckpointError(f"{index}: names {shown(shard)}, which is not in the folder; download it")
-        shards[shard] = read_header(path)
-    tensors = {}
-    for name, shard in weight_map.items():
-        if name not in shards[shard]:
-            raise CheckpointError(
-                f"{index}: says that {shown(name)} is in {shown(shard)}, and it is not; download both again"
-            )
-        tensors[name] = shards[shard][name]
-    return tensors
-
-
-def _refuse_without_head(tensors: Mapping[str, StoredTensor], folder: Path) -> None:
-    """Refuse embedding models, which call themselves Qwen3ForCausalLM too: they store the bare stack of layers."""
-    if "embed_tokens.weight" in tensors and not any(name.startswith(("model.", "lm_head.")) for name in tensors):
-        raise UnsupportedModelError(
-            f"{folder}: an embedding model (its tensors have no 'model.' before their names, and there is no lm_head), "
-            "which generates no text; name a Qwen3 language model"
-        )
+def _settle_quantization(tensors: Mapping[str, StoredTensor], document: Mapping[str, Any], folder: Path) -> list[str]:
+    """Decide from what is stored whether the checkpoint is quantized; a merge keeps the config of a model that was."""
+    method = stated_quantization(document)
+    codes = next((name for name in tensors if not QUANTIZED_PARTS.isdisjoint(name.split("."))), None)
+    integers = next((name for name, tensor in tensors.items() if tensor.dtype not in FLOAT_DTYPES), None)
+    if codes is None and method is None:
+        return []
+    if codes is None and integers is None:
+        dtypes = ", ".join(sorted({tensor.dtype for tensor in tensors.values()}))
+        return [
+            f"config.json says that the model is quantized ({shown(method)}), and its weights are stored as {dtypes}: "
+            "they are taken as they are"
+        ]
+    found = codes or integers
+    assert found is not None
+    raise UnsupportedModelError(
+        f"{folder}: the checkpoint is already quantized ({shown(method or 'unknown')}; {shown(found)} is stored as "
+        f"{tensors[found].dtype}); export from the original bf16 checkpoint instead"
+    )
 
 
 def _unprefixed(tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
@@ -161,15 +126,21 @@ def _split_fused_experts(tensors: Mapping[str, StoredTensor], config: Qwen3Confi
     return split
 
 
-def _settle_head(tensors: Mapping[str, StoredTensor], config: Qwen3Config) -> tuple[Qwen3Config, tuple[str, ...]]:
+def _settle_head(
+    tensors: Mapping[str, StoredTensor], config: Qwen3Config
+) -> tuple[dict[str, StoredTensor], Qwen3Config, tuple[str, ...]]:
     """Whether the output head is tied to the embedding: what is stored decides, and not only the config."""
     embedding, head = tensors.get(module_name(EMBEDDING)), tensors.get(module_name(LM_HEAD))
-    if not config.tie_word_embeddings or head is None or embedding is None:
-        return config, ()
+    kept = dict(tensors)
+    if not config.tie_word_embeddings or head is None:
+        return kept, config, ()
+    if embedding is None:
+        kept[module_name(EMBEDDING)] = kept.pop(module_name(LM_HEAD))
+        return kept, config, ("lm_head alone is stored, and is the embedding too, to which the config ties it",)
     if _same_bytes(embedding, head):
-        return config, ("lm_head repeats the tied embedding byte for byte, and is left out",)
+        return kept, config, ("lm_head repeats the tied embedding byte for byte, and is left out",)
     note = "the config ties lm_head to the embedding, but the checkpoint's two differ: lm_head is kept"
-    return replace(config, tie_word_embeddings=False), (note,)
+    return kept, replace(config, tie_word_embeddings=False), (note,)
 
 
 def _same_bytes(a: StoredTensor, b: StoredTensor) -> bool:
@@ -192,7 +163,7 @@ def _expected_only(tensors: Mapping[str, StoredTensor], config: Qwen3Config, fol
         name = module_name(role)
         tensor = tensors.get(name)
         if tensor is None:
-            raise CheckpointError(f"{folder}: {name}.weight is in none of its files; download it completely")
+            raise CheckpointError(_missing_message(name, folder))
         if tensor.shape != shape:
             raise CheckpointError(_shape_message(tensor, shape))
         weights[name] = _stored_weight(tensor, role)
@@ -230,6 +201,15 @@ def _stored_weight(tensor: StoredTensor, role: Role) -> StoredWeight:
             f"fit its shape {list(tensor.shape)}; download it again"
         )
     return weight
+
+
+def _missing_message(name: str, folder: Path) -> str:
+    if name == module_name(LM_HEAD):
+        return (
+            f"{folder}: config.json says that lm_head is not the embedding, and lm_head.weight is in none of its "
+            "files; set tie_word_embeddings to true if it is, or download the checkpoint completely"
+        )
+    return f"{folder}: {name}.weight is in none of its files; download it completely"
 
 
 def _shape_message(tensor: StoredTensor, expected: tuple[int, ...]) -> str:

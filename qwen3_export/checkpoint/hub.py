@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
-from qwen3_export.checkpoint.folder import INDEX_FILE, SINGLE_FILE, read_weight_map
 from qwen3_export.checkpoint.tokenizer import TOKENIZER_FILES
+from qwen3_export.checkpoint.weight_files import INDEX_FILE, SINGLE_FILE, read_weight_map
 from qwen3_export.errors import ExportError, ModelNotFoundError, OutputError, UnsupportedModelError
 
 __all__ = ["DEMO", "ResolvedModel", "resolve_model"]
@@ -24,7 +24,14 @@ ORGANISATION = "Qwen"
 SHORT_NAME = re.compile(r"Qwen3-[\w.-]+", re.IGNORECASE)
 WITHOUT_HEAD = re.compile(r"Qwen3-(?:VL-)?(Embedding|Reranker)", re.IGNORECASE)
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-FILES = ["config.json", "model*.safetensors", "model.safetensors.index.json", "README.md", *TOKENIZER_FILES]
+FILES = [
+    "config.json",
+    "model*.safetensors",
+    "model.safetensors.index.json",
+    "adapter_config.json",
+    "README.md",
+    *TOKENIZER_FILES,
+]
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 # What the parts of huggingface_hub that are written in Rust say instead of an error number.
@@ -127,10 +134,10 @@ def _is_complete(folder: Path) -> bool:
     """Whether a snapshot has all that is needed; an interrupted download leaves one that has not."""
     if not (folder / "config.json").exists() or not (folder / "tokenizer.json").exists():
         return False
+    if (folder / SINGLE_FILE).exists():
+        return True
     index = folder / INDEX_FILE
-    if not index.exists():
-        return (folder / SINGLE_FILE).exists()
-    return all((folder / shard).exists() for shard in set(read_weight_map(index).values()))
+    return index.exists() and all((folder / shard).exists() for shard in set(read_weight_map(index).values()))
 
 
 def _download(hub_id: str, revision: str | None) -> Path:

@@ -77,6 +77,7 @@ class Findings:
     exact: Exact
     shipped: Shipped
     problems: Sequence[str] = ()
+    notes: Sequence[str] = ()
     values: ValueCheck | None = None
     prompts: Sequence[Prompt] = ()
     is_full: bool = False
@@ -104,6 +105,7 @@ class Findings:
             decode=self.decode or decode,
             calibration=artifact.calibration,
             metadata=tuple(self.problems),
+            notes=(*self.notes, *(() if self.values is None else self.values.notes)),
             values=() if self.values is None else self.values.differences,
             gates=tuple(failures),
             first_divergence=self.exact.divergence,

@@ -23,7 +23,7 @@ from qwen3_export.parity.values import WeightError
 __all__ = ["parse_report", "read_report"]
 
 MEASURED = ("mean_kld", "p99_kld", "max_kld", "max_abs", "perplexity_ratio")
-LISTS = ("metadata", "values", "gates")
+LISTS = ("metadata", "notes", "values", "gates")
 
 Record = TypeVar("Record")
 

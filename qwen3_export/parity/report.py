@@ -165,6 +165,7 @@ class Report:
     decode: Decode = field(default_factory=Decode)
     calibration: Mapping[str, Any] | None = None
     metadata: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
     values: tuple[str, ...] = ()
     gates: tuple[str, ...] = ()
     first_divergence: FirstDivergence | None = None

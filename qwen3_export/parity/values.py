@@ -1,26 +1,38 @@
-"""Compare a file's values with the checkpoint's: errors must not exceed what the number format explains.
+"""Compare a file's values with the checkpoint's: what the number format and the data explain, and what they do not.
 
-Values stored without loss must be equal, and quantized values must be near. A transposed, permuted or wrong matrix is
-100 % off or more, and a damaged block stands out among the others. Each target sets how far off a format may be
-(``Limits``). A solver that compensates the errors of earlier weights does not aim at the checkpoint's values: it moves
-fine weights as far as coarse ones. For GPTQ, 1.34 and 1.14 times the limits of plain rounding in the coarsest format
-were measured, and twice that is allowed. A wrong matrix (1.41 times its own size) exceeds that.
+Values stored without loss must be equal. Values that were rounded to nearest must be near: each target says how far off
+a format may be (``Limits``), and a damaged block stands out.
+
+A solver does not aim at the checkpoint's values. It compensates the errors of earlier weights, and moves weights that
+its text never used as far as it likes, so no limit on the error follows from the format. Two other things are known:
+
+- Whatever it chose is recorded when it is written, as a digest (``quantizers.weights.digests``). Values that have the
+  recorded digest are what the solver chose; others are damaged.
+- A row still is the checkpoint's row, plus an error. Rows of another tensor, and those of a permuted or a transposed
+  one, do not correlate with it: over n columns their correlation has a standard deviation of 1 / sqrt(n). A row within
+  ``UNRELATED`` of these is not the checkpoint's. (The mean of the rows is taken off before, for it is common to all.)
+
+Without a recorded digest, as in other tools' files, what exceeds the format's limits is a note, and not a fault.
 """
 
 # R rows  I in_features
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from qwen3_export.graph import Graph, Weight
+from qwen3_export.quantizers.weights.digests import ValueDigest, digest_name
 
 __all__ = ["Limits", "ValueCheck", "WeightError", "compare_values"]
 
-SOLVED_TENSOR_FACTOR, SOLVED_BLOCK_FACTOR, SOLVED_TENSOR_LIMIT = 2.7, 2.3, 0.95
+# A row whose correlation is within so many standard deviations of no correlation is another one. With fewer columns
+# than this, chance alone correlates rows too well to tell.
+UNRELATED, FEWEST_COLUMNS = 5.0, 48
 
 # A quick check reads about this many values in all, and at least this many rows of each weight.
 QUICK_VALUES, QUICK_ROWS = 1 << 26, 16
@@ -56,12 +68,16 @@ class WeightError:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ValueCheck:
-    """What was compared, and one sentence for each weight that differs from the checkpoint's."""
+    """What was compared, and one sentence for each weight that differs from the checkpoint's.
+
+    ``notes`` are about weights that are far off, where nobody knows how far off they may be.
+    """
 
     weights: int
     rows: int
     rows_in_all: int
     differences: tuple[str, ...]
+    notes: tuple[str, ...] = ()
     errors: tuple[WeightError, ...] = ()
 
 
@@ -74,6 +90,8 @@ class _Errors:
     worst_block: float = 0.0
     worst_row: int = 0
     largest_excess: float = 0.0  # for an unquantized weight: error minus what its format allows
+    unrelated_rows: list[int] = field(default_factory=list)
+    rows: int = 0
 
     def add(self, difference: np.ndarray, expected: np.ndarray) -> None:
         self.squared_error += float(np.vdot(difference, difference))
@@ -98,56 +116,135 @@ def compare_values(
     limits: LimitsOf,
     is_full: bool,
     is_solved: bool = False,
+    digests: Mapping[str, str] | None = None,
     verify: Verify | None = None,
     progress: Progress | None = None,
 ) -> ValueCheck:
     """Compare the values read back (``stored``) with the graph that was meant to be stored.
 
-    ``is_solved``: a solver has chosen the values, so they need not be the nearest to the checkpoint's. ``verify``
-    compares our decoding with another one, block of rows by block of rows.
+    ``is_solved``: the values may be a solver's choice; ``digests`` are what the file records of it, by ``digest_name``.
+    ``verify`` compares our decoding with another one, block of rows by block of rows.
     """
     budget = QUICK_VALUES // max(len(stored.weights), 1)
     if is_full or expected.num_parameters <= QUICK_VALUES:
         budget = expected.num_parameters
-    differences: list[str] = []
-    seen: dict[tuple[str, int | None, str], _Errors] = {}
-    allowed = {weight.name: limits(weight) for weight in stored}
-    if is_solved:
-        allowed = _solved_limits(allowed)
-    rows_seen = rows_in_all = 0
+    found: list[_Compared] = []
+    record = _Record(digests or {}, stored)
     for i, weight in enumerate(stored):
-        chosen = list(_row_blocks(weight, budget))
-        found, errors = _check_weight(
+        compared = _compare(
             weight,
             expected.weights[weight.name],
-            chosen,
-            limits=allowed[weight.name],
-            is_solved=is_solved,
+            list(_row_blocks(weight, budget)),
+            limits=limits(weight),
+            is_solved=is_solved and (not digests or record.has(weight)),
+            record=record,
             verify=verify,
         )
-        differences += found
-        if len(weight.shape) > 1:
-            key = (weight.role.kind.value, weight.role.layer, weight.format)
-            seen[key] = errors if key not in seen else seen[key].merged(errors)
-        rows_seen += sum(rows.stop - rows.start for rows in chosen)
-        rows_in_all += weight.shape[0]
+        found.append(compared)
         if progress is not None:
             progress(i + 1, len(stored.weights))
     return ValueCheck(
-        weights=len(stored.weights), rows=rows_seen, rows_in_all=rows_in_all, differences=tuple(differences),
-        errors=tuple(_weight_error(*key, errors) for key, errors in seen.items()),
-    )  # fmt: skip
+        weights=len(stored.weights),
+        rows=sum(compared.errors.rows for compared in found),
+        rows_in_all=sum(weight.shape[0] for weight in stored),
+        differences=(*(text for compared in found for text in _differences(compared)), *_damaged(found, record)),
+        notes=tuple(_notes(found, record)),
+        errors=tuple(_weight_errors(found)),
+    )
 
 
-def _solved_limits(allowed: Mapping[str, Limits | None]) -> dict[str, Limits | None]:
-    """Limits for a solver, which compensates errors of other weights, also those in the coarsest format."""
-    known = [limits for limits in allowed.values() if limits is not None]
-    tensor = min(SOLVED_TENSOR_FACTOR * max((limits.tensor for limits in known), default=0.0), SOLVED_TENSOR_LIMIT)
-    block = SOLVED_BLOCK_FACTOR * max((limits.block for limits in known), default=0.0)
-    return {
-        name: None if limits is None else replace(limits, tensor=tensor, block=block)
-        for name, limits in allowed.items()
-    }
+class _Record:
+    """The digests that a file records, beside those of the values that are read."""
+
+    def __init__(self, recorded: Mapping[str, str], stored: Graph) -> None:
+        self._recorded = recorded
+        self._left = dict.fromkeys(recorded, 0)
+        for weight in stored:
+            if self.has(weight):
+                self._left[digest_name(weight.role)] += weight.shape[0]
+        self._digests = {name: ValueDigest() for name in recorded}
+
+    def has(self, weight: Weight) -> bool:
+        return digest_name(weight.role) in self._recorded
+
+    def add(self, weight: Weight, values: np.ndarray) -> None:
+        """Take the next rows of a weight."""
+        name = digest_name(weight.role)
+        if name in self._recorded:
+            self._digests[name].add(values)
+            self._left[name] -= len(values)
+
+    def is_kept(self, weight: Weight) -> bool | None:
+        """Whether the values are those that were recorded; None if that is not known, as not all of them were read."""
+        name = digest_name(weight.role)
+        if self._left.get(name) != 0:
+            return None
+        return self._digests[name].text() == self._recorded[name]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Compared:
+    """One weight, its errors, and how they are to be judged; ``wrong`` is a fault that ended the comparison."""
+
+    weight: Weight
+    errors: _Errors
+    limits: Limits | None
+    is_solved: bool
+    wrong: str | None = None
+
+
+def _differences(compared: _Compared) -> list[str]:
+    """What is wrong with one weight, in at most one sentence."""
+    if compared.wrong is not None:
+        return [compared.wrong]
+    weight, errors = compared.weight, compared.errors
+    if compared.limits is None or not compared.is_solved:
+        return _judge(weight, errors, limits=compared.limits)
+    unrelated = errors.unrelated_rows
+    if unrelated:
+        return [
+            f"{weight.name}: row {unrelated[0]} ({len(unrelated)} of {errors.rows} rows) does not correlate with the "
+            "checkpoint's; another tensor, a permuted or a transposed one, or damage"
+        ]
+    return []
+
+
+def _damaged(found: list[_Compared], record: _Record) -> Iterator[str]:
+    """One sentence for each digest that the values read do not have, if nothing else is wrong with them."""
+    names = {digest_name(compared.weight.role): compared.weight for compared in found}
+    told = {digest_name(compared.weight.role) for compared in found if _differences(compared)}
+    for name, weight in names.items():
+        if name not in told and record.is_kept(weight) is False:
+            yield f"{name}: its values are not those that the solver chose, by their digest; the file is damaged"
+
+
+def _notes(found: list[_Compared], record: _Record) -> Iterator[str]:
+    """One sentence on weights that are further off than rounding explains, and of which no digest tells."""
+    far = [
+        compared.weight.name
+        for compared in found
+        if compared.is_solved
+        and compared.limits is not None
+        and record.is_kept(compared.weight) is None
+        and _judge(compared.weight, compared.errors, limits=compared.limits)
+    ]
+    if far:
+        yield (
+            f"{far[0]} ({len(far)} such weights) is further from the checkpoint's than rounding explains: a solver's "
+            "choice, or damage; the file has no record that tells"
+        )
+
+
+def _weight_errors(found: list[_Compared]) -> Iterator[WeightError]:
+    """The errors of matrices; those of a layer's experts together."""
+    seen: dict[tuple[str, int | None, str], _Errors] = {}
+    for compared in found:
+        weight = compared.weight
+        if len(weight.shape) > 1:
+            key = (weight.role.kind.value, weight.role.layer, weight.format)
+            seen[key] = compared.errors if key not in seen else seen[key].merged(compared.errors)
+    for key, errors in seen.items():
+        yield _weight_error(*key, errors)
 
 
 def _weight_error(role: str, layer: int | None, number_format: str, errors: _Errors) -> WeightError:
@@ -169,31 +266,53 @@ def _row_blocks(weight: Weight, budget: int) -> Iterator[slice]:
         yield slice(int(start), int(start) + size)
 
 
-def _check_weight(
+def _compare(
     weight: Weight,
     expected: Weight,
     chosen: list[slice],
     *,
     limits: Limits | None,
     is_solved: bool,
+    record: _Record,
     verify: Verify | None,
-) -> tuple[list[str], _Errors]:
-    """Return what is wrong with one weight, and its errors."""
-    errors = _Errors()
+) -> _Compared:
+    """Compare the chosen rows of one weight."""
+    errors = _Errors(rows=sum(rows.stop - rows.start for rows in chosen))
+    wrong = None
     for rows in chosen:
         ours, theirs = weight.read(rows), expected.read(rows)
+        record.add(weight, ours)
         if not np.isfinite(ours).all():
             errors.squared_error = float("inf")
             row = rows.start + int(np.argwhere(~np.isfinite(ours.reshape(len(ours), -1)).all(1))[0, 0])
-            return [f"{weight.name}: NaN or Inf in row {row} of the file"], errors
+            wrong = f"{weight.name}: NaN or Inf in row {row} of the file"
+            break
         if limits is None:
             _add_excess(errors, ours, theirs, number_format=weight.format, source=expected.format, first=rows.start)
         else:
-            _add_errors(errors, ours, theirs, block_size=limits.block_size, first=rows.start, is_solved=is_solved)
+            _add_errors(errors, ours, theirs, block_size=limits.block_size, first=rows.start)
+            if is_solved:
+                errors.unrelated_rows += [rows.start + row for row in _unrelated(ours, theirs)]
         wrong = None if verify is None else verify(weight, rows, ours)
         if wrong is not None:
-            return [wrong], errors
-    return _judge(weight, errors, limits=limits, is_solved=is_solved), errors
+            break
+    return _Compared(weight=weight, errors=errors, limits=limits, is_solved=is_solved, wrong=wrong)
+
+
+def _unrelated(ours_RI: np.ndarray, theirs_RI: np.ndarray) -> list[int]:
+    """The rows that do not correlate with the checkpoint's."""
+    columns = theirs_RI.shape[1]
+    if columns < FEWEST_COLUMNS:
+        return []
+    mean_I = theirs_RI.mean(0) if len(theirs_RI) > 1 else np.float32(0)
+    ours, theirs = ours_RI - mean_I, theirs_RI - mean_I
+    sizes_R = np.linalg.norm(theirs_RI, axis=1)
+    own_R = np.linalg.norm(theirs, axis=1)
+    product_R = np.linalg.norm(ours, axis=1) * own_R
+    correlation_R = np.einsum("ri,ri->r", ours, theirs) / np.maximum(product_R, 1e-30)
+    # Rows of zeros, and rows that are all the same, correlate with nothing.
+    tells_R = own_R > 1e-3 * max(float(sizes_R.max(initial=0.0)), 1e-30)
+    return [int(row) for row in np.flatnonzero(tells_R & (correlation_R < UNRELATED / math.sqrt(columns)))]
 
 
 def _add_excess(
@@ -208,9 +327,7 @@ def _add_excess(
         errors.worst_row = first + int(np.unravel_index(excess.argmax(), excess.shape)[0])
 
 
-def _add_errors(
-    errors: _Errors, ours: np.ndarray, theirs: np.ndarray, *, block_size: int, first: int, is_solved: bool
-) -> None:
+def _add_errors(errors: _Errors, ours: np.ndarray, theirs: np.ndarray, *, block_size: int, first: int) -> None:
     difference = ours - theirs
     errors.add(difference, theirs)
     by_block = (len(ours), -1, block_size)
@@ -218,8 +335,6 @@ def _add_errors(
     squared_values = np.square(theirs).reshape(by_block).sum(-1)
     # Blocks that are almost zero beside the others do not count: their scale may round to zero.
     floor = 1e-6 * float(squared_values.mean())
-    if is_solved:  # a solver's changes to a small block are measured by the row's other blocks
-        squared_values = np.maximum(squared_values, squared_values.mean(-1, keepdims=True))
     relative = np.sqrt(squared_errors / np.maximum(squared_values, max(floor, 1e-30)))
     worst = float(relative.max())
     if worst > errors.worst_block:
@@ -235,21 +350,20 @@ def _rounding_allowance(number_format: str, source: str, values: np.ndarray) -> 
     return allowance
 
 
-def _judge(weight: Weight, errors: _Errors, *, limits: Limits | None, is_solved: bool) -> list[str]:
+def _judge(weight: Weight, errors: _Errors, *, limits: Limits | None) -> list[str]:
     name, number_format = weight.name, weight.format
     if limits is None:
         if errors.largest_excess > 0:
             return [f"{name}: is stored as {number_format} and differs from the checkpoint (row {errors.worst_row})"]
         return []
-    why = "a solver" if is_solved else number_format
     if errors.relative > limits.tensor:
         return [
-            f"{name}: relative error {errors.relative:.3f}, where {why} explains up to {limits.tensor:.2g}; "
+            f"{name}: relative error {errors.relative:.3f}, where {number_format} explains up to {limits.tensor:.2g}; "
             "another tensor, a permuted or a transposed one"
         ]
     if errors.worst_block > limits.block:
         return [
             f"{name}: a block of row {errors.worst_row} has relative error {errors.worst_block:.3f}, where "
-            f"{why} explains up to {limits.block:.2g}; the file is damaged there"
+            f"{number_format} explains up to {limits.block:.2g}; the file is damaged there"
         ]
     return []

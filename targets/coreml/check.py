@@ -20,7 +20,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from qwen3_export.calibration.provenance import PREFIX, calibration_or_none, read_scales_record, recorded
+from qwen3_export.calibration.provenance import (
+    PREFIX,
+    calibration_or_none,
+    read_digests_record,
+    read_scales_record,
+    recorded,
+)
 from qwen3_export.checkpoint.tokenizer import Tokenizer
 from qwen3_export.graph import Graph, Weight
 from qwen3_export.parity.compare import (
@@ -127,7 +133,8 @@ class CoremlSubject:
 
     def compare_values(self, stored: Graph, expected: Graph, *, is_full: bool) -> ValueCheck:
         is_solved = recorded(self.file.metadata, "method") not in ROUNDING_METHODS
-        return check_values(stored, expected, is_full=is_full, is_solved=is_solved)
+        digests = read_digests_record(self.file.metadata)
+        return check_values(stored, expected, is_full=is_full, is_solved=is_solved, digests=digests)
 
     def runtime_problems(self, job: Job) -> tuple[str, ...]:  # noqa: ARG002 (Core ML is given tokens)
         return ()

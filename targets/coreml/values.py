@@ -9,6 +9,8 @@ but less than 1, the error of a row read as zeros.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from qwen3_export.graph import Graph, Weight
 from qwen3_export.parity.values import Limits, ValueCheck, compare_values
 from qwen3_export.quantizers.palette import PaletteFormat
@@ -20,11 +22,16 @@ __all__ = ["check_values"]
 TENSOR_LIMIT_AT_16_ENTRIES, ROW_FACTOR, MOST = 0.3, 8, 0.95
 
 
-def check_values(stored: Graph, expected: Graph, *, is_full: bool, is_solved: bool) -> ValueCheck:
-    """Compare the values read back (``stored``) with the graph that was meant to be stored."""
+def check_values(
+    stored: Graph, expected: Graph, *, is_full: bool, is_solved: bool, digests: Mapping[str, str] | None = None
+) -> ValueCheck:
+    """Compare the values read back (``stored``) with the graph that was meant to be stored.
+
+    ``is_solved``: a solver may have chosen them; ``digests`` are what the artifact records of that.
+    """
     if any(_palette(weight) for weight in stored):
-        return compare_values(stored, expected, limits=_limits, is_full=is_full, is_solved=is_solved)
-    return check_affine_values(stored, expected, is_full=is_full, is_solved=is_solved)
+        return compare_values(stored, expected, limits=_limits, is_full=is_full, is_solved=is_solved, digests=digests)
+    return check_affine_values(stored, expected, is_full=is_full, is_solved=is_solved, digests=digests)
 
 
 def _limits(weight: Weight) -> Limits | None:

@@ -22,7 +22,12 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from qwen3_export.calibration.provenance import read_calibration_record, read_scales_record, recorded
+from qwen3_export.calibration.provenance import (
+    read_calibration_record,
+    read_digests_record,
+    read_scales_record,
+    recorded,
+)
 from qwen3_export.checkpoint.tokenizer import Tokenizer
 from qwen3_export.errors import CheckpointError
 from qwen3_export.graph import Graph, Weight
@@ -151,7 +156,8 @@ class ExecutorchSubject:
 
     def compare_values(self, stored: Graph, expected: Graph, *, is_full: bool) -> ValueCheck:
         is_solved = recorded(self.index or {}, "method") not in ROUNDING_METHODS
-        return check_affine_values(stored, expected, is_full=is_full, is_solved=is_solved)
+        digests = read_digests_record(self.index or {})
+        return check_affine_values(stored, expected, is_full=is_full, is_solved=is_solved, digests=digests)
 
     def runtime_problems(self, job: Job) -> list[str]:  # noqa: ARG002 (texts have no part in it)
         """RoPE's tables and eps, which lie in the program where the index says."""
@@ -275,5 +281,5 @@ def program_differences(program: Program, graph: Graph, tokenizer: Tokenizer) ->
         if found != wanted:
             yield f"{name} gives {found}, the checkpoint has {wanted}"
     sequence, context = (program.constant(name) for name in ("get_max_seq_len", "get_max_context_len"))
-    if not (sequence and context and sequence <= context <= config.max_position_embeddings):
+    if not (sequence and context and sequence <= context <= config.context_length):
         yield f"get_max_seq_len {sequence} and get_max_context_len {context} do not fit the model's positions"

@@ -40,7 +40,14 @@ from qwen3_export.targets.gguf import llama
 from qwen3_export.targets.gguf.activations import round_activations
 from qwen3_export.targets.gguf.divergence import observe_sites
 from qwen3_export.targets.gguf.metadata_check import metadata_differences
-from qwen3_export.targets.gguf.read import GgufFile, open_gguf, read_graph, recorded_calibration, tensor_differences
+from qwen3_export.targets.gguf.read import (
+    GgufFile,
+    open_gguf,
+    read_graph,
+    recorded_calibration,
+    recorded_digests,
+    tensor_differences,
+)
 from qwen3_export.targets.gguf.scales import read_scales
 from qwen3_export.targets.gguf.twin import Window, plan_windows, window_graph, write_twin
 from qwen3_export.targets.gguf.values import check_values
@@ -115,7 +122,8 @@ class GgufSubject:
 
     def compare_values(self, stored: Graph, expected: Graph, *, is_full: bool) -> ValueCheck:
         is_solved = _method(self.file) not in ROUNDING_METHODS
-        return check_values(stored, expected, is_full=is_full, is_solved=is_solved)
+        digests = recorded_digests(self.file, self.original)
+        return check_values(stored, expected, is_full=is_full, is_solved=is_solved, digests=digests)
 
     def runtime_problems(self, job: Job) -> list[str]:
         """llama.cpp's tokens for all evaluation texts against the checkpoint's."""

@@ -20,9 +20,10 @@ from qwen3_export.errors import OptionError, QuantizationError
 from qwen3_export.graph import Graph
 from qwen3_export.quantizers.formats import PackedFormat
 from qwen3_export.quantizers.transforms import Fold, fold
+from qwen3_export.quantizers.weights.digests import digest_name
 from qwen3_export.quantizers.weights.rounded import round_graph
 from qwen3_export.targets.gguf.emit import FilePlan, plan_files
-from qwen3_export.targets.gguf.imatrix import Imatrix, check_fits, read_imatrix
+from qwen3_export.targets.gguf.imatrix import Imatrix, check_fits, read_imatrix, rounded_plainly
 from qwen3_export.targets.gguf.metadata import CalibrationOrigin, Provenance, build_metadata
 from qwen3_export.targets.gguf.names import GgufTensor, check_representable, gguf_tensors
 from qwen3_export.targets.gguf.recipes import Recipe, assign, parse_overrides
@@ -53,6 +54,7 @@ class GgufExport:
     formats: Mapping[str, PackedFormat]
     files: tuple[FilePlan, ...]
     is_calibrated: bool = False
+    imatrix: Imatrix | None = None
     scales: Scales = field(default_factory=lambda: MappingProxyType({}))
 
     @property
@@ -66,7 +68,8 @@ class GgufExport:
 
     @property
     def remarks(self) -> tuple[str, ...]:
-        return () if len(self.files) == 1 else (f"it is written in {len(self.files)} files",)
+        files = () if len(self.files) == 1 else (f"it is written in {len(self.files)} files",)
+        return files + (() if self.imatrix is None else rounded_plainly(self.imatrix, self.tensors))
 
     @property
     def inputs(self) -> list[Path]:
@@ -176,6 +179,7 @@ def prepare(
         formats=formats,
         files=tuple(files),
         is_calibrated=is_calibrated,
+        imatrix=imatrix,
         scales=scales,
     )
 
@@ -193,6 +197,7 @@ def with_solution(export: GgufExport, solution: Solution) -> GgufExport:
         sha256=solution.sha256,
         num_tokens=solution.num_tokens,
         tensor_errors=tuple(_tensor_error(tensor, solution.errors) for tensor in export.tensors),
+        value_digests=tuple(solution.digests.get(digest_name(tensor.members[0].role), "") for tensor in export.tensors),
     )
     recipe = export.recipe
     provenance = Provenance(

@@ -24,10 +24,19 @@ from qwen3_export.quantizers.transforms import Fold
 from qwen3_export.targets.gguf.container import MetaType, MetaValue
 from qwen3_export.targets.gguf.scales import scales_metadata
 
-__all__ = ["TENSOR_ERRORS", "CalibrationOrigin", "Provenance", "architecture", "build_metadata", "split_metadata"]
+__all__ = [
+    "TENSOR_ERRORS",
+    "VALUE_DIGESTS",
+    "CalibrationOrigin",
+    "Provenance",
+    "architecture",
+    "build_metadata",
+    "split_metadata",
+]
 
 QUANTIZATION_VERSION = 2
 TENSOR_ERRORS = "qwen3_export.calibration.tensor_errors"
+VALUE_DIGESTS = "qwen3_export.calibration.value_digests"
 
 # llama_token_type of llama.cpp
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
@@ -39,13 +48,14 @@ class CalibrationOrigin:
 
     ``tensor_errors`` has one number for each tensor of the file, in its order: the output error from storing the
     tensor, relative to its output, tr(ΔW H ΔWᵀ) / tr(W H Wᵀ), with H or (awq) its diagonal; -1 for tensors that no
-    solver changed.
+    solver changed.  ``value_digests`` are those of the values it chose, in the same order; "" where it chose none.
     """
 
     dataset: str
     sha256: str
     num_tokens: int
     tensor_errors: tuple[float, ...]
+    value_digests: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -187,7 +197,7 @@ def _hyperparameters(config: Qwen3Config) -> dict[str, MetaValue]:
     arch = architecture(config)
     result = {
         f"{arch}.block_count": _u32(config.num_hidden_layers),
-        f"{arch}.context_length": _u32(config.max_position_embeddings),
+        f"{arch}.context_length": _u32(config.context_length),
         f"{arch}.embedding_length": _u32(config.hidden_size),
         f"{arch}.feed_forward_length": _u32(config.intermediate_size),
         f"{arch}.attention.head_count": _u32(config.num_attention_heads),
@@ -211,9 +221,9 @@ def _rope(config: Qwen3Config) -> dict[str, MetaValue]:
     result[f"{arch}.rope.scaling.type"] = _text("yarn")
     result[f"{arch}.rope.scaling.factor"] = _f32(yarn.factor)
     result[f"{arch}.rope.scaling.original_context_length"] = _u32(yarn.original_max_position_embeddings)
-    if (yarn.beta_fast, yarn.beta_slow) != (32.0, 1.0):
-        result[f"{arch}.rope.scaling.yarn_beta_fast"] = _f32(yarn.beta_fast)
-        result[f"{arch}.rope.scaling.yarn_beta_slow"] = _f32(yarn.beta_slow)
+    if yarn.stated_attention_factor is not None:
+        # llama.cpp multiplies its own factor, the paper's, by this one.
+        result[f"{arch}.rope.scaling.attn_factor"] = _f32(yarn.attention_factor / yarn.paper_attention_factor)
     return result
 
 
@@ -263,6 +273,8 @@ def _provenance(provenance: Provenance) -> dict[str, MetaValue]:
         result["qwen3_export.calibration.tokens"] = _u32(origin.num_tokens)
         errors = [float(error) for error in origin.tensor_errors]
         result[TENSOR_ERRORS] = MetaValue(MetaType.FLOAT32, errors, is_array=True)
+        if any(origin.value_digests):
+            result[VALUE_DIGESTS] = _texts(list(origin.value_digests))
     result |= scales_metadata(provenance.scales)
     if provenance.imatrix_file is not None:
         result["quantize.imatrix.file"] = _text(provenance.imatrix_file)

@@ -19,9 +19,10 @@ import numpy as np
 from qwen3_export.errors import CheckpointError
 from qwen3_export.files.positional import read_exactly
 from qwen3_export.graph import ALL_ROWS, Graph, Role, Weight, module_name
+from qwen3_export.quantizers.weights.digests import digest_name
 from qwen3_export.targets.gguf.bounds import check_bounds
 from qwen3_export.targets.gguf.formats import FORMATS
-from qwen3_export.targets.gguf.metadata import TENSOR_ERRORS
+from qwen3_export.targets.gguf.metadata import TENSOR_ERRORS, VALUE_DIGESTS
 from qwen3_export.targets.gguf.names import gguf_tensors
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "open_gguf",
     "read_graph",
     "recorded_calibration",
+    "recorded_digests",
     "split_parts",
     "tensor_differences",
 ]
@@ -156,6 +158,16 @@ def recorded_calibration(file: GgufFile) -> dict[str, Any] | None:
     measured = {name: error for name, error in zip(file.tensors, errors, strict=False) if error >= 0}
     keys = ("dataset", "sha256", "tokens")
     return {**{key: file.metadata.get(f"qwen3_export.calibration.{key}") for key in keys}, "tensor_errors": measured}
+
+
+def recorded_digests(file: GgufFile, checkpoint: Graph) -> dict[str, str]:
+    """The digests of values that a solver chose, by ``digest_name``; empty if the file records none."""
+    digests = file.metadata.get(VALUE_DIGESTS)
+    tensors = gguf_tensors(checkpoint)
+    if not isinstance(digests, list) or len(digests) != len(tensors):
+        return {}
+    named = zip((digest_name(tensor.members[0].role) for tensor in tensors), digests, strict=True)
+    return {name: digest for name, digest in named if isinstance(digest, str) and digest}
 
 
 def tensor_differences(file: GgufFile, checkpoint: Graph) -> list[str]:

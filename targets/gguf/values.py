@@ -39,14 +39,27 @@ Progress = Callable[[int, int], None]
 
 
 def check_values(
-    stored: Graph, expected: Graph, *, is_full: bool, is_solved: bool = False, progress: Progress | None = None
+    stored: Graph,
+    expected: Graph,
+    *,
+    is_full: bool,
+    is_solved: bool = False,
+    digests: Mapping[str, str] | None = None,
+    progress: Progress | None = None,
 ) -> ValueCheck:
     """Compare the values read back (``stored``, of GgufWeights) with the graph that was meant to be stored.
 
-    ``is_solved``: a solver has chosen the values, so they need not be the nearest to the checkpoint's.
+    ``is_solved``: a solver may have chosen them; ``digests`` are what the file records of that.
     """
     return compare_values(
-        stored, expected, limits=_limits, is_full=is_full, is_solved=is_solved, verify=_verify, progress=progress
+        stored,
+        expected,
+        limits=_limits,
+        is_full=is_full,
+        is_solved=is_solved,
+        digests=digests,
+        verify=_verify,
+        progress=progress,
     )
 
 

@@ -18,7 +18,13 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from qwen3_export.calibration.provenance import PREFIX, calibration_or_none, read_scales_record, recorded
+from qwen3_export.calibration.provenance import (
+    PREFIX,
+    calibration_or_none,
+    read_digests_record,
+    read_scales_record,
+    recorded,
+)
 from qwen3_export.checkpoint.tokenizer import Tokenizer
 from qwen3_export.graph import Graph, Weight
 from qwen3_export.parity.compare import (
@@ -119,7 +125,8 @@ class OnnxSubject:
 
     def compare_values(self, stored: Graph, expected: Graph, *, is_full: bool) -> ValueCheck:
         is_solved = recorded(self.file.metadata, "method") not in ROUNDING_METHODS
-        return check_affine_values(stored, expected, is_full=is_full, is_solved=is_solved)
+        digests = read_digests_record(self.file.metadata)
+        return check_affine_values(stored, expected, is_full=is_full, is_solved=is_solved, digests=digests)
 
     def runtime_problems(self, job: Job) -> tuple[str, ...]:  # noqa: ARG002 (onnxruntime is given tokens)
         return ()

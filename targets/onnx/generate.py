@@ -47,7 +47,7 @@ def _context_length(folder: Path, genai: Mapping[str, Any], model: Model | None)
     """As onnxruntime-genai's config says, or Hugging Face's."""
     stated = genai.get("context_length", _read_if_there(folder / "config.json").get("max_position_embeddings"))
     if stated is None and model is not None:
-        stated = model.graph.config.max_position_embeddings
+        stated = model.graph.config.context_length
     if not isinstance(stated, int):
         raise ExportError(f"{folder}: no config says how long the context is; name the checkpoint with `model`")
     return stated

@@ -77,6 +77,7 @@ def _verdict(report: Report) -> Markup:
     if report.verdict == "not_run" and not reasons:
         missing = [name for name in NUMBERS if getattr(report, name).status == "not_run"]
         reasons = [f"{', '.join([*missing, *(['decode'] if report.decode.status == 'not_run' else [])])}: not run"]
+    reasons += [f"note: {note}" for note in report.notes]
     listed = tag("ul", *(tag("li", reason) for reason in reasons), class_="why") if reasons else ""
     return tag(
         "div",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -184,6 +185,7 @@ def test_an_interruption_passes_through(interruption: type[BaseException], monke
 
 
 def test_a_damaged_index_in_the_cache_is_a_sentence(cache: Path) -> None:
+    (cache / "model.safetensors").unlink()
     for document in ('{"weight_map": []}', '{"weight_map": {"x": [1]}}', "[" * 5000):
         (cache / "model.safetensors.index.json").write_text(document)
         with pytest.raises(CheckpointError):
@@ -194,3 +196,9 @@ def test_names_that_no_file_can_have() -> None:
     for spec in ("Qwen3-" + "x" * 5000, "a\0b"):
         with pytest.raises(ModelNotFoundError):
             resolve_model(spec, offline=True)
+
+
+def test_a_whole_file_needs_no_shards_of_an_index(cache: Path) -> None:
+    index = {"weight_map": {"model.norm.weight": "model-00001-of-00002.safetensors"}}
+    (cache / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert resolve_model("Qwen/Qwen3-Tiny", offline=True).folder == cache

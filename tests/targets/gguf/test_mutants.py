@@ -16,16 +16,18 @@ import torch
 from models import write_model
 
 from qwen3_export.checkpoint.model import Model, load
-from qwen3_export.graph import ALL_ROWS, Kind, Role, Weight, module_name
+from qwen3_export.graph import ALL_ROWS, Graph, Kind, Role, Weight, module_name
 from qwen3_export.parity import check as check_module
 from qwen3_export.parity.prompts import Prompt
 from qwen3_export.parity.report import Report
 from qwen3_export.quantizers.ggml import GGML_FORMATS
+from qwen3_export.quantizers.weights.digests import digest_name, value_digests
 from qwen3_export.quantizers.weights.rounded import RoundedWeight
 from qwen3_export.targets.gguf.container import MetaType, MetaValue
 from qwen3_export.targets.gguf.emit import emit, plan_files
 from qwen3_export.targets.gguf.export import prepare
-from qwen3_export.targets.gguf.metadata import Provenance, build_metadata
+from qwen3_export.targets.gguf.metadata import CalibrationOrigin, Provenance, build_metadata
+from qwen3_export.targets.gguf.names import gguf_tensors
 from qwen3_export.targets.gguf.read import open_gguf
 from qwen3_export.targets.gguf.recipes import find_recipe
 
@@ -97,8 +99,12 @@ def checked(
     *,
     values: Mapping[str, np.ndarray] | None = None,
     metadata: Mapping[str, MetaValue | None] | None = None,
+    is_solved: bool = False,
 ) -> Report:
-    """Write the model with some weights and some metadata replaced (None: left out), and check the file."""
+    """Write the model with some weights and some metadata replaced (None: left out), and check the file.
+
+    ``is_solved``: as if a solver had chosen the values, with a record of them, right or wrong as they are.
+    """
     export = prepare(model, RECIPE, out=path)
     weights = dict(export.graph.weights)
     for name, changed in (values or {}).items():
@@ -106,10 +112,25 @@ def checked(
         assert isinstance(quantized, RoundedWeight)
         weights[name] = replace(quantized, source=Values(quantized.source, changed.astype(np.float32)))
     provenance = Provenance(recipe=RECIPE.name, file_type=RECIPE.file_type)
+    if is_solved:
+        provenance = replace(provenance, method="gptq", calibration=recorded(export.graph.with_weights(weights)))
     pairs = build_metadata(model, provenance) | dict(metadata or {})
     kept = {key: value for key, value in pairs.items() if value is not None}
     emit(plan_files(export.graph.with_weights(weights), kept, path))
     return checks.checked("gguf", path, model.graph, model.tokenizer, threads=1)
+
+
+def recorded(graph: Graph) -> CalibrationOrigin:
+    """What a solver says of the values that it chose."""
+    tensors = gguf_tensors(graph)
+    digests = value_digests(graph, [weight.name for weight in graph if len(weight.shape) > 1])
+    return CalibrationOrigin(
+        dataset="text",
+        sha256="00",
+        num_tokens=1,
+        tensor_errors=tuple(0.0 for _ in tensors),
+        value_digests=tuple(digests.get(digest_name(tensor.members[0].role), "") for tensor in tensors),
+    )
 
 
 def values_of(model: Model, kind: Kind, layer: int) -> tuple[str, np.ndarray]:
@@ -237,10 +258,29 @@ def test_wrong_values_are_named(
     assert report.conversion.status == "pass"
 
 
+def test_unbroken_solved_file_passes(model: Model, tmp_path: Path) -> None:
+    report = checked(model, tmp_path / "right.gguf", is_solved=True)
+    assert report.verdict == "pass", report.reasons
+    assert (report.method, report.notes) == ("gptq", ())
+
+
+@pytest.mark.parametrize("mutate", WRONG_VALUES, ids=lambda mutate: mutate.__name__)
+def test_wrong_values_that_a_solver_recorded_are_named(
+    model: Model, tmp_path: Path, caught: Caught, mutate: Callable[[Model], dict[str, np.ndarray]]
+) -> None:
+    """The record is of no help here: it is of the wrong values."""
+    changed = mutate(model)
+    report = checked(model, tmp_path / "wrong.gguf", values=changed, is_solved=True)
+    caught(f"values of a solver: {mutate.__name__.replace('_', ' ')}", report)
+    assert report.verdict == "fail"
+    assert {difference.partition(":")[0] for difference in report.values} == changed.keys()
+
+
+@pytest.mark.parametrize("is_solved", [False, True], ids=["rounded", "solved"])
 @pytest.mark.parametrize("damage", ["zeros", "noise"])
-def test_one_damaged_block(model: Model, tmp_path: Path, caught: Caught, damage: str) -> None:
+def test_one_damaged_block(model: Model, tmp_path: Path, caught: Caught, damage: str, is_solved: bool) -> None:
     path = tmp_path / "damaged.gguf"
-    checked(model, path)
+    checked(model, path, is_solved=is_solved)
     tensor = open_gguf(path).tensors["blk.0.ffn_gate.weight"]
     block = GGML_FORMATS[tensor.format].block_bytes
     noise = np.random.default_rng(0).integers(0, 256, block, dtype=np.uint8).tobytes()
@@ -248,6 +288,6 @@ def test_one_damaged_block(model: Model, tmp_path: Path, caught: Caught, damage:
         file.seek(tensor.offset + 100 * block)
         file.write(bytes(block) if damage == "zeros" else noise)
     report = checks.checked("gguf", path, model.graph, model.tokenizer, threads=1)
-    caught(f"one block of {damage}", report)
+    caught(f"one block of {damage}{' in a solved file' if is_solved else ''}", report)
     assert report.verdict == "fail"
     assert [difference.partition(":")[0] for difference in report.values] == ["model.layers.0.mlp.gate_proj"]
