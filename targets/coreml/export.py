@@ -143,7 +143,10 @@ def prepare(
     if not LEAST_CONTEXT <= context <= longest:
         raise OptionError(f"`context_length` {context}: must be from {LEAST_CONTEXT} to the model's {longest}")
     program = ProgramOptions(
-        float_type=recipe.float_type, context_length=context, has_fused_attention=options.fused_attention
+        float_type=recipe.float_type,
+        context_length=context,
+        has_fused_attention=options.fused_attention,
+        mask=options.mask,
     )
     formats = assign(model.graph, recipe, block_size=options.group_size, channelwise=options.channelwise)
     matrices = stored_matrices(model.graph, formats, head_rows=options.split_lm_head)
