@@ -33,7 +33,7 @@ def main() -> int:
     transcript = json.loads((arguments.folder / "transcript.json").read_text())
     units = getattr(coremltools.ComputeUnit, UNITS[arguments.units])
     model = coremltools.models.MLModel(str(arguments.folder / "model.mlpackage"), compute_units=units)
-    logits = run(model, transcript["tokens"], transcript["chunks"])
+    logits = run(model, transcript)
     expected, best = np.array(transcript["logits"]), np.array(transcript["best"])
     found = np.take_along_axis(logits, best, axis=-1)
     if not np.isfinite(logits).all():
@@ -49,13 +49,16 @@ def main() -> int:
     return 0
 
 
-def run(model: Any, tokens: list[int], chunks: list[int]) -> np.ndarray:
-    """Logits of every position, fed chunk by chunk through the model's states."""
+def run(model: Any, transcript: dict[str, Any]) -> np.ndarray:
+    """Logits of every position, fed chunk by chunk through the model's states, as swift-transformers feeds them."""
     state, past, logits = model.make_state(), 0, []
-    for size in chunks:
-        rows, columns = np.arange(past, past + size)[:, None], np.arange(past + size)[None]
-        mask = np.where(columns > rows, np.finfo(np.float16).min, 0).astype(np.float16)[None, None]
-        inputs = {"inputIds": np.array([tokens[past : past + size]], np.int32), "fullAttentionMask": mask}
+    tokens, name = transcript["tokens"], transcript.get("mask", "fullAttentionMask")
+    for size in transcript["chunks"]:
+        mask = np.zeros((1, 1, 1, past + size + 1), np.float16)  # the program builds the causal mask itself
+        if name == "fullAttentionMask":
+            rows, columns = np.arange(past, past + size)[:, None], np.arange(past + size)[None]
+            mask = np.where(columns > rows, np.finfo(np.float16).min, 0).astype(np.float16)[None, None]
+        inputs = {"inputIds": np.array([tokens[past : past + size]], np.int32), name: mask}
         logits.append(np.asarray(model.predict(inputs, state=state)["logits"], np.float32)[0])
         past += size
     return np.concatenate(logits)

@@ -3,8 +3,8 @@
     pip install executorch tokenizers jinja2
     python examples/executorch_chat.py Qwen3-0.6B-executorch-8da4w "What is the sea?" [--new 128] [--no-think]
 
-An app does the same with the runners for iOS, Android or C++. model.pte itself tells which tokens end a turn and how
-many positions it has. The caller applies the template.
+An app does the same with the runners for iOS, Android or C++. model.pte itself tells which tokens end a turn, how
+many positions it has and how many tokens one call takes. The caller applies the template.
 """
 
 from __future__ import annotations
@@ -47,20 +47,28 @@ def main() -> None:
 
 
 def generate(program: Any, given: Sequence[int], *, limit: int) -> Iterator[int]:
-    """Generate greedily (a prefill, then token by token) until the turn ends, the cache is full, or ``limit``."""
+    """Generate greedily until the turn ends, the cache is full, or ``limit``: the prompt in pieces, then single tokens.
+
+    The last token is read from the cache's last position, and has no place there itself.
+    """
     ends = {int(value) for value in _flat(program.load_method("get_eos_ids").execute([]))}
     room = int(_flat(program.load_method("get_max_context_len").execute([]))[0])
-    if len(given) >= room:
+    if len(given) > room:
         sys.exit(f"{len(given)} tokens of prompt, where the program has room for {room}")
     forward = program.load_method("forward")
+    piece = forward.metadata.input_tensor_meta(0).sizes()[1]  # tokens that one call takes
     position, tokens = 0, list(given)
     for _ in range(limit):
-        logits = forward.execute([torch.tensor([tokens]), torch.tensor([position])])[0]
-        position += len(tokens)
+        while tokens:
+            logits = forward.execute([torch.tensor([tokens[:piece]]), torch.tensor([position])])[0]
+            position, tokens = position + len(tokens[:piece]), tokens[piece:]
         tokens = [int(logits[0].argmax())]
-        if tokens[0] in ends or position >= room:
+        if tokens[0] in ends:
             return
         yield tokens[0]
+        if position >= room:
+            print(f"\n(the program's {room} positions are full)", file=sys.stderr)
+            return
 
 
 def _flat(values: Sequence[Any]) -> list[Any]:

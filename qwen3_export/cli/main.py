@@ -20,6 +20,7 @@ from qwen3_export import __version__
 from qwen3_export.cli import calibrate, check, inspect, lint, quants, report, run
 from qwen3_export.cli.console import say
 from qwen3_export.cli.export import export_class, export_command
+from qwen3_export.cli.guard import guard
 from qwen3_export.cli.interrupted import Interrupted
 from qwen3_export.cli.wording import as_options
 from qwen3_export.errors import ExportError
@@ -53,6 +54,7 @@ app.command(name="quants")(quants.quants)
 
 def main() -> None:
     """Run the command line and exit with its code."""
+    guard(sys.argv[1:])
     # Threads of OpenMP shall sleep while they wait: spinning ones make a busy machine slow beyond measure.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from qwen3_export.errors import CheckpointError
 from qwen3_export.graph import Graph, Kind, Role, Weight
 from qwen3_export.parity.curves import CurvePoint
 from qwen3_export.parity.metrics import NOT_RUN, Comparison, Divergence
@@ -274,11 +275,22 @@ def _walk(
         row = 0
         for part in group:
             if run is not None and part.text != running:
-                running, whole_TV = part.text, run(texts[part.text])
+                running = part.text
+                whole_TV = _shaped(run(texts[part.text]), len(texts[part.text]), sides[0].graph.config.vocab_size)
             rows = slice(row, row + part.stop - part.start)
             row = rows.stop
             candidate = None if whole_TV is None else torch.from_numpy(whole_TV[part.start : part.stop])
             yield texts[part.text], part, candidate, [side_PV[rows] for side_PV in logits]
+
+
+def _shaped(logits_TV: np.ndarray, tokens: int, vocabulary: int) -> np.ndarray:
+    """The logits that a runtime gave. Raises CheckpointError if they are not these tokens'."""
+    if logits_TV.shape != (tokens, vocabulary):
+        raise CheckpointError(
+            f"the artifact gives an output of shape {list(logits_TV.shape)} for {tokens} tokens, where logits of shape "
+            f"{[tokens, vocabulary]} are needed; is it a language model with the checkpoint's vocabulary?"
+        )
+    return logits_TV
 
 
 def _groups(lengths: Sequence[int], vocabulary: int) -> Iterator[list[_Segment]]:

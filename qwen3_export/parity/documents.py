@@ -29,7 +29,7 @@ def document_differences(folder: Path, tokenizer: Tokenizer) -> Iterator[str]:
     template = folder / "chat_template.jinja"
     if not template.exists():
         yield "chat_template.jinja is missing"
-    elif template.read_text(encoding="utf-8") != tokenizer.chat_template:
+    elif template.read_text(encoding="utf-8", errors="replace") != tokenizer.chat_template:
         yield "chat_template.jinja is not the checkpoint's"
 
 
@@ -37,7 +37,7 @@ def read_json(path: Path) -> Any:
     """The document, or None if it cannot be read."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
 
 

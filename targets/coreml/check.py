@@ -185,6 +185,7 @@ class CoremlSubject:
         queries = (Site(Place.Q_ROPE, layer) for layer in range(config.num_hidden_layers))
         names |= {f"{site_name(site)}_scaled": (site, config.head_dim**0.5) for site in queries}
         package = open_package(self.file.package)
+        mask = run.mask_input(package)
 
         def sites(tokens: Sequence[int]) -> dict[Site, np.ndarray]:
             found: dict[Site, np.ndarray] = {}
@@ -194,7 +195,7 @@ class CoremlSubject:
                     site, scale = names[name]
                     found[site] = _by_token(value) * scale
 
-            package.run(run.feed(tokens), state=package.new_state(), watch=watch)
+            package.run(run.feed(tokens, mask=mask), state=package.new_state(), watch=watch)
             return found
 
         return localise(job.stored, job.texts[0], sites)

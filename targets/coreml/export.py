@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from qwen3_export.calibration.provenance import describe
 from qwen3_export.checkpoint.model import Model
+from qwen3_export.config import Qwen3Config
 from qwen3_export.errors import OptionError, UnsupportedModelError
 from qwen3_export.files.atomic import partial_file, partial_folder
 from qwen3_export.graph import Graph
@@ -134,16 +135,20 @@ def prepare(
     require_coremltools("writing a Core ML package")
     config, options = model.graph.config, options or CoremlOptions()
     if config.is_moe:
+        size = human_size(_gathered_bytes(config))
         raise UnsupportedModelError(
-            f"{model.name}: a mixture of experts cannot be exported to Core ML, which has no operator that gathers "
-            "experts; use gguf or onnx"
+            f"{model.name}: a mixture of experts cannot be exported to Core ML: gathering experts takes {size} for "
+            "each token of a prompt (docs/coreml.md); use gguf, onnx or executorch"
         )
     longest = config.context_length
     context = min(DEFAULT_CONTEXT, longest) if options.context_length is None else options.context_length
     if not LEAST_CONTEXT <= context <= longest:
         raise OptionError(f"`context_length` {context}: must be from {LEAST_CONTEXT} to the model's {longest}")
     program = ProgramOptions(
-        float_type=recipe.float_type, context_length=context, has_fused_attention=options.fused_attention
+        float_type=recipe.float_type,
+        context_length=context,
+        has_fused_attention=options.fused_attention,
+        mask=options.mask,
     )
     formats = assign(model.graph, recipe, group_size=options.group_size, channelwise=options.channelwise)
     matrices = stored_matrices(model.graph, formats, head_rows=options.split_lm_head)
@@ -224,6 +229,11 @@ def is_export_file(name: str) -> bool:
     """Whether an export writes a file of this name, which is its path within the folder."""
     package = {f"{PACKAGE}/{inside}" for inside in ("Manifest.json", MODEL_FILE, WEIGHT_FILE)}
     return name in package | REPORT_FILES | {TEMPLATE, "transcript.json", *FILES}
+
+
+def _gathered_bytes(config: Qwen3Config) -> int:
+    """Of one token's experts in one layer, in fp16."""
+    return 2 * 3 * config.num_experts_per_tok * config.moe_intermediate_size * config.hidden_size
 
 
 def _count(shape: tuple[int, ...]) -> int:

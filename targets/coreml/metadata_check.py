@@ -17,11 +17,13 @@ from qwen3_export.parity.documents import document_differences, read_json
 from qwen3_export.rope import rotation
 from qwen3_export.targets.coreml.blobs import read_values
 from qwen3_export.targets.coreml.names import (
+    ATTENTION_MASK,
     COS_TABLE,
+    FULL_MASK,
     INPUT_IDS,
     KEY_CACHE,
     LOGITS,
-    MASK,
+    POSITIONS,
     ROOT_EPS,
     SIN_TABLE,
     VALUE_CACHE,
@@ -43,7 +45,7 @@ def metadata_differences(file: CoremlFile, graph: Graph, tokenizer: Tokenizer) -
         *interface_differences(file, graph),
         *_layers(file, config),
         *_numbers(file, config),
-        *_rope_tables(file, config),
+        *_tables(file, config),
         *_documents(file.folder, tokenizer),
     ]
 
@@ -54,9 +56,16 @@ def interface_differences(file: CoremlFile, graph: Graph) -> list[str]:
 
 
 def context_length(file: CoremlFile) -> int:
-    """The longest sequence that the package takes: the largest number of columns of its mask, or 0 without a mask."""
-    ranges = _ranges(file, MASK)
-    return ranges[-1][1] if ranges else 0
+    """The longest sequence that the package takes, by its mask's largest number of columns, or 0 without a mask."""
+    mask = _mask(file)
+    ranges = _ranges(file, mask)
+    spare = 1 if mask == ATTENTION_MASK else 0
+    return ranges[-1][1] - spare if ranges else 0
+
+
+def _mask(file: CoremlFile) -> str:
+    names = {feature.name for feature in file.spec.description.input}
+    return FULL_MASK if FULL_MASK in names else ATTENTION_MASK
 
 
 def _interface(file: CoremlFile) -> Iterator[str]:
@@ -67,13 +76,15 @@ def _interface(file: CoremlFile) -> Iterator[str]:
         "states": [feature.name for feature in description.state],
         "outputs": [feature.name for feature in description.output],
     }
-    wanted = {"inputs": [INPUT_IDS, MASK], "states": [KEY_CACHE, VALUE_CACHE], "outputs": [LOGITS]}
+    mask = _mask(file)
+    wanted = {"inputs": [INPUT_IDS, mask], "states": [KEY_CACHE, VALUE_CACHE], "outputs": [LOGITS]}
     for part, names in wanted.items():
         if sorted(found[part]) != sorted(names):
             yield f"{part} are {', '.join(found[part]) or 'none'}, where swift-transformers wants {', '.join(names)}"
             return
     longest = context_length(file)
-    for name, ranges in ((INPUT_IDS, [(1, 1), (1, longest)]), (MASK, [(1, 1), (1, 1), (1, longest), (1, longest)])):
+    masks = {ATTENTION_MASK: [(1, 1), (2, longest + 1)], FULL_MASK: [(1, longest), (1, longest)]}
+    for name, ranges in ((INPUT_IDS, [(1, 1), (1, longest)]), (mask, [(1, 1), (1, 1), *masks[mask]])):
         if _ranges(file, name) != ranges:
             yield f"{name} takes {_ranges(file, name)}, where {ranges} is needed"
 
@@ -128,17 +139,21 @@ def _scalars(file: CoremlFile) -> Iterator[tuple[str, float]]:
                 yield operation.outputs[0].name, float(values[0])
 
 
-def _rope_tables(file: CoremlFile, config: Qwen3Config) -> Iterator[str]:
+def _tables(file: CoremlFile, config: Qwen3Config) -> Iterator[str]:
     length = context_length(file)
     turn = rotation(config, start=0, count=length)
-    for name, expected in ((COS_TABLE, turn.cos.numpy()), (SIN_TABLE, turn.sin.numpy())):
+    tables = {COS_TABLE: turn.cos.numpy(), SIN_TABLE: turn.sin.numpy()}
+    if _mask(file) == ATTENTION_MASK:
+        tables[POSITIONS] = np.arange(length, dtype=np.float32)
+    for name, expected in tables.items():
         parts = file.constants.get(name, {})
         if VALUES not in parts:
             yield f"{name} is missing"
         elif parts[VALUES].shape != expected.shape:
             yield f"{name} has shape {list(parts[VALUES].shape)}, the checkpoint needs {list(expected.shape)}"
         elif not np.array_equal(read_values(file.weight_path, parts[VALUES]).reshape(expected.shape), expected):
-            yield f"{name} holds other angles than the checkpoint's rope_theta and rope_scaling give"
+            told = "other angles than the checkpoint's rope_theta and rope_scaling give"
+            yield f"{name} holds {'other numbers than 0, 1, 2, …' if name == POSITIONS else told}"
 
 
 def _documents(folder: Path, tokenizer: Tokenizer) -> Iterator[str]:

@@ -14,14 +14,16 @@ from qwen3_export.reference.probe import Site
 from qwen3_export.rope import rotation
 
 __all__ = [
+    "ATTENTION_MASK",
     "COS_TABLE",
+    "FULL_MASK",
     "HEAD_PART",
     "INPUT_IDS",
     "KEY_CACHE",
     "LOGITS",
-    "MASK",
     "MODEL_FILE",
     "PACKAGE",
+    "POSITIONS",
     "ROOT_EPS",
     "SIN_TABLE",
     "VALUE_CACHE",
@@ -34,9 +36,15 @@ __all__ = [
 PACKAGE = "model.mlpackage"
 MODEL_FILE, WEIGHT_FILE = "Data/com.apple.CoreML/model.mlmodel", "Data/com.apple.CoreML/weights/weight.bin"
 
-INPUT_IDS, MASK, KEY_CACHE, VALUE_CACHE, LOGITS = "inputIds", "fullAttentionMask", "keyCache", "valueCache", "logits"
+INPUT_IDS, KEY_CACHE, VALUE_CACHE, LOGITS = "inputIds", "keyCache", "valueCache", "logits"
+
+# The two forms of the mask; a package has one of them.
+ATTENTION_MASK, FULL_MASK = "attentionMask", "fullAttentionMask"
 
 COS_TABLE, SIN_TABLE = "cos_table", "sin_table"
+
+# The numbers of the positions, which the causal mask is built from.
+POSITIONS = "positions"
 
 # The name of a part of a split output head, before its index.
 HEAD_PART = "lm_head_part_"

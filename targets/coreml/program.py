@@ -3,10 +3,16 @@
     inputIds ─ embed ─┬─ norm ─ q, k, v ─ head norms ─ RoPE ─ states ─ attention ─ o ─┬─ norm ─ gate, up ─ down ─ logits
                       └────────────────────────── residual ──────────────────────────┘
 
-The mask tells the tokens' positions: it has one row per token and one column per position seen, so the first token's
-position is the number of columns minus the number of rows. One state holds the keys of all layers and another the
-values, as swift-transformers expects. A layer writes its slice, [1, K, T, H], at the tokens' positions and reads back
-everything seen so far. Core ML's states are fp16 in every program; an fp32 program casts when it writes and reads them.
+The tokens' positions follow from the shapes of the inputs. The mask has one of two forms:
+
+- ``attentionMask`` [1, 1, 1, S + 1], which is added to the scores of every token. All releases of swift-transformers
+  fill it with zeros and with one column more than there are positions. So the program drops the last column, and
+  builds the causal mask itself, from a table of positions.
+- ``fullAttentionMask`` [1, 1, T, S], which must hold the causal mask.
+
+One state holds the keys of all layers and another the values, as swift-transformers expects. A layer writes its slice,
+[1, K, T, H], at the tokens' positions and reads back everything seen so far. Core ML's states are fp16 in every
+program; an fp32 program casts when it writes and reads them.
 Values that the reference can show are named after its sites (``site_name``).
 
 Shapes: # T tokens  S positions seen  C positions of a state  L layers  N heads  K kv heads  G heads_per_kv  H head_dim
@@ -27,12 +33,13 @@ from qwen3_export.targets.coreml.blocks import MASKED, Turn, attend, rms_norm, r
 from qwen3_export.targets.coreml.builder import ProgramBuilder, Var
 from qwen3_export.targets.coreml.layout import WeightPlan
 from qwen3_export.targets.coreml.names import (
+    ATTENTION_MASK,
     COS_TABLE,
     HEAD_PART,
     INPUT_IDS,
     KEY_CACHE,
     LOGITS,
-    MASK,
+    POSITIONS,
     SIN_TABLE,
     VALUE_CACHE,
     mil_name,
@@ -48,11 +55,20 @@ STATE_STEP = 32
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProgramOptions:
-    """``float_type`` is the type of activations; ``has_fused_attention`` selects Core ML's own attention operator."""
+    """``float_type`` is the type of activations; ``has_fused_attention`` selects Core ML's own attention operator.
+
+    ``mask`` is the name of the mask's input, which stands for its form.
+    """
 
     float_type: str
     context_length: int
     has_fused_attention: bool = False
+    mask: str = ATTENTION_MASK
+
+    @property
+    def builds_mask(self) -> bool:
+        """Whether the program builds the causal mask; otherwise the app gives it."""
+        return self.mask == ATTENTION_MASK
 
 
 def state_shape(config: Qwen3Config, context_length: int) -> tuple[int, ...]:
@@ -62,10 +78,13 @@ def state_shape(config: Qwen3Config, context_length: int) -> tuple[int, ...]:
 
 
 def constants(config: Qwen3Config, options: ProgramOptions, *, out_features: Sequence[int]) -> dict[str, np.ndarray]:
-    """The constants besides weights: RoPE's tables, and the zero biases that linear operators require."""
+    """The constants besides weights: RoPE's tables, positions, and the zero biases that linear operators require."""
     dtype = "<f4" if options.float_type == "F32" else "<f2"
     biases = {_bias_name(size): np.zeros(size, dtype) for size in sorted(set(out_features))}
-    return {**rope_tables(config, length=options.context_length), **biases}
+    tables = rope_tables(config, length=options.context_length)
+    if options.builds_mask:
+        tables[POSITIONS] = np.arange(options.context_length, dtype="<f4")
+    return {**tables, **biases}
 
 
 def build_program(config: Qwen3Config, plan: WeightPlan, options: ProgramOptions) -> Any:
@@ -75,21 +94,25 @@ def build_program(config: Qwen3Config, plan: WeightPlan, options: ProgramOptions
     from coremltools.converters.mil.mil import Builder, Function, Program, get_new_symbol, types
 
     Builder.name_count.clear()  # names of unnamed constants must not depend on programs built before
-    tokens, seen = get_new_symbol(), get_new_symbol()
-    state = state_shape(config, options.context_length)
+    tokens, columns = get_new_symbol(), get_new_symbol()
+    state, longest = state_shape(config, options.context_length), options.context_length
+    rows = 1 if options.builds_mask else tokens
     inputs = {
         INPUT_IDS: Builder.placeholder((1, tokens), types.int32),
-        MASK: Builder.placeholder((1, 1, tokens, seen), types.fp16),
+        options.mask: Builder.placeholder((1, 1, rows, columns), types.fp16),
         KEY_CACHE: Builder.state_tensor_placeholder(state, types.fp16),
         VALUE_CACHE: Builder.state_tensor_placeholder(state, types.fp16),
     }
     with Function(inputs, opset_version=ct.target.iOS18) as function:
         function.set_outputs([_Writer(config, plan, options, function.inputs).logits()])
-    columns, rows = (RangeDim(lower_bound=1, upper_bound=options.context_length, default=1) for _ in range(2))
+    ids = RangeDim(lower_bound=1, upper_bound=longest, default=1)
+    spare = 1 if options.builds_mask else 0
+    seen = RangeDim(lower_bound=1 + spare, upper_bound=longest + spare, default=1 + spare)
+    mask = (1, 1, 1 if options.builds_mask else ids, seen)
     function.set_input_types(
         (
-            TensorType(name=INPUT_IDS, shape=(1, rows), dtype=np.int32),
-            TensorType(name=MASK, shape=(1, 1, rows, columns), dtype=np.float16),
+            TensorType(name=INPUT_IDS, shape=(1, ids), dtype=np.int32),
+            TensorType(name=options.mask, shape=mask, dtype=np.float16),
         )
     )
     program = Program()
@@ -123,18 +146,48 @@ class _Writer:
     def _read_positions(self) -> None:
         """The number of earlier tokens, and of all tokens, as vectors of one element."""
         build = self.build
-        shape = build.op("shape", x=self.inputs[MASK], name="mask_shape")
-        tokens = build.op("slice_by_index", x=shape, begin=[2], end=[3], name="tokens")
-        self.seen = build.op("slice_by_index", x=shape, begin=[3], end=[4], name="seen")
+        ids = build.op("shape", x=self.inputs[INPUT_IDS], name="ids_shape")
+        tokens = build.op("slice_by_index", x=ids, begin=[1], end=[2], name="tokens")
+        mask = build.op("shape", x=self.inputs[self.options.mask], name="mask_shape")
+        last = "columns" if self.options.builds_mask else "seen"
+        self.seen = build.op("slice_by_index", x=mask, begin=[3], end=[4], name=last)
+        if self.options.builds_mask:
+            spare = build.mb.const(val=np.array([1], np.int32), name="spare_columns")
+            self.seen = build.op("sub", x=self.seen, y=spare, name="seen")
         self.past = build.op("sub", x=self.seen, y=tokens, name="past")
 
     def _stacked_mask(self) -> Var:
         """The mask of stacked queries, [1, 1, G·T, S], with finite values only."""
+        build, masked = self.build, self.build.number("masked", MASKED)
+        given = self.inputs[self.options.mask]
+        if self.options.builds_mask:
+            given = build.op(
+                "slice_by_index",
+                x=given,
+                begin=[0, 0, 0, 0],
+                end=[0, 0, 0, -1],
+                end_mask=[True, True, True, False],
+                name="mask_seen",
+            )
+        mask = build.op("maximum", x=build.as_float(given, name="mask"), y=masked, name="finite_mask")
+        if self.options.builds_mask:
+            both = build.op("add", x=mask, y=self._causal_mask(masked), name="joined_mask")
+            mask = build.op("maximum", x=both, y=masked, name="finite_joined_mask")
+        copies = [mask] * self.config.heads_per_kv
+        return build.op("concat", values=copies, axis=2, name="stacked_mask") if len(copies) > 1 else mask
+
+    def _causal_mask(self, masked: Var) -> Var:
+        """``masked`` where a key comes after its query, else 0: [T, S]."""
         build = self.build
-        mask = build.as_float(self.inputs[MASK], name="mask")
-        finite = build.op("maximum", x=mask, y=build.number("masked", MASKED), name="finite_mask")
-        copies = [finite] * self.config.heads_per_kv
-        return build.op("concat", values=copies, axis=2, name="stacked_mask") if len(copies) > 1 else finite
+        zero = build.mb.const(val=np.array([0], np.int32), name="first_position")
+        positions, seen = build.constant(POSITIONS), self.seen
+        queries = build.op("slice_by_index", x=positions, begin=self.past, end=seen, name="query_positions")
+        keys = build.op("slice_by_index", x=positions, begin=zero, end=seen, name="key_positions")
+        queries = build.op("expand_dims", x=queries, axes=[1], name="query_rows")
+        keys = build.op("expand_dims", x=keys, axes=[0], name="key_columns")
+        is_later = build.op("greater", x=keys, y=queries, name="is_later")
+        later = build.as_float(is_later, name="later")
+        return build.op("mul", x=later, y=masked, name="causal_mask")
 
     def _turns(self) -> tuple[Turn, Turn]:
         """RoPE's rows for these tokens, for queries and for keys. Those for queries include the scale of the scores."""

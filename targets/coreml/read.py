@@ -20,6 +20,7 @@ from qwen3_export.files.inside import inside
 from qwen3_export.graph import Graph, Kind, Role, Weight
 from qwen3_export.targets.coreml.blobs import ELEMENTS, Blob, read_record
 from qwen3_export.targets.coreml.extra import require_coremltools
+from qwen3_export.targets.coreml.mil.damage import told_as_damage
 from qwen3_export.targets.coreml.names import HEAD_PART, MODEL_FILE, PACKAGE, WEIGHT_FILE, mil_name
 from qwen3_export.targets.coreml.stored import StoredWeight, join_parts, stored_weight
 
@@ -112,12 +113,8 @@ def open_coreml(path: Path) -> CoremlFile:
     if spec.WhichOneof("Type") != "mlProgram" or "main" not in spec.mlProgram.functions:
         raise CheckpointError(f"{package}: no ML program with a function main; check a package that this toolkit wrote")
     file = CoremlFile(folder=path if package != path else package, package=package, spec=spec)
-    try:
+    with told_as_damage(package):
         _check_length(file)
-    except (ValueError, LookupError, TypeError) as error:
-        raise CheckpointError(
-            f"{package / MODEL_FILE}: its program contradicts itself ({error}); copy the package again"
-        ) from error
     return file
 
 
@@ -144,7 +141,7 @@ def tensor_differences(file: CoremlFile, checkpoint: Graph) -> list[str]:
     for weight in checkpoint:
         try:
             stored = _stored(file, weight)
-        except (KeyError, QuantizationError) as error:
+        except (IndexError, KeyError, QuantizationError, TypeError, ValueError) as error:
             found.append(f"{weight.name} is missing, or cannot be read ({error})")
             continue
         if stored.shape != weight.shape:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from qwen3_export.errors import CheckpointError
 from qwen3_export.targets.coreml.mil import Overflow, Package, open_package
-from qwen3_export.targets.coreml.names import INPUT_IDS, KEY_CACHE, LOGITS, MASK, VALUE_CACHE
+from qwen3_export.targets.coreml.names import ATTENTION_MASK, FULL_MASK, INPUT_IDS, KEY_CACHE, LOGITS, VALUE_CACHE
 
 __all__ = [
     "CoremlSession",
@@ -30,6 +30,7 @@ __all__ = [
     "coremltools_version",
     "feed",
     "is_installed",
+    "mask_input",
 ]
 
 # The mask value of an app: the lowest finite fp16 number (swift-transformers' LanguageModel.swift).
@@ -80,24 +81,35 @@ def keeps_weights(num_parameters: int) -> bool:
     return 4 * num_parameters <= KEPT_BYTES
 
 
-def feed(tokens: Sequence[int], *, past: int = 0) -> dict[str, NDArray[Any]]:
-    """The inputs for ``tokens`` that follow ``past`` tokens already in the states."""
-    return {INPUT_IDS: np.array([tokens], np.int32), MASK: causal_mask(past, len(tokens))}
+def mask_input(package: Package) -> str:
+    """The name of the package's mask, which stands for its form."""
+    return FULL_MASK if FULL_MASK in package.inputs else ATTENTION_MASK
+
+
+def feed(tokens: Sequence[int], *, past: int = 0, mask: str = ATTENTION_MASK) -> dict[str, NDArray[Any]]:
+    """The inputs for ``tokens`` that follow ``past`` tokens already in the states, as swift-transformers makes them.
+
+    ``mask`` names the mask: zeros with one column too many, or the causal mask.
+    """
+    zeros = np.zeros((1, 1, 1, past + len(tokens) + 1), np.float16)
+    values = causal_mask(past, len(tokens)) if mask == FULL_MASK else zeros
+    return {INPUT_IDS: np.array([tokens], np.int32), mask: values}
 
 
 class CoremlSession:
     """One opened package; ``runs`` selects what runs it.
 
     ``overflow`` is the first operation of any run whose result was not finite (checked in fp16 mode only).
+    ``mask`` is the name of the package's mask.
     """
 
     def __init__(self, package: Path, *, runs: Runs, num_parameters: int = 0) -> None:
         self.overflow: Overflow | None = None
-        if runs == "coreml":
-            self._runner: _Runner = _CoremlRunner(package)
-            return
         opened = open_package(package, keep_weights=keeps_weights(num_parameters))
-        self._runner = _ExecutorRunner(opened, runs, self._note)
+        self.mask = mask_input(opened)
+        self._runner: _Runner = (
+            _CoremlRunner(package) if runs == "coreml" else _ExecutorRunner(opened, runs, self._note)
+        )
 
     def logits(self, tokens: Sequence[int]) -> NDArray[np.float32]:
         """Logits of every position in one prefill, [T, V]."""
@@ -110,7 +122,7 @@ class CoremlSession:
     def _run(self, tokens: Sequence[int], step: int, state: Any) -> Iterator[NDArray[np.float32]]:
         for start in range(0, len(tokens), step):
             part = tokens[start : start + step]
-            yield self._runner.predict(feed(part, past=start), state)[0].astype(np.float32)
+            yield self._runner.predict(feed(part, past=start, mask=self.mask), state)[0].astype(np.float32)
 
     def caches(self, tokens: Sequence[int], *, chunk: int) -> dict[int, tuple[NDArray[Any], NDArray[Any]]]:
         """Keys and values of each layer, [S, K, H], after a run in chunks. Only with the executor."""
@@ -125,7 +137,7 @@ class CoremlSession:
 
     def stream(self) -> CoremlStream:
         """Start a sequence that can be continued as its tokens become known."""
-        return CoremlStream(self._runner)
+        return CoremlStream(self._runner, mask=self.mask)
 
     def _note(self, overflow: Overflow | None) -> None:
         self.overflow = self.overflow or overflow
@@ -134,12 +146,12 @@ class CoremlSession:
 class CoremlStream:
     """A growing sequence; the runner keeps its states between calls."""
 
-    def __init__(self, runner: _Runner) -> None:
-        self._runner, self._state, self._length = runner, runner.new_state(), 0
+    def __init__(self, runner: _Runner, *, mask: str) -> None:
+        self._runner, self._mask, self._state, self._length = runner, mask, runner.new_state(), 0
 
     def append(self, tokens: Sequence[int]) -> NDArray[np.float32]:
         """Append tokens and return the logits [V] of the last one."""
-        logits_BTV = self._runner.predict(feed(tokens, past=self._length), self._state)
+        logits_BTV = self._runner.predict(feed(tokens, past=self._length, mask=self._mask), self._state)
         self._length += len(tokens)
         return np.array(logits_BTV[0, -1], np.float32)
 

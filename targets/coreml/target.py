@@ -9,9 +9,10 @@ from typing import Literal
 from qwen3_export.targets.options import TargetOptions, option, require_choice
 from qwen3_export.targets.target import Target
 
-__all__ = ["COREML", "GROUP_SIZES", "CoremlOptions", "System"]
+__all__ = ["COREML", "GROUP_SIZES", "CoremlOptions", "MaskInput", "System"]
 
 System = Literal["iOS18", "macOS15"]
+MaskInput = Literal["attentionMask", "fullAttentionMask"]
 
 GROUP_SIZES = (16, 32, 64, 128, 256)
 
@@ -29,10 +30,16 @@ class CoremlOptions(TargetOptions):
     )
     split_lm_head: int | None = option(None, help="Multiply with the head in parts of so many rows, for phones.")
     fused_attention: bool = option(False, help="Use Core ML's own operator for attention, for GPUs.")
+    mask: MaskInput = option(
+        "attentionMask",
+        help="The mask that the package takes: attentionMask, as every release of swift-transformers fills it, or "
+        "fullAttentionMask, where the app gives the causal mask.",
+    )
     target: System = option("iOS18", help="The oldest system that shall run the package.")
 
     def __post_init__(self) -> None:
         require_choice("group_size", self.group_size, GROUP_SIZES)
+        require_choice("mask", self.mask, MaskInput)
         require_choice("target", self.target, System)
 
 

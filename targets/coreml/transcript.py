@@ -40,6 +40,7 @@ def write_transcript(folder: Path, model: Model) -> None:
     document: dict[str, Any] = {
         "tokens": tokens,
         "chunks": [len(tokens) - STEPS, *[1] * STEPS],
+        "mask": session.mask,
         "best": best_TB.tolist(),
         "logits": [[round(float(v), 4) for v in row] for row in np.take_along_axis(logits_TV, best_TB, axis=-1)],
     }

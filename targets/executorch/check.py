@@ -82,14 +82,18 @@ def open_subject(path: Path, graph: Graph, tokenizer: Tokenizer, *, threads: int
     """
     del threads  # XNNPACK takes as many as it likes
     folder, file, whole = path if path.is_dir() else path.parent, program_path(path), untied(graph)
+    index = read_index(folder) if (folder / INDEX).exists() else None
     problems = list(document_differences(folder, tokenizer))
+    if index is None:  # another tool's program often lies apart from its documents
+        problems = [text for text in problems if not text.endswith("is missing")]
+    program: Program | None = None
     try:
         program = Program(file) if run.is_installed() else None
+        if program is not None:
+            problems += program_differences(program, whole, tokenizer, is_own=index is not None)
+            problems += [] if program.refusal is None else [program.refusal]
     except CheckpointError as error:  # ExecuTorch refuses the program
         program, problems = None, [*problems, str(error)]
-    if program is not None:
-        problems += program_differences(program, whole, tokenizer)
-    index = read_index(folder) if (folder / INDEX).exists() else None
     if index is not None:
         problems += weight_differences(file, index)
     return ExecutorchSubject(
@@ -121,14 +125,14 @@ class ExecutorchSubject:
 
     @property
     def max_tokens(self) -> int:
-        """What the program takes at once; one less than it says, as it is lowered."""
+        """What the program takes at once."""
         longest = longest_text(self.checkpoint)
-        limit = 0 if self.program is None else int(self.program.constant("get_max_seq_len") or 0) - 1
-        return min(longest, limit) if limit > 0 else longest
+        limit = None if self.program is None else self.program.max_tokens
+        return longest if limit is None else min(longest, limit)
 
     @property
     def can_run(self) -> bool:
-        return self.program is not None
+        return self.program is not None and self.program.refusal is None
 
     @property
     def unrun(self) -> tuple[Exact, Shipped]:
@@ -222,8 +226,10 @@ def program_path(path: Path) -> Path:
     if (path / PROGRAM).exists():
         return path / PROGRAM
     found = sorted(path.glob("*.pte"))
-    if len(found) != 1:
+    if not found:
         raise CheckpointError(f"{path}: holds no {PROGRAM}; name the program, or the folder that an export has written")
+    if len(found) > 1:
+        raise CheckpointError(f"{path}: holds {len(found)} programs; name one of them, such as {found[0]}")
     return found[0]
 
 
@@ -265,8 +271,8 @@ def _chunk_difference(program: Program, text: Sequence[int]) -> float:
     return max(float(np.abs(logits_V - single_TV[position]).max()) for position, logits_V in found)
 
 
-def program_differences(program: Program, graph: Graph, tokenizer: Tokenizer) -> Iterator[str]:
-    """What the program says of itself against the checkpoint."""
+def program_differences(program: Program, graph: Graph, tokenizer: Tokenizer, *, is_own: bool = True) -> Iterator[str]:
+    """What the program says of itself against the checkpoint; another tool's may say nothing."""
     config = graph.config
     expected = {
         "get_n_layers": config.num_hidden_layers,
@@ -277,9 +283,21 @@ def program_differences(program: Program, graph: Graph, tokenizer: Tokenizer) ->
     }
     for name, wanted in expected.items():
         found = program.constant(name)
+        if found is None and not is_own:
+            continue
         found = [found] if isinstance(wanted, list) and not isinstance(found, list) else found
         if found != wanted:
             yield f"{name} gives {found}, the checkpoint has {wanted}"
     sequence, context = (program.constant(name) for name in ("get_max_seq_len", "get_max_context_len"))
-    if not (sequence and context and sequence <= context <= config.context_length):
+    if not is_own and (sequence is None or context is None):
+        return
+    are_numbers = isinstance(sequence, int) and isinstance(context, int)
+    if not (are_numbers and 0 < sequence <= context <= config.context_length):
         yield f"get_max_seq_len {sequence} and get_max_context_len {context} do not fit the model's positions"
+        return
+    taken = program.max_tokens
+    if taken is not None and taken < min(sequence, context - 1):
+        yield (
+            f"get_max_seq_len is {sequence}, and one call takes {taken} tokens: runners give a prompt in pieces of "
+            f"get_max_seq_len, so prompts of {sequence} tokens and more fail; export the model again"
+        )

@@ -11,6 +11,7 @@ from qwen3_export.errors import ExportError
 from qwen3_export.generation.opened import Opened
 from qwen3_export.generation.speech import artifact_speech
 from qwen3_export.generation.stepper import ChunkedStepper, Runtime, Stepper
+from qwen3_export.targets.executorch.check import program_path
 from qwen3_export.targets.executorch.run import Program, runtime_version
 
 if TYPE_CHECKING:
@@ -26,12 +27,14 @@ def generate(path: Path, model: Model | None, *, threads: int | None = None) -> 
     What runners ask a program is asked here: how long a sequence and one call may be, and which tokens end a turn.
     """
     del threads  # XNNPACK takes as many as it likes
-    program_path = _program_path(path)
-    program = Program(program_path)
-    positions, chunk = program.constant("get_max_context_len"), program.constant("get_max_seq_len")
+    file = program_path(path)
+    program = Program(file)
+    positions = program.constant("get_max_context_len")
+    if program.refusal is not None:
+        raise ExportError(program.refusal)
     if not isinstance(positions, int):
-        raise ExportError(f"{program_path}: does not say how long its context is (get_max_context_len)")
-    most = max(1, chunk - 1) if isinstance(chunk, int) else 1  # as it is lowered: one less than it says
+        raise ExportError(f"{file}: does not say how long its context is (get_max_context_len)")
+    most = program.max_tokens or 1
 
     @contextmanager
     def start(positions: int) -> Iterator[Stepper]:
@@ -40,18 +43,9 @@ def generate(path: Path, model: Model | None, *, threads: int | None = None) -> 
         )
 
     ends = program.constant("get_eos_ids")
-    speech = artifact_speech(program_path.parent, model, end_ids=_ids(ends))
+    speech = artifact_speech(file.parent, model, end_ids=_ids(ends))
     name = f"ExecuTorch {runtime_version()}"
     yield Opened(runtime=Runtime(name=name, context_length=positions, start=start), speech=speech)
-
-
-def _program_path(path: Path) -> Path:
-    if path.is_file():
-        return path
-    found = sorted(path.glob("*.pte"))
-    if len(found) != 1:
-        raise ExportError(f"{path}: holds {len(found)} programs; name one of them, such as {found[0]}")
-    return found[0]
 
 
 def _ids(stated: Any) -> list[int]:

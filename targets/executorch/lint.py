@@ -18,11 +18,11 @@ from qwen3_export.targets.lint import Finding
 __all__ = ["lint_executorch"]
 
 RUNNERS = EXECUTORCH.consumers
-# Asked by extension/llm/runner (constants.h).
+# Asked by extension/llm/runner (constants.h); without the first it refuses a program, for the others it has defaults.
+NEEDED = "get_max_seq_len"
 METHODS = (
     "get_bos_id",
     "get_eos_ids",
-    "get_max_seq_len",
     "get_max_context_len",
     "get_n_layers",
     "get_vocab_size",
@@ -36,16 +36,39 @@ def lint_executorch(path: Path, graph: Graph, tokenizer: Tokenizer) -> Iterator[
     """What the program says of itself, its tables, tokenizer and template, against the checkpoint."""
     program_file = program_path(path)
     program, whole = Program(program_file), untied(graph)
-    for name in METHODS:
+    is_own = (program_file.parent / INDEX).exists()
+    if program.refusal is not None:
+        yield Finding(text=program.refusal, consumers=RUNNERS)
+    for name in (NEEDED, *METHODS):
         if program.constant(name) is None:
-            yield Finding(text=f"the program has no method {name}, which runners ask for", consumers=RUNNERS)
-    texts = [*program_differences(program, whole, tokenizer), *document_differences(program_file.parent, tokenizer)]
-    if (program_file.parent / INDEX).exists():
-        context = int(program.constant("get_max_context_len") or 1)
+            text = f"the program has no method {name}, which runners ask for"
+            yield Finding(text=text, consumers=RUNNERS, is_error=is_own or name == NEEDED)
+    texts = [
+        *program_differences(program, whole, tokenizer, is_own=is_own),
+        *document_differences(program_file.parent, tokenizer),
+    ]
+    if is_own:
+        context = program.constant("get_max_context_len")
         document = read_index(program_file.parent)
-        texts += constant_differences(program_file, whole, document, context=context)
+        texts += constant_differences(program_file, whole, document, context=context if isinstance(context, int) else 1)
     for text in texts:
         yield Finding(text=text, consumers=RUNNERS)
+    if not is_own:
+        yield Finding(
+            text="whether its weights and layers are the checkpoint's is not known: the program is another tool's, and "
+            "does not say where they lie; `check` compares what it computes",
+            consumers=RUNNERS,
+            is_error=False,
+        )
+    sequence, positions = (program.constant(name) for name in ("get_max_seq_len", "get_max_context_len"))
+    if isinstance(sequence, int) and isinstance(positions, int) and sequence < positions:
+        yield Finding(
+            text=f"get_max_seq_len {sequence} is less than get_max_context_len {positions}: ExecuTorch's TextLLMRunner "
+            "takes the cache for a ring then, and fails at its end; let max_new_tokens be at most the context minus "
+            "the prompt",
+            consumers=RUNNERS,
+            is_error=False,
+        )
     yield Finding(
         text="the tokenizer's pattern looks ahead: build runners with support for that (SUPPORT_REGEX_LOOKAHEAD)",
         consumers=RUNNERS,

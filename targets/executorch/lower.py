@@ -17,7 +17,7 @@ ConstantMethods = Mapping[str, Any]
 
 
 def lower(module: ExportModule, path: Path, *, max_seq_len: int, constants: ConstantMethods) -> None:
-    """Write the program: the method ``forward``, for up to ``max_seq_len`` - 1 tokens at once, and constant methods."""
+    """Write the program: the method ``forward``, for up to ``max_seq_len`` tokens at once, and constant methods."""
     # These imports register the operators of attention and of quantized embeddings.
     import executorch.exir.passes._quant_patterns_and_replacements
     import executorch.extension.llm.custom_ops.custom_ops
@@ -26,8 +26,8 @@ def lower(module: ExportModule, path: Path, *, max_seq_len: int, constants: Cons
     from executorch.exir.passes import MemoryPlanningPass
     from executorch.exir.passes.sym_shape_eval_pass import ConstraintBasedSymShapeEvalPass
 
-    tokens = torch.export.Dim("tokens", min=1, max=max_seq_len - 1)
-    example = (torch.zeros(1, 3, dtype=torch.long), torch.tensor([0]))
+    tokens = torch.export.Dim("tokens", min=1, max=max_seq_len)
+    example = (torch.zeros(1, min(3, max_seq_len), dtype=torch.long), torch.tensor([0]))
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the libraries about themselves
         exported = torch.export.export(module, example, dynamic_shapes=({1: tokens}, None), strict=False)

@@ -33,6 +33,7 @@ from qwen3_export.targets.coreml.mil.arithmetic import Overflow, arithmetic
 from qwen3_export.targets.coreml.mil.blobs import check_blob
 from qwen3_export.targets.coreml.mil.calls import SpecVersion
 from qwen3_export.targets.coreml.mil.constants import Constants
+from qwen3_export.targets.coreml.mil.damage import told_as_damage
 from qwen3_export.targets.coreml.mil.execute import Execution, Watch
 from qwen3_export.targets.coreml.mil.features import Feature, checked, feature_of
 from qwen3_export.targets.coreml.mil.plan import plan_of
@@ -99,8 +100,9 @@ class Package:
 
     def new_state(self) -> State:
         """Make the initial states, all zeros as on a device."""
-        held = {n: self._elements[n].torch_type for n in self.states}
-        return State({n: torch.zeros(f.shape, dtype=held[n]) for n, f in self.states.items()})
+        with told_as_damage(self.path):
+            held = {n: self._elements[n].torch_type for n in self.states}
+            return State({n: torch.zeros(f.shape, dtype=held[n]) for n, f in self.states.items()})
 
     def run(
         self,
@@ -132,7 +134,7 @@ class Package:
             version=SpecVersion(self.spec_version),
             watch=watch,
         )
-        with torch.inference_mode():
+        with torch.inference_mode(), told_as_damage(self.path):
             values = checked(inputs, self.inputs, self._elements)
             values = {name: chosen.stored(value, self._elements[name]) for name, value in values.items()}
             found = execution.run(self._plan, values)
@@ -179,14 +181,10 @@ def open_package(path: str | Path, *, function_name: str | None = None, keep_wei
     if spec.WhichOneof("Type") != "mlProgram":
         raise CheckpointError(f"{path}: is no ML program but a {spec.WhichOneof('Type')}, which cannot be run here")
     name = _function_name(path, sorted(spec.mlProgram.functions), function_name)
-    try:
+    with told_as_damage(path):
         function = read_function(spec.mlProgram.functions[name], folder=model_file.parent)
         _check_blobs(function)
         return Package(path, spec, function, _description(spec, name), keep_weights=keep_weights)
-    except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
-        raise CheckpointError(
-            f"{model_file}: its program contradicts itself ({error}); copy the package again"
-        ) from error
 
 
 def run(

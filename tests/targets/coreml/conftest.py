@@ -23,6 +23,15 @@ if TYPE_CHECKING:
 BLOCKED = -np.finfo(np.float16).max
 
 
+def mask_of(package: Package, past: int, count: int) -> dict[str, np.ndarray]:
+    """What swift-transformers fills the package's mask with, by its name (its Sources/Models/LanguageModel.swift)."""
+    seen = past + count
+    if "fullAttentionMask" in package.inputs:  # no release has this name; pull request 331 fills it so
+        is_later = np.arange(seen)[None] > np.arange(past, seen)[:, None]
+        return {"fullAttentionMask": np.where(is_later, BLOCKED, 0).astype(np.float16)[None, None]}
+    return {"attentionMask": np.zeros((1, 1, 1, seen + 1), np.float16)}
+
+
 @dataclass(frozen=True)
 class Written:
     """An export, and the folder it went to."""
@@ -65,10 +74,7 @@ def feed() -> Callable[..., Outputs]:
     """Run some tokens at the end of what a state has seen, as swift-transformers does."""
 
     def run(package: Package, tokens: Tensor, state: State, *, past: int = 0, **options: Any) -> Outputs:
-        seen = past + len(tokens)
-        is_later = np.arange(seen)[None] > np.arange(past, seen)[:, None]
-        mask = np.where(is_later, BLOCKED, 0).astype(np.float16)[None, None]
-        inputs = {"inputIds": tokens.numpy().astype(np.int32)[None], "fullAttentionMask": mask}
+        inputs = {"inputIds": tokens.numpy().astype(np.int32)[None], **mask_of(package, past, len(tokens))}
         return package.run(inputs, state=state, **options)
 
     return run

@@ -122,6 +122,8 @@ MUTANTS: dict[str, Mutant] = {
     "the causal mask as zeros": Mutant(
         set_number("masked", 0.0), site=(0, "attention"), cause="the causal mask is missing"
     ),
+    "the later tokens seen, the earlier ones hidden": Mutant(change_kind("is_later", "less"), site=(0, "attention")),
+    "no token sees itself": Mutant(change_kind("is_later", "greater_equal"), site=(0, "attention")),
     "the mask at the least finite number": Mutant(set_number("masked", -65504.0), told="masked is -65504"),
     "eps of 1e-5": Mutant(set_number("root_eps", 1e-5**0.5), told="root_eps is 0.00316228"),
     "scores not scaled": Mutant(set_number("attention_scale", 1.0), told="attention_scale is 1", site=(0, "q_rope")),

@@ -142,11 +142,14 @@ def test_a_tied_embedding_is_stored_once(packaged: Callable[..., Any]) -> None:
 def test_what_swift_transformers_looks_for(packaged: Callable[..., Any]) -> None:
     written = packaged("tied", "int4", group_size=64)
     description = open_coreml(written.folder).spec.description
-    assert [feature.name for feature in description.input] == ["inputIds", "fullAttentionMask"]
+    assert [feature.name for feature in description.input] == ["inputIds", "attentionMask"]
     assert [feature.name for feature in description.state] == ["keyCache", "valueCache"]
     assert [feature.name for feature in description.output] == ["logits"]
-    ranges = description.input[0].type.multiArrayType.shapeRange.sizeRanges
-    assert [(size.lowerBound, size.upperBound) for size in ranges] == [(1, 1), (1, 2048)]
+    for feature, expected in zip(
+        description.input, ([(1, 1), (1, 2048)], [(1, 1), (1, 1), (1, 1), (2, 2049)]), strict=True
+    ):
+        ranges = feature.type.multiArrayType.shapeRange.sizeRanges
+        assert [(size.lowerBound, size.upperBound) for size in ranges] == expected
     assert list(description.state[0].type.stateType.arrayType.shape) == [2, 1, 2, 2048, 64]
     metadata = description.metadata.userDefined
     assert metadata["co.huggingface.exporters.name"] == written.model.source
@@ -193,6 +196,7 @@ def test_what_cannot_be_exported_is_refused(model_folder: Callable[[str], Path],
         ({"context_length": 4096}, "must be from 3 to the model's 2048"),
         ({"context_length": 2}, "must be from 3"),
         ({"split_lm_head": 1001}, "`split_lm_head` 1001: must be a multiple of 8"),
+        ({"mask": "causalMask"}, "`mask` causalMask: use one of attentionMask, fullAttentionMask"),
         ({"target": "iOS17"}, "`target` iOS17: use one of iOS18, macOS15"),
     ]:
         with pytest.raises((OptionError, QuantizationError), match=told):

@@ -43,6 +43,8 @@ WRITTEN: list[tuple[str, str, dict[str, Any]]] = [
     ("rows_of_72", "palette8", {}),
     ("added_tokens", "palette6", {"split_lm_head": 4000}),
     ("rows_of_320", "palette4", {"fused_attention": True}),
+    ("tied", "fp32", {"mask": "fullAttentionMask"}),
+    ("yarn", "int4", {"mask": "fullAttentionMask", "fused_attention": True}),
 ]
 
 

@@ -25,6 +25,7 @@ from qwen3_export.graph import Kind, Role, module_name
 from qwen3_export.parity.report import Report
 from qwen3_export.rope import rotation
 from qwen3_export.targets.executorch.export import ExecutorchExport, constant_methods, prepare, with_solution, write
+from qwen3_export.targets.executorch.lint import lint_executorch
 from qwen3_export.targets.executorch.recipes import find_recipe, untied
 from qwen3_export.targets.executorch.run import Program
 from qwen3_export.targets.executorch.stored import INDEX, read_index, read_weights
@@ -32,6 +33,7 @@ from qwen3_export.targets.executorch.target import ExecutorchOptions
 
 MAX_SEQ_LEN = 96
 SHORT = ExecutorchOptions(max_seq_len=MAX_SEQ_LEN)
+PIECE = 32
 PORTABLE = ExecutorchOptions(max_seq_len=MAX_SEQ_LEN, portable=True)
 
 
@@ -165,11 +167,11 @@ def test_the_first_and_the_last_position_and_one_past_it(solved: ExecutorchExpor
     program = Program(solved.out / "model.pte")
     single_TV = program.logits(tokens)
     assert np.isfinite(single_TV).all()
-    for size in (1, 4, MAX_SEQ_LEN - 1):
+    for size in (1, 4, MAX_SEQ_LEN - 1, MAX_SEQ_LEN):
         program = Program(solved.out / "model.pte")
         last = max(position for position, _ in program.chunks(tokens, size))
         assert last == MAX_SEQ_LEN - 1
-    for found, start in (([5], MAX_SEQ_LEN), (tokens, 0), ([5] * 4, MAX_SEQ_LEN - 3)):
+    for found, start in (([5], MAX_SEQ_LEN), ([5] * 4, MAX_SEQ_LEN - 3)):
         with pytest.raises(CheckpointError, match="ExecuTorch cannot run the program"):
             Program(solved.out / "model.pte").last_logits(found, start=start)
 
@@ -351,6 +353,103 @@ def test_an_untied_graph_is_the_same_function(model_folder: Callable[[str], Path
     assert not apart.config.tie_word_embeddings
     np.testing.assert_array_equal(apart.head.read(), graph.head.read())
     assert untied(apart) is apart
+
+
+@pytest.fixture(scope="module")
+def in_pieces(tmp_path_factory: pytest.TempPathFactory) -> ExecutorchExport:
+    """The demo's first layer as 8da8w, whose cache holds three pieces of a prompt."""
+    options = ExecutorchOptions(max_seq_len=PIECE, context_length=MAX_SEQ_LEN)
+    out = tmp_path_factory.mktemp("executorch") / "out"
+    return written(prepare(one_layer(load("demo")), find_recipe("8da8w"), out=out, options=options))
+
+
+RUNNER = """
+import json, sys
+import executorch.extension.llm.custom_ops.custom_ops, executorch.kernels.quantized
+from executorch.extension.llm.runner import GenerationConfig, TextLLMRunner
+folder, told = sys.argv[1], []
+for prompt, count in json.loads(sys.argv[2]):
+    runner, pieces = TextLLMRunner(folder + "/model.pte", folder + "/tokenizer.json"), []
+    config = GenerationConfig(echo=False, temperature=0.0, max_new_tokens=count)
+    try:
+        runner.generate(prompt, config, pieces.append, None)
+        told.append(pieces)
+    except RuntimeError as error:
+        told.append(str(error))
+with open(folder + "/told.json", "w") as file:
+    json.dump(told, file)
+"""
+
+
+def through_the_runner(folder: Path, prompts: list[tuple[str, int]]) -> list[Any]:
+    """What ExecuTorch's own runner for apps gives, piece by piece, or its error; in a process of its own."""
+    command = [sys.executable, "-c", RUNNER, str(folder), json.dumps(prompts)]
+    subprocess.run(command, check=True, capture_output=True, timeout=600)
+    told = json.loads((folder / "told.json").read_text())
+    (folder / "told.json").unlink()
+    return list(told)
+
+
+def text_of(export: ExecutorchExport, count: int) -> tuple[str, list[int]]:
+    """A text of so many tokens."""
+    tokenizer = export.model.tokenizer
+    tokens = list(tokenizer.encode("The quick brown fox jumps over the lazy dog. " * 40))[:count]
+    text = tokenizer.decode(tokens)
+    assert list(tokenizer.encode(text)) == tokens
+    return text, tokens
+
+
+def test_executorch_s_runner_takes_prompts_in_pieces_and_fills_the_cache(in_pieces: ExecutorchExport) -> None:
+    """Prompts around one piece and several, each continued to the cache's last position."""
+    sizes = (PIECE - 1, PIECE, PIECE + 1, 2 * PIECE, MAX_SEQ_LEN - 1)
+    texts = [text_of(in_pieces, size) for size in sizes]
+    found = through_the_runner(in_pieces.out, [(text, MAX_SEQ_LEN - len(tokens)) for text, tokens in texts])
+    for (_, tokens), pieces in zip(texts, found, strict=True):
+        assert isinstance(pieces, list), pieces
+        assert len(pieces) == MAX_SEQ_LEN - len(tokens)
+        program = Program(in_pieces.out / "model.pte")
+        *_, (_, logits_V) = program.chunks(tokens, PIECE)
+        made = [int(logits_V.argmax())]
+        for position in range(len(tokens), MAX_SEQ_LEN - 1):
+            made.append(int(program.last_logits([made[-1]], start=position).argmax()))
+        assert "".join(pieces) == in_pieces.model.tokenizer.decode(made)
+
+
+def test_a_cache_of_one_piece_ends_without_an_error(solved: ExecutorchExport) -> None:
+    """Where one call takes as many tokens as the cache, the runner itself stops at the end."""
+    text, tokens = text_of(solved, 30)
+    (pieces,) = through_the_runner(solved.out, [(text, 100_000)])
+    assert isinstance(pieces, list), pieces
+    assert len(pieces) == MAX_SEQ_LEN - len(tokens)
+
+
+def test_a_program_that_takes_less_than_it_says_is_told(in_pieces: ExecutorchExport, tmp_path: Path) -> None:
+    """As ExecuTorch's own export writes them, and ours did: runners give get_max_seq_len tokens at once."""
+    assert not errors_of(in_pieces.out, in_pieces.model)
+    shutil.copytree(in_pieces.out, tmp_path / "out")
+    path = tmp_path / "out" / "model.pte"
+    program = path.read_bytes()
+    assert program.count(np.int64(PIECE).tobytes()) >= 1
+    path.write_bytes(program.replace(np.int64(PIECE).tobytes(), np.int64(PIECE + 1).tobytes()))
+    assert Program(path).constant("get_max_seq_len") == PIECE + 1
+    assert any(f"one call takes {PIECE} tokens" in text for text in errors_of(tmp_path / "out", in_pieces.model))
+
+
+def errors_of(folder: Path, model: Model) -> list[str]:
+    return [found.text for found in lint_executorch(folder, model.graph, model.tokenizer) if found.is_error]
+
+
+def test_the_example_stops_where_the_cache_is_full(in_pieces: ExecutorchExport) -> None:
+    """A prompt of more than one piece, and more tokens asked for than there is room."""
+    example = Path(__file__).parents[3] / "examples" / "executorch_chat.py"
+    question = "Tell me about the sea. " * 7
+    command = [sys.executable, str(example), str(in_pieces.out), question, "--new", "500", "--no-think"]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=600)
+    assert f"(the program's {MAX_SEQ_LEN} positions are full)" in done.stderr
+    assert "Traceback" not in done.stderr
+    refused = subprocess.run([*command[:3], question * 3], check=False, capture_output=True, text=True, timeout=600)
+    assert refused.returncode == 1
+    assert f"where the program has room for {MAX_SEQ_LEN}" in refused.stderr
 
 
 def test_the_example_answers_with_the_program_s_tokens(solved: ExecutorchExport) -> None:
