@@ -8,14 +8,21 @@ Nothing is decided by hashing a test string: a fine-tune with added tokens still
 
 from __future__ import annotations
 
-import datetime
-import json
+import unicodedata
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qwen3_export.checkpoint.folder import read_json
+from qwen3_export.checkpoint.template import (
+    ADDITIONAL_TEMPLATES,
+    TEMPLATE_FILE,
+    ChatTemplate,
+    read_template,
+    token_content,
+)
+from qwen3_export.checkpoint.turns import turn_end
 from qwen3_export.errors import CheckpointError, UnsupportedModelError
 
 if TYPE_CHECKING:
@@ -29,12 +36,19 @@ __all__ = [
     "GenerationDefaults",
     "Tokenizer",
     "load_tokenizer",
-    "read_chat_template",
-    "render_template",
 ]
 
 # What an app needs beside the weights, and what is fetched from the hub.
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "generation_config.json", "chat_template.jinja")
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "generation_config.json",
+    TEMPLATE_FILE,
+    f"{ADDITIONAL_TEMPLATES}/*.jinja",
+)
+
+ADDED_TOKEN_FLAGS = ("special", "lstrip", "rstrip", "single_word", "normalized")
 
 # The split pattern of Qwen2 and Qwen3 (tokenizer.json of every release).
 QWEN_SPLIT_PATTERN = (
@@ -44,18 +58,40 @@ QWEN_SPLIT_PATTERN = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AddedToken:
-    """A token outside the BPE vocabulary; ``special`` ones are never part of the visible text."""
+    """A token outside the BPE vocabulary; ``special`` ones are never part of the visible text.
+
+    The other flags are those of the tokenizers library.
+    """
 
     id: int
     content: str
     special: bool
+    lstrip: bool = False
+    rstrip: bool = False
+    single_word: bool = False
+    normalized: bool = False
+
+    @property
+    def flags(self) -> tuple[str, ...]:
+        """What makes it match otherwise than as its plain text: ``lstrip`` takes the spaces before it, and so on.
+
+        ``normalized`` only matters for a content that the normalizer (NFC) would change.
+        """
+        names = [name for name in ("lstrip", "rstrip", "single_word") if getattr(self, name)]
+        is_changed = self.normalized and unicodedata.normalize("NFC", self.content) != self.content
+        return (*names, *(["normalized"] if is_changed else []))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationDefaults:
-    """What ``generation_config.json`` recommends; None where it is silent."""
+    """What ``generation_config.json`` recommends; None where it is silent.
+
+    ``eos_token_ids`` has the tokenizer's own end first, and ``turn_end_id`` among them: what the chat template writes
+    after a turn.
+    """
 
     eos_token_ids: tuple[int, ...]
+    turn_end_id: int | None = None
     bos_token_id: int | None = None
     pad_token_id: int | None = None
     do_sample: bool | None = None
@@ -70,17 +106,26 @@ class Tokenizer:
     """A checkpoint's tokenizer.
 
     ``vocabulary`` maps BPE tokens (in byte-level letters) to ids, without the added tokens; ``merges`` are pairs
-    in order of priority.
+    in order of priority. ``front`` and ``back`` are the tokens that it puts around plain text (a BOS, an EOS).
+    ``notes`` are sentences on what its files leave out.
     """
 
     folder: Path
     vocabulary: Mapping[str, int]
     merges: Sequence[tuple[str, str]]
     added_tokens: Sequence[AddedToken]
-    chat_template: str | None
+    template: ChatTemplate | None
     generation: GenerationDefaults
     is_nfc: bool
+    front: tuple[int, ...] = ()
+    back: tuple[int, ...] = ()
+    notes: tuple[str, ...] = ()
     _fast: FastTokenizer = field(repr=False, compare=False)
+
+    @property
+    def chat_template(self) -> str | None:
+        """The text of the default template."""
+        return None if self.template is None else self.template.text
 
     @property
     def num_tokens(self) -> int:
@@ -92,6 +137,10 @@ class Tokenizer:
         """Token ids of ``text``; markup such as ``<|im_start|>`` becomes its own token, and no BOS is added."""
         return list(self._fast.encode(text, add_special_tokens=False).ids)
 
+    def encode_plain(self, text: str) -> list[int]:
+        """Token ids of plain text, with what the tokenizer puts around it."""
+        return list(self._fast.encode(text, add_special_tokens=True).ids)
+
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
         return str(self._fast.decode(list(ids), skip_special_tokens=skip_special_tokens))
 
@@ -102,19 +151,18 @@ class Tokenizer:
         enable_thinking: bool | None = None,
         add_generation_prompt: bool = True,
         tools: Sequence[Mapping[str, Any]] | None = None,
+        documents: Sequence[Mapping[str, Any]] | None = None,
     ) -> str:
-        """The dialogue as the checkpoint's own chat template writes it.
+        """The dialogue as the checkpoint's own chat template writes it, and transformers would.
 
         Raises UnsupportedModelError where there is no template, or it does not accept these messages.
         """
-        if self.chat_template is None:
+        if self.template is None:
             raise UnsupportedModelError(f"{self.folder}: has no chat template; give plain text")
-        variables: dict[str, Any] = {"messages": list(messages), "add_generation_prompt": add_generation_prompt}
-        if enable_thinking is not None:
-            variables["enable_thinking"] = enable_thinking
-        if tools:
-            variables["tools"] = list(tools)
-        return render_template(self.chat_template, variables)
+        variables = {} if enable_thinking is None else {"enable_thinking": enable_thinking}
+        return self.template.render(
+            messages, tools=tools, documents=documents, add_generation_prompt=add_generation_prompt, **variables
+        )
 
 
 def load_tokenizer(folder: Path, config: Qwen3Config) -> Tokenizer:
@@ -133,14 +181,24 @@ def load_tokenizer(folder: Path, config: Qwen3Config) -> Tokenizer:
     except Exception as error:  # the library raises plain Exception
         raise CheckpointError(f"{path}: the tokenizers library cannot read it ({error})") from error
     settings = read_json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").exists() else {}
+    added = _added_tokens(document, settings)
+    add_missing_tokens(fast, added)
+    template = read_template(folder, settings)
+    generation = _generation_defaults(folder, settings, fast)
+    end = None if template is None else turn_end(template, {token.content: token.special for token in added})
+    generation, notes = _with_turn_end(generation, end, None if end is None else fast.token_to_id(end))
+    front, back = _around(fast)
     tokenizer = Tokenizer(
         folder=folder,
         vocabulary=document["model"]["vocab"],
         merges=_merges(document["model"]["merges"]),
-        added_tokens=_added_tokens(document, settings),
-        chat_template=read_chat_template(folder, settings),
-        generation=_generation_defaults(folder, settings, fast),
+        added_tokens=added,
+        template=template,
+        generation=generation,
         is_nfc=_is_nfc(document.get("normalizer")),
+        front=front,
+        back=back,
+        notes=notes,
         _fast=fast,
     )
     _check_fits(tokenizer, config)
@@ -179,26 +237,34 @@ def _merges(merges: Sequence[Any]) -> list[tuple[str, str]]:
 
 def _added_tokens(document: Mapping[str, Any], settings: Mapping[str, Any]) -> list[AddedToken]:
     """Added tokens by id, of tokenizer.json and of tokenizer_config.json (where some fine-tunes add theirs)."""
-    found = {
-        int(entry["id"]): AddedToken(id=int(entry["id"]), content=entry["content"], special=bool(entry["special"]))
-        for entry in document.get("added_tokens") or ()
-    }
+    found = {int(entry["id"]): _added_token(int(entry["id"]), entry) for entry in document.get("added_tokens") or ()}
     for key, entry in (settings.get("added_tokens_decoder") or {}).items():
-        token = AddedToken(id=int(key), content=entry["content"], special=bool(entry.get("special")))
-        found.setdefault(token.id, token)
+        found.setdefault(int(key), _added_token(int(key), entry))
     return [found[key] for key in sorted(found)]
 
 
-def read_chat_template(folder: Path, settings: Mapping[str, Any]) -> str | None:
-    """``chat_template.jinja`` where it exists (newer checkpoints), else the one of tokenizer_config.json."""
-    file = folder / "chat_template.jinja"
-    if file.exists():
-        return file.read_text(encoding="utf-8")
-    template = settings.get("chat_template")
-    if isinstance(template, list):  # several named templates
-        named = {entry["name"]: entry["template"] for entry in template}
-        template = named.get("default")
-    return template if isinstance(template, str) else None
+def _added_token(i: int, entry: Mapping[str, Any]) -> AddedToken:
+    flags = {name: bool(entry.get(name)) for name in ADDED_TOKEN_FLAGS}
+    return AddedToken(id=i, content=entry["content"], **flags)
+
+
+def add_missing_tokens(fast: FastTokenizer, tokens: Sequence[AddedToken]) -> None:
+    """Give the library the tokens that only tokenizer_config.json has, as transformers does when it loads them."""
+    from tokenizers import AddedToken as LibraryToken
+
+    known = fast.get_added_tokens_decoder()
+    for token in tokens:
+        if token.id not in known:
+            flags = {name: getattr(token, name) for name in ADDED_TOKEN_FLAGS}
+            fast.add_tokens([LibraryToken(token.content, **flags)])
+
+
+def _around(fast: FastTokenizer) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The tokens before and after a plain text; its post-processor decides, whatever add_bos_token says."""
+    inside = fast.encode("a", add_special_tokens=False).ids
+    whole = fast.encode("a", add_special_tokens=True).ids
+    start = next((i for i in range(len(whole)) if whole[i : i + len(inside)] == inside), 0)
+    return tuple(whole[:start]), tuple(whole[start + len(inside) :])
 
 
 def _generation_defaults(folder: Path, settings: Mapping[str, Any], fast: FastTokenizer) -> GenerationDefaults:
@@ -206,7 +272,7 @@ def _generation_defaults(folder: Path, settings: Mapping[str, Any], fast: FastTo
     stated = read_json(path) if path.exists() else {}
     model = read_json(folder / "config.json")
     eos = stated.get("eos_token_id", model.get("eos_token_id"))
-    end_of_turn = fast.token_to_id(_content(settings.get("eos_token")) or "")
+    end_of_turn = fast.token_to_id(token_content(settings.get("eos_token")) or "")
     ids = [eos] if isinstance(eos, int) else list(eos or ())
     # The end of a turn comes first: targets with room for one id write that.
     if end_of_turn is not None:
@@ -216,7 +282,7 @@ def _generation_defaults(folder: Path, settings: Mapping[str, Any], fast: FastTo
     return GenerationDefaults(
         eos_token_ids=tuple(ids),
         bos_token_id=stated.get("bos_token_id", model.get("bos_token_id")),
-        pad_token_id=stated.get("pad_token_id", fast.token_to_id(_content(settings.get("pad_token")) or "")),
+        pad_token_id=stated.get("pad_token_id", fast.token_to_id(token_content(settings.get("pad_token")) or "")),
         do_sample=stated.get("do_sample"),
         temperature=stated.get("temperature"),
         top_k=stated.get("top_k"),
@@ -225,11 +291,14 @@ def _generation_defaults(folder: Path, settings: Mapping[str, Any], fast: FastTo
     )
 
 
-def _content(token: object) -> str | None:
-    """A special token is written as a string, or as an object with its content."""
-    if isinstance(token, Mapping):
-        return str(token["content"])
-    return token if isinstance(token, str) else None
+def _with_turn_end(
+    generation: GenerationDefaults, content: str | None, token: int | None
+) -> tuple[GenerationDefaults, tuple[str, ...]]:
+    """The defaults with the token after a turn among the ends, and a note where no file has it there."""
+    if token is None or token in generation.eos_token_ids:
+        return replace(generation, turn_end_id=token), ()
+    told = f"the chat template ends turns with {content}, which no file names as an end; it is added to the end tokens"
+    return replace(generation, turn_end_id=token, eos_token_ids=(*generation.eos_token_ids, token)), (told,)
 
 
 def _check_fits(tokenizer: Tokenizer, config: Qwen3Config) -> None:
@@ -243,28 +312,3 @@ def _check_fits(tokenizer: Tokenizer, config: Qwen3Config) -> None:
         raise CheckpointError(
             f"{tokenizer.folder}: eos_token_id {beyond[0]} is beyond the vocabulary of {config.vocab_size}"
         )
-
-
-def render_template(template: str, variables: Mapping[str, Any]) -> str:
-    """What a chat template makes of its variables; UnsupportedModelError where it makes nothing of them."""
-    import jinja2
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    def raise_exception(message: str) -> None:
-        raise jinja2.TemplateError(message)
-
-    def tojson(value: object, **options: Any) -> str:
-        return json.dumps(value, ensure_ascii=False, **options)
-
-    def strftime_now(form: str) -> str:
-        return datetime.datetime.now().strftime(form)
-
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-    )
-    environment.filters["tojson"] = tojson
-    environment.globals.update(raise_exception=raise_exception, strftime_now=strftime_now)
-    try:
-        return environment.from_string(template).render(**variables)
-    except (jinja2.TemplateError, TypeError, ValueError) as error:  # of the template, or of what it computes
-        raise UnsupportedModelError(f"the chat template does not accept these messages ({error})") from error

@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from qwen3_export.checkpoint.folder import read_json
-from qwen3_export.checkpoint.tokenizer import read_chat_template
+from qwen3_export.checkpoint.template import ChatTemplate, read_template
 from qwen3_export.errors import CheckpointError, ExportError
 from qwen3_export.generation.text import letter_bytes
 from qwen3_export.generation.thinking import CLOSE, OPEN
@@ -34,15 +34,18 @@ SAMPLING_FIELDS = ("temperature", "top_k", "top_p", "min_p")
 class Speech:
     """A tokenizer as generation sees it; ``origin`` says where it comes from.
 
-    ``piece`` gives the bytes of a token (none for markup that is never shown). ``marks`` are the ids of ``<think>`` and
-    ``</think>``. ``stated`` has the checkpoint's sampling settings: ``do_sample`` and SAMPLING_FIELDS, if present.
+    ``encode`` is for what a template has written, ``encode_plain`` for plain text, around which a tokenizer may put
+    tokens of its own (a BOS). ``piece`` gives the bytes of a token (none for markup that is never shown). ``marks`` are
+    the ids of ``<think>`` and ``</think>``. ``stated`` has the checkpoint's sampling settings: ``do_sample`` and
+    SAMPLING_FIELDS, if present.
     """
 
     origin: str
     encode: Callable[[str], list[int]]
+    encode_plain: Callable[[str], list[int]]
     piece: Callable[[int], bytes]
     is_end: Callable[[int], bool]
-    template: str | None
+    template: ChatTemplate | None
     marks: tuple[int, int] | None
     stated: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
 
@@ -76,9 +79,10 @@ def folder_speech(folder: Path, *, end_ids: Iterable[int] = ()) -> Speech:
     return Speech(
         origin=str(folder),
         encode=lambda text: list(fast.encode(text, add_special_tokens=False).ids),
+        encode_plain=lambda text: list(fast.encode(text, add_special_tokens=True).ids),
         piece=_pieces(fast),
         is_end=ends.__contains__,
-        template=read_chat_template(folder, settings),
+        template=read_template(folder, settings),
         marks=mark_ids(fast.token_to_id),
         stated={name: sampling[name] for name in ("do_sample", *SAMPLING_FIELDS) if sampling.get(name) is not None},
     )

@@ -43,6 +43,7 @@ def to_text(report: Report) -> str:
     lines = _aligned([HEADS, *summary_rows(report)])
     lines.append(f"decode        {describe_decode(report.decode)}")
     lines += [f"- {reason}" for reason in report.reasons]
+    lines += [f"note: {note}" for note in report.notes]
     lines.append(f"verdict: {report.verdict} ({describe_sampling(report)})")
     return "\n".join(line.rstrip() for line in lines)
 
@@ -66,6 +67,7 @@ def to_renderable(report: Report) -> Group:
     for *cells, status in summary_rows(report):
         table.add_row(*cells, Text(status, style=COLOURS[status]))
     lines = [f"decode {describe_decode(report.decode)}", *(f"- {reason}" for reason in report.reasons)]
+    lines += [f"note: {note}" for note in report.notes]
     verdict = Text.assemble("verdict: ", (report.verdict, COLOURS[report.verdict]), f" ({describe_sampling(report)})")
     return Group(table, *(Text(line) for line in lines), verdict)
 

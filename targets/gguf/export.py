@@ -18,9 +18,11 @@ from qwen3_export.calibration.solving import Method, Solution
 from qwen3_export.checkpoint.model import Model
 from qwen3_export.errors import OptionError, QuantizationError
 from qwen3_export.graph import Graph
+from qwen3_export.parity.tokenization import LLAMA_CPP, token_remarks
 from qwen3_export.quantizers.transforms import Fold, fold
 from qwen3_export.quantizers.weights.quantized import quantize
 from qwen3_export.targets.gguf.emit import FilePlan, plan_files
+from qwen3_export.targets.gguf.ends import end_remarks
 from qwen3_export.targets.gguf.imatrix import Imatrix, check_fits, read_imatrix
 from qwen3_export.targets.gguf.metadata import CalibrationOrigin, Provenance, build_metadata
 from qwen3_export.targets.gguf.names import GgufTensor, check_representable, gguf_tensors
@@ -65,7 +67,9 @@ class GgufExport:
 
     @property
     def remarks(self) -> tuple[str, ...]:
-        return () if len(self.files) == 1 else (f"it is written in {len(self.files)} files",)
+        split = () if len(self.files) == 1 else (f"it is written in {len(self.files)} files",)
+        tokenizer = self.model.tokenizer
+        return (*split, *tokenizer.notes, *end_remarks(tokenizer), *token_remarks(tokenizer, LLAMA_CPP))
 
     @property
     def inputs(self) -> list[Path]:
