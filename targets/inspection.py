@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from qwen3_export.calibration.provenance import PREFIX, read_calibration_record
-from qwen3_export.checkpoint.tokenizer import read_chat_template
+from qwen3_export.checkpoint.template import read_template
 from qwen3_export.files.shown import shown
 
 __all__ = ["counted", "origin", "output_errors", "recorded_errors", "template_beside"]
@@ -39,4 +39,5 @@ def output_errors(metadata: Mapping[str, str]) -> Iterator[str]:
 
 def template_beside(folder: Path) -> str | None:
     """The chat template that lies in a folder."""
-    return read_chat_template(folder, {})
+    template = read_template(folder, {})
+    return None if template is None else template.text

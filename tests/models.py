@@ -27,7 +27,19 @@ from torch import Tensor
 from qwen3_export.config import parse_config
 from qwen3_export.graph import Kind, Role, expected_weights, module_name
 
-__all__ = ["COLD_EXPERT", "DEMO", "DENSE", "KNOWN_TOKENS", "MOE", "VARIANTS", "Variant", "write_model"]
+__all__ = [
+    "COLD_EXPERT",
+    "DEMO",
+    "DENSE",
+    "KNOWN_TOKENS",
+    "MOE",
+    "VARIANTS",
+    "Variant",
+    "begin_with",
+    "flag_tokens",
+    "set_in",
+    "write_model",
+]
 
 DEMO = Path(__file__).parents[1] / "qwen3_export" / "data" / "demo"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "generation_config.json")
@@ -234,3 +246,36 @@ def _add_tokens(folder: Path, contents: tuple[str, ...]) -> None:
         settings["added_tokens_decoder"][str(token_id)] = token
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer, ensure_ascii=False), encoding="utf-8")
     (folder / "tokenizer_config.json").write_text(json.dumps(settings, ensure_ascii=False), encoding="utf-8")
+
+
+def flag_tokens(folder: Path, tokens: Mapping[str, Mapping[str, bool]]) -> None:
+    """Append tokens with these flags (``lstrip`` and so on); the rest of the flags is False."""
+    tokenizer = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    none = dict.fromkeys(("lstrip", "normalized", "rstrip", "single_word", "special"), False)
+    for token_id, (content, flags) in enumerate(tokens.items(), start=KNOWN_TOKENS):
+        token = {"content": content, **none, **flags}
+        tokenizer["added_tokens"].append({"id": token_id, **token})
+        settings["added_tokens_decoder"][str(token_id)] = token
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer, ensure_ascii=False), encoding="utf-8")
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings, ensure_ascii=False), encoding="utf-8")
+
+
+def begin_with(folder: Path, content: str, token_id: int) -> None:
+    """Let the tokenizer put a token before plain text, as its post-processor says."""
+    document = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    mark, text = {"SpecialToken": {"id": content, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}
+    document["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": [mark, text],
+        "pair": [mark, text, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {content: {"id": content, "ids": [token_id], "tokens": [content]}},
+    }
+    (folder / "tokenizer.json").write_text(json.dumps(document, ensure_ascii=False), encoding="utf-8")
+
+
+def set_in(path: Path, **changes: Any) -> None:
+    """Change fields of a JSON file; ``...`` removes one."""
+    document = {**json.loads(path.read_text(encoding="utf-8")), **changes}
+    kept = {key: value for key, value in document.items() if value is not ...}
+    path.write_text(json.dumps(kept, ensure_ascii=False), encoding="utf-8")

@@ -8,13 +8,20 @@ decided by its split pattern, and not by a hash: a fine-tune with added tokens s
 
 from __future__ import annotations
 
-import datetime
-import json
+import unicodedata
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard
 
+from qwen3_export.checkpoint.template import (
+    ADDITIONAL_TEMPLATES,
+    TEMPLATE_FILE,
+    ChatTemplate,
+    read_template,
+    token_content,
+)
+from qwen3_export.checkpoint.turns import turn_end
 from qwen3_export.errors import CheckpointError, UnsupportedModelError
 from qwen3_export.files.json_file import Fields, read_json
 from qwen3_export.files.shown import shown
@@ -30,14 +37,20 @@ __all__ = [
     "GenerationDefaults",
     "Tokenizer",
     "load_tokenizer",
-    "read_chat_template",
     "read_fast_tokenizer",
-    "render_template",
-    "special_token",
 ]
 
 # What an app needs beside the weights, and what is fetched from the hub.
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "generation_config.json", "chat_template.jinja")
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "generation_config.json",
+    TEMPLATE_FILE,
+    f"{ADDITIONAL_TEMPLATES}/*.jinja",
+)
+
+ADDED_TOKEN_FLAGS = ("special", "lstrip", "rstrip", "single_word", "normalized")
 
 # The split pattern of Qwen2 and Qwen3 (tokenizer.json of every release).
 QWEN_SPLIT_PATTERN = (
@@ -47,18 +60,40 @@ QWEN_SPLIT_PATTERN = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AddedToken:
-    """A token outside the BPE vocabulary; ``special`` ones are never part of the visible text."""
+    """A token outside the BPE vocabulary; ``special`` ones are never part of the visible text.
+
+    The other flags are those of the tokenizers library.
+    """
 
     id: int
     content: str
     special: bool
+    lstrip: bool = False
+    rstrip: bool = False
+    single_word: bool = False
+    normalized: bool = False
+
+    @property
+    def flags(self) -> tuple[str, ...]:
+        """What makes it match otherwise than as its plain text: ``lstrip`` takes the spaces before it, and so on.
+
+        ``normalized`` only matters for a content that the normalizer (NFC) would change.
+        """
+        names = [name for name in ("lstrip", "rstrip", "single_word") if getattr(self, name)]
+        is_changed = self.normalized and unicodedata.normalize("NFC", self.content) != self.content
+        return (*names, *(["normalized"] if is_changed else []))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationDefaults:
-    """What ``generation_config.json`` recommends; None where it says nothing."""
+    """What ``generation_config.json`` recommends; None where it is silent.
+
+    ``eos_token_ids`` has the tokenizer's own end first, and ``turn_end_id`` among them: what the chat template writes
+    after a turn.
+    """
 
     eos_token_ids: tuple[int, ...]
+    turn_end_id: int | None = None
     bos_token_id: int | None = None
     pad_token_id: int | None = None
     do_sample: bool | None = None
@@ -73,17 +108,27 @@ class Tokenizer:
     """A checkpoint's tokenizer.
 
     ``vocabulary`` maps BPE tokens (in byte-level letters) to ids, without the added tokens; ``merges`` are pairs of
-    tokens, the first to be merged first; ``is_nfc`` says that text is brought to Unicode's form NFC first.
+    tokens, the first to be merged first; ``is_nfc`` says that text is brought to Unicode's form NFC first. ``front``
+    and ``back`` are the tokens that it puts around plain text (a BOS, an EOS). ``notes`` are sentences on what its
+    files leave out.
     """
 
     folder: Path
     vocabulary: Mapping[str, int]
     merges: Sequence[tuple[str, str]]
     added_tokens: Sequence[AddedToken]
-    chat_template: str | None
+    template: ChatTemplate | None
     generation: GenerationDefaults
     is_nfc: bool
+    front: tuple[int, ...] = ()
+    back: tuple[int, ...] = ()
+    notes: tuple[str, ...] = ()
     _fast: FastTokenizer = field(repr=False, compare=False)
+
+    @property
+    def chat_template(self) -> str | None:
+        """The text of the default template."""
+        return None if self.template is None else self.template.text
 
     @property
     def num_tokens(self) -> int:
@@ -95,6 +140,10 @@ class Tokenizer:
         """Token ids of ``text``; markup such as ``<|im_start|>`` becomes its own token, and no BOS is added."""
         return list(self._fast.encode(text, add_special_tokens=False).ids)
 
+    def encode_plain(self, text: str) -> list[int]:
+        """Token ids of plain text, with what the tokenizer puts around it."""
+        return list(self._fast.encode(text, add_special_tokens=True).ids)
+
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
         return str(self._fast.decode(list(ids), skip_special_tokens=skip_special_tokens))
 
@@ -105,19 +154,18 @@ class Tokenizer:
         enable_thinking: bool | None = None,
         add_generation_prompt: bool = True,
         tools: Sequence[Mapping[str, Any]] | None = None,
+        documents: Sequence[Mapping[str, Any]] | None = None,
     ) -> str:
-        """The dialogue as the checkpoint's own chat template writes it.
+        """The dialogue as the checkpoint's own chat template writes it, and transformers would.
 
         Raises UnsupportedModelError if there is no template, or it does not accept these messages.
         """
-        if self.chat_template is None:
+        if self.template is None:
             raise UnsupportedModelError(f"{self.folder}: has no chat template; give plain text")
-        variables: dict[str, Any] = {"messages": list(messages), "add_generation_prompt": add_generation_prompt}
-        if enable_thinking is not None:
-            variables["enable_thinking"] = enable_thinking
-        if tools:
-            variables["tools"] = list(tools)
-        return render_template(self.chat_template, variables)
+        variables = {} if enable_thinking is None else {"enable_thinking": enable_thinking}
+        return self.template.render(
+            messages, tools=tools, documents=documents, add_generation_prompt=add_generation_prompt, **variables
+        )
 
 
 def load_tokenizer(folder: Path, config: Qwen3Config) -> Tokenizer:
@@ -132,14 +180,24 @@ def load_tokenizer(folder: Path, config: Qwen3Config) -> Tokenizer:
     fast = read_fast_tokenizer(path)
     settings_path = folder / "tokenizer_config.json"
     settings = read_json(settings_path) if settings_path.exists() else {}
+    added = _added_tokens(Fields(document, path), Fields(settings, settings_path))
+    add_missing_tokens(fast, added)
+    template = read_template(folder, settings)
+    generation = _generation_defaults(folder, settings, fast)
+    end = None if template is None else turn_end(template, {token.content: token.special for token in added})
+    generation, notes = _with_turn_end(generation, end, None if end is None else fast.token_to_id(end))
+    front, back = _around(fast)
     tokenizer = Tokenizer(
         folder=folder,
         vocabulary=_vocabulary(document["model"], path),
         merges=_merges(document["model"], path),
-        added_tokens=_added_tokens(Fields(document, path), Fields(settings, settings_path)),
-        chat_template=read_chat_template(folder, settings),
-        generation=_generation_defaults(folder, settings, fast),
+        added_tokens=added,
+        template=template,
+        generation=generation,
         is_nfc=_is_nfc(document.get("normalizer")),
+        front=front,
+        back=back,
+        notes=notes,
         _fast=fast,
     )
     _check_fits(tokenizer, config)
@@ -219,29 +277,30 @@ def _added_token(token_id: object, entry: object, file: Fields) -> AddedToken:
     content = entry.get("content") if isinstance(entry, Mapping) else None
     if not (isinstance(entry, Mapping) and _is_id(token_id) and isinstance(content, str)):
         raise CheckpointError(f"{file.path}: its added token {shown(token_id)} is damaged; download it again")
-    return AddedToken(id=token_id, content=content, special=bool(entry.get("special")))
+    return AddedToken(id=token_id, content=content, **{name: bool(entry.get(name)) for name in ADDED_TOKEN_FLAGS})
 
 
 def _is_id(value: object) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 31
 
 
-def read_chat_template(folder: Path, settings: Mapping[str, Any]) -> str | None:
-    """``chat_template.jinja`` where it exists (newer checkpoints), else the one of tokenizer_config.json.
+def add_missing_tokens(fast: FastTokenizer, tokens: Sequence[AddedToken]) -> None:
+    """Give the library the tokens that only tokenizer_config.json has, as transformers does when it loads them."""
+    from tokenizers import AddedToken as LibraryToken
 
-    Raises CheckpointError for a file that is no text.
-    """
-    file = folder / "chat_template.jinja"
-    if file.exists():
-        try:
-            return file.read_text(encoding="utf-8")
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"{file}: cannot be read as text ({error}); download it again") from error
-    template = settings.get("chat_template")
-    if isinstance(template, list):  # several named templates
-        named = (entry for entry in template if isinstance(entry, Mapping) and entry.get("name") == "default")
-        template = next(named, {}).get("template")
-    return template if isinstance(template, str) else None
+    known = fast.get_added_tokens_decoder()
+    for token in tokens:
+        if token.id not in known:
+            flags = {name: getattr(token, name) for name in ADDED_TOKEN_FLAGS}
+            fast.add_tokens([LibraryToken(token.content, **flags)])
+
+
+def _around(fast: FastTokenizer) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The tokens before and after a plain text; its post-processor decides, whatever add_bos_token says."""
+    inside = fast.encode("a", add_special_tokens=False).ids
+    whole = fast.encode("a", add_special_tokens=True).ids
+    start = next((i for i in range(len(whole)) if whole[i : i + len(inside)] == inside), 0)
+    return tuple(whole[:start]), tuple(whole[start + len(inside) :])
 
 
 def _generation_defaults(folder: Path, settings: Mapping[str, Any], fast: FastTokenizer) -> GenerationDefaults:
@@ -250,12 +309,12 @@ def _generation_defaults(folder: Path, settings: Mapping[str, Any], fast: FastTo
     model = Fields(read_json(config_path), config_path)
     ids = stated.integers("eos_token_id") if stated.has("eos_token_id") else model.integers("eos_token_id")
     # The end of a turn comes first: targets with room for one id write that.
-    end_of_turn = fast.token_to_id(special_token(settings, "eos_token") or "")
+    end_of_turn = fast.token_to_id(token_content(settings.get("eos_token")) or "")
     if end_of_turn is not None:
         ids = [end_of_turn, *(token for token in ids if token != end_of_turn)]
     if not ids:
         raise CheckpointError(f"{folder}: no file names an eos_token_id; add it to generation_config.json")
-    pad = fast.token_to_id(special_token(settings, "pad_token") or "")
+    pad = fast.token_to_id(token_content(settings.get("pad_token")) or "")
     return GenerationDefaults(
         eos_token_ids=tuple(ids),
         bos_token_id=(stated if stated.has("bos_token_id") else model).integer("bos_token_id"),
@@ -268,11 +327,14 @@ def _generation_defaults(folder: Path, settings: Mapping[str, Any], fast: FastTo
     )
 
 
-def special_token(settings: Mapping[str, Any], name: str) -> str | None:
-    """A special token's text: tokenizer_config.json states it as a string, or as an object with its content."""
-    token = settings.get(name)
-    content = token.get("content") if isinstance(token, Mapping) else token
-    return content if isinstance(content, str) else None
+def _with_turn_end(
+    generation: GenerationDefaults, content: str | None, token: int | None
+) -> tuple[GenerationDefaults, tuple[str, ...]]:
+    """The defaults with the token after a turn among the ends, and a note where no file has it there."""
+    if token is None or token in generation.eos_token_ids:
+        return replace(generation, turn_end_id=token), ()
+    told = f"the chat template ends turns with {content}, which no file names as an end; it is added to the end tokens"
+    return replace(generation, turn_end_id=token, eos_token_ids=(*generation.eos_token_ids, token)), (told,)
 
 
 def _check_fits(tokenizer: Tokenizer, config: Qwen3Config) -> None:
@@ -290,28 +352,3 @@ def _check_fits(tokenizer: Tokenizer, config: Qwen3Config) -> None:
                 f"{tokenizer.folder}: {name} {shown(token)} is beyond the vocabulary of {config.vocab_size}; correct "
                 "generation_config.json"
             )
-
-
-def render_template(template: str, variables: Mapping[str, Any]) -> str:
-    """Render a chat template with its variables. Raises UnsupportedModelError if the template fails on them."""
-    import jinja2
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    def raise_exception(message: str) -> None:
-        raise jinja2.TemplateError(message)
-
-    def tojson(value: object, **options: Any) -> str:
-        return json.dumps(value, ensure_ascii=False, **options)
-
-    def strftime_now(form: str) -> str:
-        return datetime.datetime.now().strftime(form)
-
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-    )
-    environment.filters["tojson"] = tojson
-    environment.globals.update(raise_exception=raise_exception, strftime_now=strftime_now)
-    try:
-        return environment.from_string(template).render(**variables)
-    except Exception as error:  # a template may fail in all the ways in which a program can
-        raise UnsupportedModelError(f"the chat template does not accept these messages ({error})") from error

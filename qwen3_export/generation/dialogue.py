@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from qwen3_export.checkpoint.tokenizer import render_template
 from qwen3_export.errors import ExportError
 from qwen3_export.generation.sampling import GREEDY, NON_THINKING, THINKING, Sampling
 from qwen3_export.generation.speech import SAMPLING_FIELDS, Speech
@@ -48,8 +47,8 @@ def open_dialogue(speech: Speech, messages: Sequence[Mapping[str, Any]], *, thin
         raise ExportError(
             f"{speech.origin}: has no chat template; name the checkpoint with `model`, or give `raw` for plain text"
         )
-    asked = {"messages": list(messages), "add_generation_prompt": True}
-    texts = {on: render_template(speech.template, {**asked, "enable_thinking": on}) for on in (True, False)}
+    template = speech.template
+    texts = {on: template.render(messages, add_generation_prompt=True, enable_thinking=on) for on in (True, False)}
     has_switch, is_left_open = texts[True] != texts[False], texts[True].rstrip().endswith(OPEN)
     thinks = has_switch or is_left_open
     if think is not None and think != thinks and not has_switch:

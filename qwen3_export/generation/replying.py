@@ -55,7 +55,7 @@ def prepare(
     chosen = sampling_for(opening, speech.stated, **sampling)
     if thinking_budget is not None and speech.marks is None:
         raise ExportError(f"{speech.origin}: the tokenizer has no <think> and </think>; leave `thinking_budget` out")
-    tokens = speech.encode(opening.text)
+    tokens = (speech.encode_plain if is_raw else speech.encode)(opening.text)
     if len(tokens) > context:
         raise ExportError(f"the prompt has {len(tokens)} tokens, and the context {context}; shorten it")
     return Prepared(

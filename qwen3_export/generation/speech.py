@@ -13,7 +13,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from qwen3_export.checkpoint.tokenizer import read_chat_template, read_fast_tokenizer, special_token
+from qwen3_export.checkpoint.template import ChatTemplate, read_template, token_content
+from qwen3_export.checkpoint.tokenizer import read_fast_tokenizer
 from qwen3_export.errors import CheckpointError, ExportError
 from qwen3_export.files.json_file import Fields, read_json
 from qwen3_export.generation.text import letter_bytes
@@ -34,15 +35,18 @@ SAMPLING_FIELDS = ("temperature", "top_k", "top_p", "min_p")
 class Speech:
     """A tokenizer as generation sees it; ``origin`` says where it comes from.
 
-    ``piece`` gives the bytes of a token (none for markup that is never shown). ``marks`` are the ids of ``<think>`` and
-    ``</think>``. ``stated`` has the checkpoint's sampling settings: ``do_sample`` and SAMPLING_FIELDS, if present.
+    ``encode`` is for what a template has written, ``encode_plain`` for plain text, around which a tokenizer may put
+    tokens of its own (a BOS). ``piece`` gives the bytes of a token (none for markup that is never shown). ``marks`` are
+    the ids of ``<think>`` and ``</think>``. ``stated`` has the checkpoint's sampling settings: ``do_sample`` and
+    SAMPLING_FIELDS, if present.
     """
 
     origin: str
     encode: Callable[[str], list[int]]
+    encode_plain: Callable[[str], list[int]]
     piece: Callable[[int], bytes]
     is_end: Callable[[int], bool]
-    template: str | None
+    template: ChatTemplate | None
     marks: tuple[int, int] | None
     stated: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
 
@@ -81,9 +85,10 @@ def folder_speech(folder: Path, *, end_ids: Iterable[int] = ()) -> Speech:
     return Speech(
         origin=str(folder),
         encode=lambda text: list(fast.encode(text, add_special_tokens=False).ids),
+        encode_plain=lambda text: list(fast.encode(text, add_special_tokens=True).ids),
         piece=_pieces(fast),
         is_end=ends.__contains__,
-        template=read_chat_template(folder, settings),
+        template=read_template(folder, settings),
         marks=mark_ids(fast.token_to_id),
         stated={name: value for name, value in stated.items() if value is not None},
     )
@@ -124,7 +129,7 @@ def _ids(stated: object) -> Iterator[int]:
 
 def _turn_end(fast: FastTokenizer, settings: Mapping[str, Any]) -> Iterator[int]:
     """The token that tokenizer_config.json calls eos, as a string or as an object with its content."""
-    content = special_token(settings, "eos_token")
+    content = token_content(settings.get("eos_token"))
     found = None if content is None else fast.token_to_id(content)
     if found is not None:
         yield found

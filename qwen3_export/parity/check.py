@@ -55,7 +55,7 @@ def _findings(subject: Subject, tokenizer: Tokenizer, *, is_full: bool, say: Say
 
 def _read_and_run(subject: Subject, stored: Graph, tokenizer: Tokenizer, *, is_full: bool, say: Say) -> Findings:
     """Everything that can be shown of an artifact whose values are read."""
-    problems = list(subject.problems)
+    problems, notes = list(subject.problems), list[str]()
     expected, wrong = moved_by(subject.original, subject.read_scales)
     problems += wrong
     values = subject.compare_values(stored, expected, is_full=is_full)
@@ -68,7 +68,9 @@ def _read_and_run(subject: Subject, stored: Graph, tokenizer: Tokenizer, *, is_f
     exact, shipped = subject.unrun
     try:
         if subject.can_run:
-            problems += subject.runtime_problems(job)
+            observed = subject.observe_runtime(job)
+            problems += observed.problems
+            notes += observed.notes
             exact = subject.exact(job)
             shipped = subject.shipped(job)
             problems += shipped.problems
@@ -82,6 +84,7 @@ def _read_and_run(subject: Subject, stored: Graph, tokenizer: Tokenizer, *, is_f
         exact=exact,
         shipped=shipped,
         problems=problems,
+        notes=notes,
         values=values,
         prompts=job.prompts,
         is_full=is_full,

@@ -22,7 +22,7 @@ from qwen3_export.parity.report import (
 )
 from qwen3_export.parity.values import ValueCheck
 
-__all__ = ["Artifact", "Exact", "Findings", "Shipped"]
+__all__ = ["Artifact", "Exact", "Findings", "Observed", "Shipped"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +39,14 @@ class Artifact:
     runtime: Runtime
     packages: tuple[str, ...]
     calibration: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Observed:
+    """What only the runtime shows, such as its tokenization: faults, and notes on what it cannot do otherwise."""
+
+    problems: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +77,8 @@ class Shipped:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Findings:
-    """Everything a check found; ``problems`` are differences of metadata, ``values`` None where none were read.
+    """Everything a check found; ``problems`` are differences of metadata, ``notes`` what no artifact of the kind
+    could do otherwise, ``values`` None where none were read.
 
     ``decode`` None is judged from the two forms' differences.
     """

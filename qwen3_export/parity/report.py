@@ -144,10 +144,10 @@ class Sampling:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
     """Everything a check found.  ``metadata`` and ``values`` list differences from the checkpoint, one sentence
-    each; ``gates`` lists user bounds that are not kept; ``floor`` is the noise floor behind ``shipped``'s bound;
-    ``calibration`` names a solver's text and each tensor's error, as far as the artifact records them.  ``bounds`` are
-    the user's; ``curves`` are numbers by name over the positions of the texts, ``weight_errors`` how far off each
-    matrix is; ``command`` repeats the check.
+    each, ``notes`` what the runtime cannot do as the checkpoint does; ``gates`` lists user bounds that are not kept;
+    ``floor`` is the noise floor behind ``shipped``'s bound; ``calibration`` names a solver's text and each tensor's
+    error, as far as the artifact records them.  ``bounds`` are the user's; ``curves`` are numbers by name over the
+    positions of the texts, ``weight_errors`` how far off each matrix is; ``command`` repeats the check.
     """
 
     artifact: str

@@ -10,7 +10,7 @@ from numpy import float32
 from numpy.typing import NDArray
 
 from qwen3_export.graph import Graph
-from qwen3_export.parity.findings import Artifact, Exact, Shipped
+from qwen3_export.parity.findings import Artifact, Exact, Observed, Shipped
 from qwen3_export.parity.prompts import Prompt
 from qwen3_export.parity.values import ValueCheck
 from qwen3_export.quantizers.transforms import Fold
@@ -75,7 +75,7 @@ class Subject(Protocol):
 
     def compare_values(self, stored: Graph, expected: Graph, *, is_full: bool) -> ValueCheck: ...
 
-    def runtime_problems(self, job: Job) -> Sequence[str]:
+    def observe_runtime(self, job: Job) -> Observed:
         """Differences from the checkpoint that only the runtime shows, such as its tokenization."""
         ...
 

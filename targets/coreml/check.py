@@ -38,7 +38,7 @@ from qwen3_export.parity.compare import (
     compare_shipped,
     decode_difference,
 )
-from qwen3_export.parity.findings import Artifact, Exact, Shipped
+from qwen3_export.parity.findings import Artifact, Exact, Observed, Shipped
 from qwen3_export.parity.judgement import ROUNDING_METHODS, decode_text, longest_text
 from qwen3_export.parity.localise import localise
 from qwen3_export.parity.metrics import NOT_RUN
@@ -136,8 +136,8 @@ class CoremlSubject:
         digests = read_digests_record(self.file.metadata)
         return check_values(stored, expected, is_full=is_full, is_solved=is_solved, digests=digests)
 
-    def runtime_problems(self, job: Job) -> tuple[str, ...]:  # noqa: ARG002 (Core ML is given tokens)
-        return ()
+    def observe_runtime(self, job: Job) -> Observed:  # noqa: ARG002 (Core ML is given tokens)
+        return Observed()
 
     def exact(self, job: Job) -> Exact:
         """Conversion and decoding without rounding; out of bounds, the first place that parts."""

@@ -40,7 +40,7 @@ from qwen3_export.parity.compare import (
     decided_parts,
 )
 from qwen3_export.parity.documents import document_differences
-from qwen3_export.parity.findings import Artifact, Exact, Shipped
+from qwen3_export.parity.findings import Artifact, Exact, Observed, Shipped
 from qwen3_export.parity.judgement import DECODE_BOUND, ROUNDING_METHODS, SHIPPED_FLOORS, decode_text, longest_text
 from qwen3_export.parity.metrics import NOT_RUN, Comparison
 from qwen3_export.parity.opaque import run_opaque
@@ -163,12 +163,12 @@ class ExecutorchSubject:
         digests = read_digests_record(self.index or {})
         return check_affine_values(stored, expected, is_full=is_full, is_solved=is_solved, digests=digests)
 
-    def runtime_problems(self, job: Job) -> list[str]:  # noqa: ARG002 (texts have no part in it)
+    def observe_runtime(self, job: Job) -> Observed:  # noqa: ARG002 (texts have no part in it)
         """RoPE's tables and eps, which lie in the program where the index says."""
         assert self.program is not None
         assert self.index is not None
         context = int(self.program.constant("get_max_context_len") or 1)
-        return list(constant_differences(self.file, self.original, self.index, context=context))
+        return Observed(problems=tuple(constant_differences(self.file, self.original, self.index, context=context)))
 
     def exact(self, job: Job) -> Exact:
         """The program against the reference with its arithmetic; in a full check, an fp32 twin of its values too."""

@@ -27,13 +27,13 @@ from qwen3_export.parity.compare import (
     decided_parts,
     decode_difference,
 )
-from qwen3_export.parity.findings import Artifact, Exact, Shipped
+from qwen3_export.parity.findings import Artifact, Exact, Observed, Shipped
 from qwen3_export.parity.judgement import ROUNDING_METHODS, decode_text, longest_text
 from qwen3_export.parity.localise import localise
 from qwen3_export.parity.metrics import NOT_RUN
-from qwen3_export.parity.prompts import tokenization_text
 from qwen3_export.parity.report import FirstDivergence, Runtime
 from qwen3_export.parity.subject import Job
+from qwen3_export.parity.tokenization import LLAMA_CPP, compare_tokenization
 from qwen3_export.parity.values import ValueCheck
 from qwen3_export.quantizers.transforms import Fold
 from qwen3_export.targets.gguf import llama
@@ -125,18 +125,17 @@ class GgufSubject:
         digests = recorded_digests(self.file, self.original)
         return check_values(stored, expected, is_full=is_full, is_solved=is_solved, digests=digests)
 
-    def runtime_problems(self, job: Job) -> list[str]:
-        """llama.cpp's tokens for all evaluation texts against the checkpoint's."""
+    def observe_runtime(self, job: Job) -> Observed:
+        """llama.cpp's tokens for all evaluation texts, and for every added token, against the checkpoint's."""
         job.say("tokenizing with llama.cpp")
-        text = tokenization_text(self.tokenizer)
-        expected = self.tokenizer.encode(text)
         with llama.open_model(self.file.paths[0], vocabulary_only=True) as model:
-            found = model.tokenize(text)
-        if found == expected:
-            return []
-        first = next((i for i, (a, b) in enumerate(zip(found, expected, strict=False)) if a != b), len(expected))
-        around = self.tokenizer.decode(expected[max(0, first - 3) : first + 3])
-        return [f"llama.cpp tokenizes otherwise than the checkpoint, first at token {first}, near {around!r}"]
+            return compare_tokenization(
+                self.tokenizer,
+                LLAMA_CPP,
+                encode=model.tokenize,
+                encode_plain=lambda text: model.tokenize(text, add_special=True),
+                is_full=job.is_full,
+            )
 
     def exact(self, job: Job) -> Exact:
         """Conversion through F32 twins, one window of layers after the other; the worst window counts."""

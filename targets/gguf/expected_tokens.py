@@ -10,17 +10,21 @@ gguf-py has the numbers of llama.cpp's token types.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["expected_tokens"]
+__all__ = ["expected_tokens", "may_be_control"]
+
+# What llama.cpp takes for markup by its looks, as its converter does (does_token_look_special).
+MARKUP = re.compile(r"<\|.*\|>|<｜.*｜>|<unused.*>|<pad>|<mask>|<2mass>|\[@BOS@\]", re.DOTALL)
 
 
 def expected_tokens(folder: Path, vocab_size: int) -> tuple[list[str], list[int]]:
     """The text and the type of every token, both [V], from the tokenizer files of a checkpoint's folder.
 
-    Special added tokens have the type CONTROL and other added tokens USER_DEFINED. Rows of the embedding that no token
-    uses are called ``[PAD7]`` and have the type UNUSED.
+    Special added tokens have the type CONTROL and other added tokens USER_DEFINED (some ``may_be_control``). Rows of
+    the embedding that no token uses are called ``[PAD7]`` and have the type UNUSED.
     """
     from gguf import TokenType
     from tokenizers import Tokenizer
@@ -35,6 +39,11 @@ def expected_tokens(folder: Path, vocab_size: int) -> tuple[list[str], list[int]
             texts[i] = text
             types[i] = TokenType.CONTROL if is_special else TokenType.USER_DEFINED
     return [f"[PAD{i}]" if text is None else text for i, text in enumerate(texts)], [int(kind) for kind in types]
+
+
+def may_be_control(content: str) -> bool:
+    """Whether an added token that is not special may be CONTROL all the same, as llama.cpp's converter has it."""
+    return MARKUP.fullmatch(content) is not None
 
 
 def _tokens_in_settings(path: Path) -> Iterator[tuple[int, str, bool]]:

@@ -18,11 +18,13 @@ from qwen3_export.calibration.solving import Method, Solution
 from qwen3_export.checkpoint.model import Model
 from qwen3_export.errors import OptionError, QuantizationError
 from qwen3_export.graph import Graph
+from qwen3_export.parity.tokenization import LLAMA_CPP, token_remarks
 from qwen3_export.quantizers.formats import PackedFormat
 from qwen3_export.quantizers.transforms import Fold, fold
 from qwen3_export.quantizers.weights.digests import digest_name
 from qwen3_export.quantizers.weights.rounded import round_graph
 from qwen3_export.targets.gguf.emit import FilePlan, plan_files
+from qwen3_export.targets.gguf.ends import end_remarks
 from qwen3_export.targets.gguf.imatrix import Imatrix, check_fits, read_imatrix, rounded_plainly
 from qwen3_export.targets.gguf.metadata import CalibrationOrigin, Provenance, build_metadata
 from qwen3_export.targets.gguf.names import GgufTensor, check_representable, gguf_tensors
@@ -68,8 +70,10 @@ class GgufExport:
 
     @property
     def remarks(self) -> tuple[str, ...]:
-        files = () if len(self.files) == 1 else (f"it is written in {len(self.files)} files",)
-        return files + (() if self.imatrix is None else rounded_plainly(self.imatrix, self.tensors))
+        split = () if len(self.files) == 1 else (f"it is written in {len(self.files)} files",)
+        tokenizer = self.model.tokenizer
+        plain = () if self.imatrix is None else rounded_plainly(self.imatrix, self.tensors)
+        return (*split, *plain, *tokenizer.notes, *end_remarks(tokenizer), *token_remarks(tokenizer, LLAMA_CPP))
 
     @property
     def inputs(self) -> list[Path]:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qwen3_export.checkpoint.template import DEFAULT, ChatTemplate
 from qwen3_export.errors import CheckpointError
 from qwen3_export.generation.opened import Opened
 from qwen3_export.generation.speech import SAMPLING_FIELDS, Speech, mark_ids
@@ -59,13 +60,14 @@ def _speech(path: Path, opened: LlamaModel, model: Model | None) -> Speech:
         ids = opened.tokenize(text)
         return ids[0] if len(ids) == 1 else None
 
-    lent = None if model is None else model.tokenizer.chat_template
+    own, lent = opened.chat_template, None if model is None else model.tokenizer.template
     return Speech(
         origin=str(path),
         encode=opened.tokenize,
+        encode_plain=lambda text: opened.tokenize(text, add_special=True),
         piece=opened.piece,
         is_end=opened.is_end,
-        template=opened.chat_template or lent,
+        template=lent if own is None else ChatTemplate(templates={DEFAULT: own}, tokens=opened.named_tokens),
         marks=mark_ids(token_to_id),
         stated=_stated(opened),
     )

@@ -81,6 +81,13 @@ class LlamaModel:
         found = self._api.llama_model_chat_template(self.handle, None)
         return None if found is None else str(found.decode())
 
+    @property
+    def named_tokens(self) -> dict[str, str]:
+        """The special tokens that llama.cpp gives to a chat template, by the names that templates know."""
+        api, vocabulary = self._api, self._vocabulary
+        ids = {"bos_token": api.llama_vocab_bos(vocabulary), "eos_token": api.llama_vocab_eos(vocabulary)}
+        return {name: api.llama_vocab_get_text(vocabulary, i).decode() for name, i in ids.items() if i >= 0}
+
     def metadata(self, key: str) -> str | None:
         """One value of the file's metadata as text, or None if there is no such key."""
         room = 256
@@ -102,12 +109,15 @@ class LlamaModel:
                 return buffer.raw[:length]
             room = -length
 
-    def tokenize(self, text: str) -> list[int]:
-        """Token ids of ``text``, with markup such as ``<|im_start|>`` parsed and no BOS added."""
+    def tokenize(self, text: str, *, add_special: bool = False) -> list[int]:
+        """Token ids of ``text``, with markup such as ``<|im_start|>`` parsed.
+
+        ``add_special`` puts the tokens around it that the file says belong around a text (a BOS, an EOS).
+        """
         data = text.encode()
         room = len(data) + 8
         ids = (ctypes.c_int32 * room)()
-        count = self._api.llama_tokenize(self._vocabulary, data, len(data), ids, room, False, True)
+        count = self._api.llama_tokenize(self._vocabulary, data, len(data), ids, room, add_special, True)
         if count < 0:
             raise CheckpointError(f"llama.cpp needs {-count} tokens for {len(data)} bytes of text")
         return list(ids[:count])

@@ -18,10 +18,12 @@ from numpy.typing import NDArray
 
 from qwen3_export import __version__
 from qwen3_export.checkpoint.model import Model
+from qwen3_export.checkpoint.template import DEFAULT
 from qwen3_export.checkpoint.tokenizer import Tokenizer
 from qwen3_export.config import Qwen3Config
 from qwen3_export.quantizers.transforms import Fold
 from qwen3_export.targets.gguf.container import MetaType, MetaValue
+from qwen3_export.targets.gguf.ends import adds_bos, adds_eos, bos_token_id, end_tokens
 from qwen3_export.targets.gguf.scales import scales_metadata
 
 __all__ = [
@@ -40,6 +42,10 @@ VALUE_DIGESTS = "qwen3_export.calibration.value_digests"
 
 # llama_token_type of llama.cpp
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
+
+# Added tokens that look like markup to llama.cpp (conversion/base.py, does_token_look_special).
+MARKUP = (("<|", "|>"), ("<｜", "｜>"), ("<unused", ">"))
+PADDING = ("<pad>", "<mask>", "<2mass>", "[@BOS@]")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -229,23 +235,34 @@ def _rope(config: Qwen3Config) -> dict[str, MetaValue]:
 
 def _tokenizer(tokenizer: Tokenizer, vocab_size: int) -> dict[str, MetaValue]:
     tokens, types = _token_table(tokenizer, vocab_size)
-    generation = tokenizer.generation
+    generation, bos = tokenizer.generation, bos_token_id(tokenizer)
     result = {
         "tokenizer.ggml.model": _text("gpt2"),
         "tokenizer.ggml.pre": _text("qwen2"),
         "tokenizer.ggml.tokens": _texts(tokens),
         "tokenizer.ggml.token_type": MetaValue(MetaType.INT32, types, is_array=True),
         "tokenizer.ggml.merges": _texts([f"{left} {right}" for left, right in tokenizer.merges]),
-        "tokenizer.ggml.eos_token_id": _u32(generation.eos_token_ids[0]),
     }
+    result |= {f"tokenizer.ggml.{name}_token_id": _u32(token) for name, token in end_tokens(tokenizer).items()}
     if generation.pad_token_id is not None:
         result["tokenizer.ggml.padding_token_id"] = _u32(generation.pad_token_id)
-    if generation.bos_token_id is not None:
-        result["tokenizer.ggml.bos_token_id"] = _u32(generation.bos_token_id)
-    result["tokenizer.ggml.add_bos_token"] = MetaValue(MetaType.BOOL, False)
-    if tokenizer.chat_template is not None:
-        result["tokenizer.chat_template"] = _text(tokenizer.chat_template)
-    return result
+    if bos is not None:
+        result["tokenizer.ggml.bos_token_id"] = _u32(bos)
+    result["tokenizer.ggml.add_bos_token"] = MetaValue(MetaType.BOOL, adds_bos(tokenizer))
+    if adds_eos(tokenizer):
+        result["tokenizer.ggml.add_eos_token"] = MetaValue(MetaType.BOOL, True)
+    return result | _templates(tokenizer)
+
+
+def _templates(tokenizer: Tokenizer) -> dict[str, MetaValue]:
+    """The default template, and the others by name, which llama.cpp asks for (``tool_use``)."""
+    templates = {} if tokenizer.template is None else dict(tokenizer.template.templates)
+    default = templates.pop(DEFAULT, None)
+    result = {} if default is None else {"tokenizer.chat_template": _text(default)}
+    named = {re.sub("[^A-Za-z0-9]", "_", name): text for name, text in templates.items()}
+    if named:
+        result["tokenizer.chat_templates"] = _texts(sorted(named))
+    return result | {f"tokenizer.chat_template.{name}": _text(named[name]) for name in sorted(named)}
 
 
 def _token_table(tokenizer: Tokenizer, vocab_size: int) -> tuple[list[str], list[int]]:
@@ -256,8 +273,17 @@ def _token_table(tokenizer: Tokenizer, vocab_size: int) -> tuple[list[str], list
         tokens[i], types[i] = token, NORMAL
     for added in tokenizer.added_tokens:
         tokens[added.id] = added.content
-        types[added.id] = CONTROL if added.special else USER_DEFINED
+        types[added.id] = CONTROL if added.special or looks_special(added.content) else USER_DEFINED
     return tokens, types
+
+
+def looks_special(content: str) -> bool:
+    """Whether llama.cpp takes an added token for markup by its looks, whatever its flag says.
+
+    Its converter does so (``<|fim_prefix|>`` and the like, which no tokenizer of Qwen calls special), and so does its
+    loader, which warns of files that say otherwise.
+    """
+    return any(content.startswith(first) and content.endswith(last) for first, last in MARKUP) or content in PADDING
 
 
 def _provenance(provenance: Provenance) -> dict[str, MetaValue]:

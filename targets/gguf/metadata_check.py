@@ -7,21 +7,28 @@ config and tokenizer files, not from this toolkit's writer.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from qwen3_export.checkpoint.template import TOOL_USE
 from qwen3_export.checkpoint.tokenizer import Tokenizer
 from qwen3_export.config import Qwen3Config
 from qwen3_export.graph import Graph
-from qwen3_export.targets.gguf.expected_tokens import expected_tokens
+from qwen3_export.targets.gguf.expected_tokens import expected_tokens, may_be_control
 
 __all__ = ["MetadataDifference", "metadata_differences"]
 
 # Loader defaults of llama.cpp that matter (llama-model.cpp, llama_model_base::load_hparams).
 ROPE_BASE_DEFAULT = 10_000.0
+
+# llama_token_type of llama.cpp
+CONTROL, USER_DEFINED = 3, 4
+
+# llama.cpp takes these for ends by their names.
+ENDS_OF_QWEN = ("<|im_end|>", "<|endoftext|>")
 
 # With a wrong value in one of these, llama.cpp still runs. A wrong value in any other may abort its process.
 HARMLESS_TO_LOAD = frozenset(
@@ -59,7 +66,8 @@ def metadata_differences(metadata: Mapping[str, Any], graph: Graph, tokenizer: T
         difference = _difference(key, metadata.get(key), expected)
         if difference is not None:
             found.append(MetadataDifference(difference, is_runnable=key != "tokenizer.ggml.tokens"))
-    return found
+    runnable = (*_type_differences(metadata, tokenizer, config.vocab_size), *_end_differences(metadata, tokenizer))
+    return found + [MetadataDifference(text, is_runnable=True) for text in runnable]
 
 
 def _hyperparameters(metadata: Mapping[str, Any], config: Qwen3Config, arch: str) -> dict[str, tuple[object, object]]:
@@ -117,24 +125,54 @@ def _rope_scaling(metadata: Mapping[str, Any], config: Qwen3Config, arch: str) -
 
 
 def _tokenizer_fields(tokenizer: Tokenizer, vocab_size: int) -> dict[str, object]:
-    tokens, types = expected_tokens(tokenizer.folder, vocab_size)
-    generation = tokenizer.generation
+    tokens, _types = expected_tokens(tokenizer.folder, vocab_size)
+    generation, front = tokenizer.generation, tokenizer.front
+    begins = front[0] if len(front) == 1 else generation.bos_token_id
     fields: dict[str, object] = {
         "tokenizer.ggml.model": "gpt2",
         "tokenizer.ggml.pre": "qwen2",
         "tokenizer.ggml.tokens": tokens,
-        "tokenizer.ggml.token_type": types,
         "tokenizer.ggml.merges": [" ".join(merge) for merge in tokenizer.merges],
         "tokenizer.ggml.eos_token_id": generation.eos_token_ids[0],
-        "tokenizer.ggml.add_bos_token": False,
-        "tokenizer.ggml.add_eos_token": False,
+        "tokenizer.ggml.add_bos_token": len(front) == 1,
+        "tokenizer.ggml.add_eos_token": tokenizer.back == generation.eos_token_ids[:1],
         "tokenizer.chat_template": tokenizer.chat_template,
     }
-    if generation.bos_token_id is not None:
-        fields["tokenizer.ggml.bos_token_id"] = generation.bos_token_id
+    if tokenizer.template is not None and TOOL_USE in tokenizer.template.templates:
+        fields[f"tokenizer.chat_template.{TOOL_USE}"] = tokenizer.template.templates[TOOL_USE]
+    if begins is not None:
+        fields["tokenizer.ggml.bos_token_id"] = begins
     if generation.pad_token_id is not None:
         fields["tokenizer.ggml.padding_token_id"] = generation.pad_token_id
     return fields
+
+
+def _type_differences(metadata: Mapping[str, Any], tokenizer: Tokenizer, vocab_size: int) -> Iterator[str]:
+    """Types that llama.cpp treats otherwise. ``<|name|>`` may be CONTROL although the checkpoint's flag says no."""
+    key = "tokenizer.ggml.token_type"
+    stored, (tokens, expected) = metadata.get(key), expected_tokens(tokenizer.folder, vocab_size)
+    if isinstance(stored, list) and len(stored) == len(expected):
+        stored = [
+            right if (right, found) == (USER_DEFINED, CONTROL) and may_be_control(token) else found
+            for token, right, found in zip(tokens, expected, stored, strict=True)
+        ]
+    difference = _difference(key, stored, expected)
+    if difference is not None:
+        yield difference
+
+
+def _end_differences(metadata: Mapping[str, Any], tokenizer: Tokenizer) -> Iterator[str]:
+    """Ends that the file has and the checkpoint has not, or the other way round and there was room for them."""
+    ends = tokenizer.generation.eos_token_ids
+    stored = {name: metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("eot", "eom")}
+    named = {name: token for name, token in stored.items() if token is not None}
+    for name, token in named.items():
+        if token not in ends:
+            yield f"tokenizer.ggml.{name}_token_id is {token}, which is no end of the checkpoint's"
+    known = {token.id for token in tokenizer.added_tokens if token.content in ENDS_OF_QWEN}
+    missing = [token for token in ends[1:] if token not in {*named.values(), *known}]
+    if missing and len(named) < len(stored):
+        yield f"the end token {tokenizer.decode(missing[:1])} of the checkpoint is no end in the file"
 
 
 def _difference(key: str, stored: object, expected: object) -> str | None:

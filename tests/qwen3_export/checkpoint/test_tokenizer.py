@@ -103,4 +103,22 @@ def test_base_models_end_with_their_own_token(tmp_path: Path) -> None:
     folder = write_model(tmp_path / "m")
     edit(folder / "generation_config.json", eos_token_id=8156)
     edit(folder / "tokenizer_config.json", eos_token="<|endoftext|>")
+    edit(folder / "tokenizer_config.json", chat_template=None)
     assert tokenizer_of(folder).generation.eos_token_ids == (8156,)
+
+
+def test_what_a_template_writes_after_a_turn_is_an_end(tmp_path: Path) -> None:
+    """A fine-tune for dialogues keeps the Base release's end, and its template ends turns with another token."""
+    folder = write_model(tmp_path / "m")
+    edit(folder / "generation_config.json", eos_token_id=8156)
+    edit(folder / "tokenizer_config.json", eos_token="<|endoftext|>")
+    tokenizer = tokenizer_of(folder)
+    assert (tokenizer.generation.eos_token_ids, tokenizer.generation.turn_end_id) == ((8156, 8158), 8158)
+    assert tokenizer.notes == (
+        "the chat template ends turns with <|im_end|>, which no file names as an end; it is added to the end tokens",
+    )
+
+
+def test_named_ends_need_no_note(demo_folder: Path) -> None:
+    tokenizer = tokenizer_of(demo_folder)
+    assert (tokenizer.generation.turn_end_id, tokenizer.notes) == (8158, ())

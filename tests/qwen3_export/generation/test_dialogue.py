@@ -12,6 +12,7 @@ import pytest
 from models import DEMO
 
 from qwen3_export.checkpoint.model import load
+from qwen3_export.checkpoint.template import ChatTemplate
 from qwen3_export.errors import CheckpointError, ExportError, UnsupportedModelError
 from qwen3_export.generation.dialogue import open_dialogue, open_raw, sampling_for
 from qwen3_export.generation.sampling import GREEDY, NON_THINKING, THINKING, Sampling
@@ -19,6 +20,7 @@ from qwen3_export.generation.speech import Speech, artifact_speech, folder_speec
 
 ASKED = [{"role": "user", "content": "Hello"}]
 SPEECH = folder_speech(DEMO)
+SWITCH = SPEECH.template.text
 NEVER = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}<|im_start|>assistant\n"
 )
@@ -26,7 +28,7 @@ ALWAYS = NEVER + "<think>\n"
 
 
 def with_template(template: str | None) -> Speech:
-    return replace(SPEECH, template=template)
+    return replace(SPEECH, template=None if template is None else ChatTemplate(templates={"default": template}))
 
 
 def test_a_template_with_a_switch_thinks_unless_told_not_to() -> None:
@@ -69,8 +71,8 @@ STATED = {"do_sample": True, "temperature": 0.3, "top_k": 5}
 @pytest.mark.parametrize(
     ("template", "think", "stated", "expected"),
     [
-        (SPEECH.template, True, STATED, THINKING),
-        (SPEECH.template, False, STATED, NON_THINKING),
+        (SWITCH, True, STATED, THINKING),
+        (SWITCH, False, STATED, NON_THINKING),
         (ALWAYS, None, STATED, Sampling(temperature=0.3, top_k=5, top_p=0.95)),
         (NEVER, None, STATED, Sampling(temperature=0.3, top_k=5, top_p=0.8)),
         (NEVER, None, {}, NON_THINKING),
@@ -103,7 +105,7 @@ def test_artifacts_speak_for_themselves_and_borrow_what_they_lack(tmp_path: Path
     assert (own.template, own.is_end(5), own.is_end(8158)) == (None, True, False)
     assert artifact_speech(tmp_path, model, end_ids=[5]).template == SPEECH.template
     (tmp_path / "chat_template.jinja").write_text(NEVER)
-    assert artifact_speech(tmp_path, model, end_ids=[5]).template == NEVER
+    assert artifact_speech(tmp_path, model, end_ids=[5]).template.text == NEVER
 
 
 def test_every_end_that_any_file_names_counts(tmp_path: Path) -> None:

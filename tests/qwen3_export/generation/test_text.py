@@ -72,6 +72,6 @@ def test_llama_cpp_has_the_same_pieces(tmp_path: Path) -> None:
         # llama.cpp hides markup of code models (<|fim_prefix|> to <|file_sep|>) by its name.
         assert set(others) <= set(range(8172, 8178))
         assert theirs.marks == SPEECH.marks
-        assert theirs.template == SPEECH.template
+        assert theirs.template.text == SPEECH.template.text
         assert theirs.stated == {name: SPEECH.stated[name] for name in ("temperature", "top_k", "top_p")}
         assert all(theirs.is_end(token) for token in (8156, 8158))
