@@ -21,8 +21,10 @@ ROOT = Path(__file__).resolve().parent.parent
 TESTS = (
     "tests/targets/gguf/test_mutants.py",
     "tests/targets/onnx/test_mutants.py",
+    "tests/targets/onnx/test_bounds.py",
     "tests/targets/executorch/test_executorch.py",
     "tests/targets/coreml/test_check.py",
+    "tests/targets/coreml/test_bounds.py",
 )
 LONGEST = 170
 TITLES = {"gguf": "GGUF", "onnx": "ONNX", "executorch": "ExecuTorch", "coreml": "Core ML"}
