@@ -20,7 +20,7 @@ from qwen3_export.files import recognise
 from qwen3_export.parity.html import save_html, save_overview
 from qwen3_export.parity.junit import save_junit
 from qwen3_export.parity.report import save_report
-from qwen3_export.quantizers.weights.rounding import round_graph
+from qwen3_export.quantizers.weights.rounded import round_graph
 from qwen3_export.targets.gguf.emit import emit, plan_files
 from qwen3_export.targets.gguf.imatrix import write_imatrix
 from qwen3_export.targets.gguf.metadata import Provenance, build_metadata
