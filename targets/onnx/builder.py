@@ -80,6 +80,13 @@ class GraphBuilder:
             self._add(name, tensor, (len(numbers),), ir.DataType.INT64)
         return self.initializers[name]
 
+    def byte(self, number: int) -> ir.Value:
+        """A constant number of type uint8."""
+        name = f"byte[{number}]"
+        if name not in self.initializers:
+            self._add(name, ir.tensor(np.array(number, np.uint8), name=name), (), ir.DataType.UINT8)
+        return self.initializers[name]
+
     def scalar(self, number: int) -> ir.Value:
         """A constant int64 number."""
         name = f"integer[{number}]"

@@ -202,7 +202,7 @@ def graph_bytes(export: OnnxExport, *, accuracy_level: int | None = None) -> byt
     options = GraphOptions(
         float_type=export.recipe.float_type,
         accuracy_level=export.options.accuracy_level if accuracy_level is None else accuracy_level,
-        has_position_ids=export.options.flavour == "transformers.js",
+        is_for_browsers=export.options.flavour == "transformers.js",
         data_file=Path(export.data_file).name,
     )
     metadata = describe(

@@ -249,7 +249,9 @@ def _stored(file: OnnxFile, weight: Weight) -> FloatWeight | OnnxWeight:
     return OnnxWeight(
         role=role,
         shape=shape,
-        number_format=_number_format(file.attributes[codes], places, is_fc2=name.endswith(".fc2")),
+        number_format=_number_format(
+            file.attributes.get(codes) or _packing(places, shape[-1]), places, is_fc2=name.endswith(".fc2")
+        ),
         places=places,
         path=file.data_path,
         first=first,
@@ -283,6 +285,14 @@ def _number_format(attributes: Mapping[str, Any], places: Mapping[str, Initializ
         negative_scales=is_symmetric,
         scale_dtype="f32" if places[SCALES].dtype == "<f4" else "f16",
     )
+
+
+def _packing(places: Mapping[str, Initializer], columns: int) -> dict[str, int]:
+    """Bits and block size of codes [rows, groups, bytes] that no operator states: standard operators unpack them."""
+    _, groups, size = places[CODES].shape
+    if columns % groups or 8 * size % (columns // groups):
+        raise KeyError(places[CODES].name)
+    return {"bits": 8 * size // (columns // groups), "block_size": columns // groups}
 
 
 def _rows(weight: FloatWeight | OnnxWeight, place: Initializer, rows: slice) -> np.ndarray:
