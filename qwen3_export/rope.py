@@ -20,7 +20,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from qwen3_export.config import Qwen3Config, YarnScaling
+from qwen3_export.config import Qwen3Config
+from qwen3_export.yarn import YarnScaling
 
 __all__ = ["Rotation", "inverse_frequencies", "rotate", "rotation"]
 
@@ -62,8 +63,10 @@ def rotate(x_TNH: Tensor, turn: Rotation) -> Tensor:
 
 def _interpolated_share(config: Qwen3Config, yarn: YarnScaling) -> Tensor:
     """How much of each pair's frequency is divided by ``factor``: 0 for fast pairs, 1 for slow ones, [R]."""
-    low = max(math.floor(_pair_with_turns(config, yarn, yarn.beta_fast)), 0)
-    high = min(math.ceil(_pair_with_turns(config, yarn, yarn.beta_slow)), config.head_dim - 1)
+    low, high = (_pair_with_turns(config, yarn, beta) for beta in (yarn.beta_fast, yarn.beta_slow))
+    if yarn.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, config.head_dim - 1)
     width = high - low if high != low else 0.001
     ramp_R = (torch.arange(config.head_dim // 2, dtype=torch.float32) - low) / width
     return ramp_R.clamp(0, 1)

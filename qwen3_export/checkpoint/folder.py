@@ -1,122 +1,105 @@
-"""A Hugging Face checkpoint folder, opened as a Graph: configs and headers are read, weights are not.
+"""Open a Hugging Face checkpoint folder as a Graph: its config and headers are read, its weights are not.
 
-What varies between Qwen3 checkpoints is settled here, so that nothing downstream sees it: one file or many
-shards, experts apart or fused into one tensor, an ``lm_head`` that repeats the embedding it is tied to.
-Every tensor of the config's model must be there with the config's shape, and no other may be: a checkpoint
-that differs is refused, naming the first difference.
+Qwen3 checkpoints come in several forms: one file or many shards, experts in tensors of their own or fused into one, an
+``lm_head`` that repeats the embedding it is tied to. All of them give the same graph, so the rest of the toolkit need
+not know. The checkpoint must have every tensor of the config's model, in the config's shape, and no other; if it
+differs, it is refused with the first difference.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from qwen3_export.checkpoint.safetensors_file import FLOAT_DTYPES, StoredTensor, StoredWeight, read_header
-from qwen3_export.config import Qwen3Config, parse_config
+from qwen3_export.checkpoint.safetensors_file import FLOAT_DTYPES, StoredTensor, StoredWeight
+from qwen3_export.checkpoint.tensor_names import canonical_names
+from qwen3_export.checkpoint.weight_files import read_stored_tensors, refuse_adapters
+from qwen3_export.config import Qwen3Config, config_notes, parse_config, stated_quantization
 from qwen3_export.errors import CheckpointError, ModelNotFoundError, UnsupportedModelError
+from qwen3_export.files.json_file import read_json
+from qwen3_export.files.shown import shown
 from qwen3_export.graph import Graph, Kind, Role, Weight, expected_weights, module_name
 
-__all__ = ["open_checkpoint", "read_json"]
+__all__ = ["open_checkpoint"]
 
-INDEX_FILE = "model.safetensors.index.json"
-SINGLE_FILE = "model.safetensors"
-
-# Buffers that some exporters wrote beside the weights and that nothing computes with.
+# Buffers that some exporters wrote beside the weights, and that no computation uses.
 IGNORED_SUFFIXES = (".rotary_emb.inv_freq",)
 
-# Tensors that hold all experts of a layer, and the projections that they hold of each.
+# Tensors with all experts of a layer, and the projections of each expert in them.
 FUSED_EXPERTS = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}
 
 EMBEDDING = Role(Kind.EMBED_TOKENS)
 LM_HEAD = Role(Kind.LM_HEAD)
 COMPARED_ROWS = 4096
 
+# Parts of the names under which quantized checkpoints store codes and scales (GPTQ, AWQ, FP8, compressed-tensors, bnb).
+QUANTIZED_PARTS = frozenset(
+    {"qweight", "qzeros", "scales", "weight_scale", "weight_scale_inv", "weight_scale_2", "weight_packed", "absmax",
+     "quant_map", "quant_state", "SCB", "weight_zero_point", "input_scale"}
+)  # fmt: skip
+# How many tensors may be missing for the first of them to be named.
+MISSING_LISTED = 100_000
+
 
 def open_checkpoint(folder: Path, *, name: str | None = None) -> Graph:
-    """Open a checkpoint folder (config.json and safetensors) without reading weights.
+    """Open a checkpoint folder (config.json and safetensors files) without reading weights.
 
-    ``name`` is what the user calls the model; the folder's name by default.  Raises CheckpointError for
-    damaged or incomplete files, UnsupportedModelError for models that are no Qwen3 language model.
+    ``name`` is what the user calls the model, by default the folder's name. Raises CheckpointError for damaged or
+    incomplete files, UnsupportedModelError for models that are not Qwen3 language models.
     """
     if not folder.is_dir():
-        raise ModelNotFoundError(f"{folder}: not a folder; --model takes a checkpoint folder, a hub id or 'demo'")
-    _refuse_adapters(folder)
-    config = parse_config(read_json(folder / "config.json"))
-    tensors = _unprefixed(_read_headers(folder))
-    stored = _split_fused_experts(tensors, config)
-    config, notes = _settle_head(stored, config)
-    weights = _expected_only(stored, config, folder)
-    return Graph(name=name or folder.resolve().name, config=config, weights=MappingProxyType(weights), notes=notes)
+        raise ModelNotFoundError(f"{folder}: not a folder; `model` takes a checkpoint folder, a hub id or 'demo'")
+    refuse_adapters(folder)
+    document = read_json(folder / "config.json")
+    config = parse_config(document)
+    stored = read_stored_tensors(folder, document)
+    named = canonical_names(stored.tensors, folder)
+    notes = [*config_notes(document), *stored.notes, *named.notes]
+    notes += _settle_quantization(named.tensors, document, folder)
+    tensors = _split_fused_experts(_unprefixed(named.tensors), config)
+    tensors, config, settled = _settle_head(tensors, config)
+    weights = MappingProxyType(_expected_only(tensors, config, folder))
+    return Graph(name=name or folder.resolve().name, config=config, weights=weights, notes=(*notes, *settled))
 
 
-def read_json(path: Path) -> Mapping[str, Any]:
-    """One JSON object.  Raises CheckpointError if it is missing or no object."""
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise CheckpointError(
-            f"{path}: missing; a checkpoint folder has config.json, tokenizer.json and safetensors files"
-        ) from error
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: cannot be read as JSON ({error}); download it again") from error
-    if not isinstance(document, dict):
-        raise CheckpointError(f"{path}: holds no JSON object; download it again")
-    return document
-
-
-def _refuse_adapters(folder: Path) -> None:
-    if (folder / "adapter_config.json").exists() and not (folder / "config.json").exists():
-        raise UnsupportedModelError(
-            f"{folder}: a LoRA adapter, not a model; merge it into its base first "
-            "(peft: model.merge_and_unload(), then save_pretrained)"
-        )
-
-
-def _read_headers(folder: Path) -> dict[str, StoredTensor]:
-    index = folder / INDEX_FILE
-    if index.exists():
-        return _read_sharded(folder, index)
-    single = folder / SINGLE_FILE
-    if single.exists():
-        return read_header(single)
-    if any(folder.glob("*.bin")) or any(folder.glob("*.pth")):
-        raise CheckpointError(f"{folder}: holds pickled weights; only safetensors are read, convert it first")
-    raise CheckpointError(f"{folder}: has neither {SINGLE_FILE} nor {INDEX_FILE}; is the download complete?")
-
-
-def _read_sharded(folder: Path, index: Path) -> dict[str, StoredTensor]:
-    weight_map = read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict):
-        raise CheckpointError(f"{index}: has no weight_map; download it again")
-    shards = {}
-    for shard in sorted(set(weight_map.values())):
-        path = folder / shard
-        if not path.exists():
-            raise CheckpointError(f"{index.name}: names {shard}, which is not in {folder}; download it")
-        shards[shard] = read_header(path)
-    tensors = {}
-    for name, shard in weight_map.items():
-        if name not in shards[shard]:
-            raise CheckpointError(f"{index.name}: says that {name} is in {shard}, and it is not; download both again")
-        tensors[name] = shards[shard][name]
-    return tensors
+def _settle_quantization(tensors: Mapping[str, StoredTensor], document: Mapping[str, Any], folder: Path) -> list[str]:
+    """Decide from what is stored whether the checkpoint is quantized; a merge keeps the config of a model that was."""
+    method = stated_quantization(document)
+    codes = next((name for name in tensors if not QUANTIZED_PARTS.isdisjoint(name.split("."))), None)
+    integers = next((name for name, tensor in tensors.items() if tensor.dtype not in FLOAT_DTYPES), None)
+    if codes is None and method is None:
+        return []
+    if codes is None and integers is None:
+        dtypes = ", ".join(sorted({tensor.dtype for tensor in tensors.values()}))
+        return [
+            f"config.json says that the model is quantized ({shown(method)}), and its weights are stored as {dtypes}: "
+            "they are taken as they are"
+        ]
+    found = codes or integers
+    assert found is not None
+    raise UnsupportedModelError(
+        f"{folder}: the checkpoint is already quantized ({shown(method or 'unknown')}; {shown(found)} is stored as "
+        f"{tensors[found].dtype}); export from the original bf16 checkpoint instead"
+    )
 
 
 def _unprefixed(tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
     """By module name: without ``.weight``, and without buffers."""
-    kept = {}
+    kept: dict[str, StoredTensor] = {}
     for name, tensor in tensors.items():
+        module = name.removesuffix(".weight")
+        if module in kept:
+            raise CheckpointError(f"{tensor.path}: stores {shown(module)} with and without .weight; download it again")
         if not name.endswith(IGNORED_SUFFIXES):
-            kept[name.removesuffix(".weight")] = tensor
+            kept[module] = tensor
     return kept
 
 
 def _split_fused_experts(tensors: Mapping[str, StoredTensor], config: Qwen3Config) -> dict[str, StoredTensor]:
-    """Fused expert tensors as one tensor an expert: each is a contiguous part of the fused one.
+    """Split fused expert tensors into one tensor per expert and projection, each a contiguous part of the fused one.
 
     ``experts.gate_up_proj`` is [E, 2·I, D], gate first, and ``experts.down_proj`` [E, D, I].
     """
@@ -143,19 +126,25 @@ def _split_fused_experts(tensors: Mapping[str, StoredTensor], config: Qwen3Confi
     return split
 
 
-def _settle_head(tensors: Mapping[str, StoredTensor], config: Qwen3Config) -> tuple[Qwen3Config, tuple[str, ...]]:
-    """Decide whether the head is tied from what is stored, not only from what the config says."""
+def _settle_head(
+    tensors: Mapping[str, StoredTensor], config: Qwen3Config
+) -> tuple[dict[str, StoredTensor], Qwen3Config, tuple[str, ...]]:
+    """Whether the output head is tied to the embedding: what is stored decides, and not only the config."""
     embedding, head = tensors.get(module_name(EMBEDDING)), tensors.get(module_name(LM_HEAD))
-    if not config.tie_word_embeddings or head is None or embedding is None:
-        return config, ()
+    kept = dict(tensors)
+    if not config.tie_word_embeddings or head is None:
+        return kept, config, ()
+    if embedding is None:
+        kept[module_name(EMBEDDING)] = kept.pop(module_name(LM_HEAD))
+        return kept, config, ("lm_head alone is stored, and is the embedding too, to which the config ties it",)
     if _same_bytes(embedding, head):
-        return config, ("lm_head repeats the tied embedding byte for byte, and is left out",)
+        return kept, config, ("lm_head repeats the tied embedding byte for byte, and is left out",)
     note = "the config ties lm_head to the embedding, but the checkpoint's two differ: lm_head is kept"
-    return replace(config, tie_word_embeddings=False), (note,)
+    return kept, replace(config, tie_word_embeddings=False), (note,)
 
 
 def _same_bytes(a: StoredTensor, b: StoredTensor) -> bool:
-    if (a.shape, a.dtype) != (b.shape, b.dtype):
+    if (a.shape, a.dtype) != (b.shape, b.dtype) or len(a.shape) != 2:
         return False
     first = _stored_weight(a, EMBEDDING)
     second = _stored_weight(b, LM_HEAD)
@@ -168,12 +157,13 @@ def _same_bytes(a: StoredTensor, b: StoredTensor) -> bool:
 
 def _expected_only(tensors: Mapping[str, StoredTensor], config: Qwen3Config, folder: Path) -> dict[str, Weight]:
     """The weights of the config's model, all of them and no others."""
+    _check_count(tensors, config, folder)
     weights: dict[str, Weight] = {}
     for role, shape in expected_weights(config).items():
         name = module_name(role)
         tensor = tensors.get(name)
         if tensor is None:
-            raise CheckpointError(f"{folder}: {name}.weight is in none of its files; is the download complete?")
+            raise CheckpointError(_missing_message(name, folder))
         if tensor.shape != shape:
             raise CheckpointError(_shape_message(tensor, shape))
         weights[name] = _stored_weight(tensor, role)
@@ -181,10 +171,21 @@ def _expected_only(tensors: Mapping[str, StoredTensor], config: Qwen3Config, fol
     foreign = sorted(tensors.keys() - weights.keys() - ignored)
     if foreign:
         raise UnsupportedModelError(
-            f"{folder}: {foreign[0]} ({len(foreign)} such tensors) has no place in a {config.model_type} model of "
-            f"{config.num_hidden_layers} layers; is config.json the checkpoint's own?"
+            f"{folder}: {shown(foreign[0])} ({len(foreign)} such tensors) is no part of a {config.model_type} model of "
+            f"{config.num_hidden_layers} layers; take the config.json that belongs to these weights"
         )
     return weights
+
+
+def _check_count(tensors: Mapping[str, StoredTensor], config: Qwen3Config, folder: Path) -> None:
+    """Refuse a config of far more weights than are stored, before they are listed."""
+    sparse = sum(config.is_sparse_layer(layer) for layer in range(config.num_hidden_layers))
+    count = config.num_hidden_layers + 3 * config.num_experts * sparse
+    if count > len(tensors) + MISSING_LISTED:
+        raise CheckpointError(
+            f"{folder}: config.json asks for more than {count:,} tensors, and its files have {len(tensors):,}; weights "
+            "and config are not of the same model"
+        )
 
 
 def _stored_weight(tensor: StoredTensor, role: Role) -> StoredWeight:
@@ -200,6 +201,15 @@ def _stored_weight(tensor: StoredTensor, role: Role) -> StoredWeight:
             f"fit its shape {list(tensor.shape)}; download it again"
         )
     return weight
+
+
+def _missing_message(name: str, folder: Path) -> str:
+    if name == module_name(LM_HEAD):
+        return (
+            f"{folder}: config.json says that lm_head is not the embedding, and lm_head.weight is in none of its "
+            "files; set tie_word_embeddings to true if it is, or download the checkpoint completely"
+        )
+    return f"{folder}: {name}.weight is in none of its files; download it completely"
 
 
 def _shape_message(tensor: StoredTensor, expected: tuple[int, ...]) -> str:

@@ -1,6 +1,6 @@
-"""A checkpoint with all that an export needs of it: graph, tokenizer, and what its card says in fields.
+"""A checkpoint with all that an export needs: graph, tokenizer, and the fields of its model card.
 
-Only the card's YAML front matter is read (licence, base model, languages, tags); its prose decides nothing.
+Of the card (README.md) only the YAML at its head is read (licence, base model, languages, tags), and not its text.
 """
 
 from __future__ import annotations
@@ -20,12 +20,13 @@ from qwen3_export.graph import Graph
 __all__ = ["Model", "load"]
 
 FRONT_MATTER = re.compile(r"---\r?\n(.*?)\r?\n---\s", re.DOTALL)
+CARD_LENGTH = 1 << 20
 CHECKPOINT_SUFFIXES = (".safetensors", ".json", ".jinja", ".txt", ".md")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Model:
-    """An opened checkpoint; ``source`` is the hub id or the folder's name, ``card`` the front matter."""
+    """An opened checkpoint; ``source`` is the hub id or the folder's name, ``card`` the fields of the model card."""
 
     graph: Graph
     tokenizer: Tokenizer
@@ -38,14 +39,15 @@ class Model:
         return self.graph.name
 
     def files(self) -> list[Path]:
-        """The checkpoint's own files, which no output may overwrite."""
+        """The checkpoint's own files, which no output may replace."""
         return [path for path in self.folder.iterdir() if path.suffix in CHECKPOINT_SUFFIXES and path.is_file()]
 
 
 def load(spec: str | Path, *, revision: str | None = None, offline: bool = False) -> Model:
     """Open a model by folder, hub id, short name, or ``demo``; weights are not read.
 
-    Raises an ExportError that says in one sentence what is wrong with it, and what to do.
+    ``revision`` is a branch, tag or commit on the hub; ``offline`` forbids downloads. Raises an ExportError that says
+    in one sentence what is wrong with the model, and what to do.
     """
     resolved = resolve_model(str(spec), revision=revision, offline=offline)
     graph = open_checkpoint(resolved.folder, name=resolved.name)
@@ -59,12 +61,13 @@ def load(spec: str | Path, *, revision: str | None = None, offline: bool = False
 
 
 def _read_card(path: Path) -> Mapping[str, Any]:
-    """The front matter of a model card; empty where there is none that can be read."""
+    """The YAML at the head of a model card; empty if there is none that can be read."""
     import yaml
 
     try:
-        block = FRONT_MATTER.match(path.read_text(encoding="utf-8"))
+        with path.open(encoding="utf-8") as file:
+            block = FRONT_MATTER.match(file.read(CARD_LENGTH))
         fields = yaml.safe_load(block.group(1)) if block else {}
-    except (OSError, ValueError, yaml.YAMLError):  # a card is free text: what it says is welcome, not needed
+    except (OSError, ValueError, TypeError, RecursionError, yaml.YAMLError):  # nothing depends on what a card says
         return MappingProxyType({})
     return MappingProxyType(fields if isinstance(fields, dict) else {})

@@ -1,9 +1,9 @@
-"""The checkpoint's tokenizer and chat template: what they are, and text to tokens.
+"""The checkpoint's tokenizer and chat template: text to tokens, and what targets write of them.
 
-Encoding is the ``tokenizers`` library's work.  What targets need beyond it (the byte-level BPE vocabulary,
-its merges, which added token is special, the end-of-sequence ids, the chat template) is read from
-``tokenizer.json``, ``tokenizer_config.json``, ``generation_config.json`` and ``chat_template.jinja``.
-Nothing is decided by hashing a test string: a fine-tune with added tokens still has Qwen's pre-tokenizer.
+The ``tokenizers`` library encodes. What targets need beside it (the byte-level BPE vocabulary, its merges, which added
+tokens are special, the ids that end a text, the chat template) is read from ``tokenizer.json``,
+``tokenizer_config.json``, ``generation_config.json`` and ``chat_template.jinja``. Whether it is Qwen's tokenizer is
+decided by its split pattern, and not by a hash: a fine-tune with added tokens still splits as Qwen3 does.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
-from qwen3_export.checkpoint.folder import read_json
 from qwen3_export.errors import CheckpointError, UnsupportedModelError
+from qwen3_export.files.json_file import Fields, read_json
+from qwen3_export.files.shown import shown
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as FastTokenizer
@@ -30,7 +31,9 @@ __all__ = [
     "Tokenizer",
     "load_tokenizer",
     "read_chat_template",
+    "read_fast_tokenizer",
     "render_template",
+    "special_token",
 ]
 
 # What an app needs beside the weights, and what is fetched from the hub.
@@ -53,7 +56,7 @@ class AddedToken:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationDefaults:
-    """What ``generation_config.json`` recommends; None where it is silent."""
+    """What ``generation_config.json`` recommends; None where it says nothing."""
 
     eos_token_ids: tuple[int, ...]
     bos_token_id: int | None = None
@@ -69,8 +72,8 @@ class GenerationDefaults:
 class Tokenizer:
     """A checkpoint's tokenizer.
 
-    ``vocabulary`` maps BPE tokens (in byte-level letters) to ids, without the added tokens; ``merges`` are pairs
-    in order of priority.
+    ``vocabulary`` maps BPE tokens (in byte-level letters) to ids, without the added tokens; ``merges`` are pairs of
+    tokens, the first to be merged first; ``is_nfc`` says that text is brought to Unicode's form NFC first.
     """
 
     folder: Path
@@ -105,7 +108,7 @@ class Tokenizer:
     ) -> str:
         """The dialogue as the checkpoint's own chat template writes it.
 
-        Raises UnsupportedModelError where there is no template, or it does not accept these messages.
+        Raises UnsupportedModelError if there is no template, or it does not accept these messages.
         """
         if self.chat_template is None:
             raise UnsupportedModelError(f"{self.folder}: has no chat template; give plain text")
@@ -123,21 +126,17 @@ def load_tokenizer(folder: Path, config: Qwen3Config) -> Tokenizer:
     Raises CheckpointError if files are missing, damaged, or hold more tokens than the embedding has rows;
     UnsupportedModelError if it is no byte-level BPE with Qwen's split pattern.
     """
-    from tokenizers import Tokenizer as FastTokenizer
-
     path = folder / "tokenizer.json"
     document = read_json(path)
     _check_is_qwen_bpe(document, path)
-    try:
-        fast = FastTokenizer.from_file(str(path))
-    except Exception as error:  # the library raises plain Exception
-        raise CheckpointError(f"{path}: the tokenizers library cannot read it ({error})") from error
-    settings = read_json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").exists() else {}
+    fast = read_fast_tokenizer(path)
+    settings_path = folder / "tokenizer_config.json"
+    settings = read_json(settings_path) if settings_path.exists() else {}
     tokenizer = Tokenizer(
         folder=folder,
-        vocabulary=document["model"]["vocab"],
-        merges=_merges(document["model"]["merges"]),
-        added_tokens=_added_tokens(document, settings),
+        vocabulary=_vocabulary(document["model"], path),
+        merges=_merges(document["model"], path),
+        added_tokens=_added_tokens(Fields(document, path), Fields(settings, settings_path)),
         chat_template=read_chat_template(folder, settings),
         generation=_generation_defaults(folder, settings, fast),
         is_nfc=_is_nfc(document.get("normalizer")),
@@ -145,6 +144,19 @@ def load_tokenizer(folder: Path, config: Qwen3Config) -> Tokenizer:
     )
     _check_fits(tokenizer, config)
     return tokenizer
+
+
+def read_fast_tokenizer(path: Path) -> FastTokenizer:
+    """``tokenizer.json`` in the tokenizers library. Raises CheckpointError for what the library does not read."""
+    from tokenizers import Tokenizer as FastTokenizer
+
+    try:
+        return FastTokenizer.from_file(str(path))
+    except BaseException as error:
+        # The library raises plain Exception, and for some damage its panics, which are no Exception.
+        if isinstance(error, Exception) or type(error).__name__ == "PanicException":
+            raise CheckpointError(f"{path}: the tokenizers library cannot read it ({error})") from error
+        raise
 
 
 def _check_is_qwen_bpe(document: Mapping[str, Any], path: Path) -> None:
@@ -157,79 +169,110 @@ def _check_is_qwen_bpe(document: Mapping[str, Any], path: Path) -> None:
         )
 
 
-def _patterns(node: object) -> list[str]:
-    """Every regex in a pre-tokenizer description."""
-    if isinstance(node, Mapping):
-        own = [node["Regex"]] if isinstance(node.get("Regex"), str) else []
-        return own + [pattern for child in node.values() for pattern in _patterns(child)]
-    if isinstance(node, list):
-        return [pattern for child in node for pattern in _patterns(child)]
-    return []
+def _patterns(description: object) -> list[str]:
+    """Every regex in a pre-tokenizer's description, however deep."""
+    found, waiting = [], [description]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, Mapping):
+            found += [node["Regex"]] if isinstance(node.get("Regex"), str) else []
+            waiting += node.values()
+        elif isinstance(node, list):
+            waiting += node
+    return found
 
 
 def _is_nfc(normalizer: object) -> bool:
     return isinstance(normalizer, Mapping) and normalizer.get("type") == "NFC"
 
 
-def _merges(merges: Sequence[Any]) -> list[tuple[str, str]]:
+def _vocabulary(model: Mapping[str, Any], path: Path) -> Mapping[str, int]:
+    vocabulary = Fields(model, path).object("vocab") or {}
+    if all(_is_id(value) for value in vocabulary.values()):
+        return vocabulary
+    raise CheckpointError(f"{path}: its vocabulary gives tokens ids that are no numbers; download it again")
+
+
+def _merges(model: Mapping[str, Any], path: Path) -> list[tuple[str, str]]:
     """Older files write a merge as "a b", newer ones as ["a", "b"]."""
-    pairs = (merge.split(" ", 1) if isinstance(merge, str) else merge for merge in merges)
-    return [(left, right) for left, right in pairs]
+    merges = Fields(model, path).items("merges") or []
+    pairs = [merge.split(" ", 1) if isinstance(merge, str) else merge for merge in merges]
+    if all(isinstance(pair, list) and len(pair) == 2 and all(isinstance(part, str) for part in pair) for pair in pairs):
+        return [(left, right) for left, right in pairs]
+    raise CheckpointError(f"{path}: its merges are no pairs of tokens; download it again")
 
 
-def _added_tokens(document: Mapping[str, Any], settings: Mapping[str, Any]) -> list[AddedToken]:
+def _added_tokens(document: Fields, settings: Fields) -> list[AddedToken]:
     """Added tokens by id, of tokenizer.json and of tokenizer_config.json (where some fine-tunes add theirs)."""
-    found = {
-        int(entry["id"]): AddedToken(id=int(entry["id"]), content=entry["content"], special=bool(entry["special"]))
-        for entry in document.get("added_tokens") or ()
-    }
-    for key, entry in (settings.get("added_tokens_decoder") or {}).items():
-        token = AddedToken(id=int(key), content=entry["content"], special=bool(entry.get("special")))
+    found: dict[int, AddedToken] = {}
+    for entry in document.objects("added_tokens"):
+        token = _added_token(entry.get("id"), entry, document)
+        found[token.id] = token
+    for key, entry in (settings.object("added_tokens_decoder") or {}).items():
+        token_id = int(key) if key.isascii() and key.isdigit() and len(key) < 10 else None
+        token = _added_token(token_id, entry, settings)
         found.setdefault(token.id, token)
     return [found[key] for key in sorted(found)]
 
 
+def _added_token(token_id: object, entry: object, file: Fields) -> AddedToken:
+    content = entry.get("content") if isinstance(entry, Mapping) else None
+    if not (isinstance(entry, Mapping) and _is_id(token_id) and isinstance(content, str)):
+        raise CheckpointError(f"{file.path}: its added token {shown(token_id)} is damaged; download it again")
+    return AddedToken(id=token_id, content=content, special=bool(entry.get("special")))
+
+
+def _is_id(value: object) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 31
+
+
 def read_chat_template(folder: Path, settings: Mapping[str, Any]) -> str | None:
-    """``chat_template.jinja`` where it exists (newer checkpoints), else the one of tokenizer_config.json."""
+    """``chat_template.jinja`` where it exists (newer checkpoints), else the one of tokenizer_config.json.
+
+    Raises CheckpointError for a file that is no text.
+    """
     file = folder / "chat_template.jinja"
     if file.exists():
-        return file.read_text(encoding="utf-8")
+        try:
+            return file.read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{file}: cannot be read as text ({error}); download it again") from error
     template = settings.get("chat_template")
     if isinstance(template, list):  # several named templates
-        named = {entry["name"]: entry["template"] for entry in template}
-        template = named.get("default")
+        named = (entry for entry in template if isinstance(entry, Mapping) and entry.get("name") == "default")
+        template = next(named, {}).get("template")
     return template if isinstance(template, str) else None
 
 
 def _generation_defaults(folder: Path, settings: Mapping[str, Any], fast: FastTokenizer) -> GenerationDefaults:
-    path = folder / "generation_config.json"
-    stated = read_json(path) if path.exists() else {}
-    model = read_json(folder / "config.json")
-    eos = stated.get("eos_token_id", model.get("eos_token_id"))
-    end_of_turn = fast.token_to_id(_content(settings.get("eos_token")) or "")
-    ids = [eos] if isinstance(eos, int) else list(eos or ())
+    path, config_path = folder / "generation_config.json", folder / "config.json"
+    stated = Fields(read_json(path) if path.exists() else {}, path)
+    model = Fields(read_json(config_path), config_path)
+    ids = stated.integers("eos_token_id") if stated.has("eos_token_id") else model.integers("eos_token_id")
     # The end of a turn comes first: targets with room for one id write that.
+    end_of_turn = fast.token_to_id(special_token(settings, "eos_token") or "")
     if end_of_turn is not None:
         ids = [end_of_turn, *(token for token in ids if token != end_of_turn)]
     if not ids:
         raise CheckpointError(f"{folder}: no file names an eos_token_id; add it to generation_config.json")
+    pad = fast.token_to_id(special_token(settings, "pad_token") or "")
     return GenerationDefaults(
         eos_token_ids=tuple(ids),
-        bos_token_id=stated.get("bos_token_id", model.get("bos_token_id")),
-        pad_token_id=stated.get("pad_token_id", fast.token_to_id(_content(settings.get("pad_token")) or "")),
-        do_sample=stated.get("do_sample"),
-        temperature=stated.get("temperature"),
-        top_k=stated.get("top_k"),
-        top_p=stated.get("top_p"),
-        min_p=stated.get("min_p"),
+        bos_token_id=(stated if stated.has("bos_token_id") else model).integer("bos_token_id"),
+        pad_token_id=stated.integer("pad_token_id") if stated.has("pad_token_id") else pad,
+        do_sample=stated.boolean("do_sample"),
+        temperature=stated.number("temperature"),
+        top_k=stated.integer("top_k"),
+        top_p=stated.number("top_p"),
+        min_p=stated.number("min_p"),
     )
 
 
-def _content(token: object) -> str | None:
-    """A special token is written as a string, or as an object with its content."""
-    if isinstance(token, Mapping):
-        return str(token["content"])
-    return token if isinstance(token, str) else None
+def special_token(settings: Mapping[str, Any], name: str) -> str | None:
+    """A special token's text: tokenizer_config.json states it as a string, or as an object with its content."""
+    token = settings.get(name)
+    content = token.get("content") if isinstance(token, Mapping) else token
+    return content if isinstance(content, str) else None
 
 
 def _check_fits(tokenizer: Tokenizer, config: Qwen3Config) -> None:
@@ -238,15 +281,19 @@ def _check_fits(tokenizer: Tokenizer, config: Qwen3Config) -> None:
             f"{tokenizer.folder}: the tokenizer has ids up to {tokenizer.num_tokens - 1}, the embedding only "
             f"{config.vocab_size} rows; tokenizer and weights are not of the same model"
         )
-    beyond = [token for token in tokenizer.generation.eos_token_ids if not 0 <= token < config.vocab_size]
-    if beyond:
-        raise CheckpointError(
-            f"{tokenizer.folder}: eos_token_id {beyond[0]} is beyond the vocabulary of {config.vocab_size}"
-        )
+    generation = tokenizer.generation
+    stated = [("eos_token_id", token) for token in generation.eos_token_ids]
+    stated += [("bos_token_id", generation.bos_token_id), ("pad_token_id", generation.pad_token_id)]
+    for name, token in stated:
+        if token is not None and not 0 <= token < config.vocab_size:
+            raise CheckpointError(
+                f"{tokenizer.folder}: {name} {shown(token)} is beyond the vocabulary of {config.vocab_size}; correct "
+                "generation_config.json"
+            )
 
 
 def render_template(template: str, variables: Mapping[str, Any]) -> str:
-    """What a chat template makes of its variables; UnsupportedModelError where it makes nothing of them."""
+    """Render a chat template with its variables. Raises UnsupportedModelError if the template fails on them."""
     import jinja2
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -266,5 +313,5 @@ def render_template(template: str, variables: Mapping[str, Any]) -> str:
     environment.globals.update(raise_exception=raise_exception, strftime_now=strftime_now)
     try:
         return environment.from_string(template).render(**variables)
-    except (jinja2.TemplateError, TypeError, ValueError) as error:  # of the template, or of what it computes
+    except Exception as error:  # a template may fail in all the ways in which a program can
         raise UnsupportedModelError(f"the chat template does not accept these messages ({error})") from error

@@ -37,7 +37,7 @@ def quants(
     doors = find_target(target).doors
     opened = load(model, revision=revision, offline=offline)
     config = opened.graph.config
-    tokens = min(context or context_length, config.max_position_embeddings)
+    tokens = min(context or context_length, config.context_length)
     values = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * tokens
     say(
         f"{opened.name}: {human_count(opened.graph.num_parameters)} parameters; memory is weights and the KV cache "

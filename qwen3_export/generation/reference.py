@@ -55,7 +55,7 @@ def reference_runtime(graph: Graph) -> Runtime:
 
         yield ChunkedStepper(append, positions=positions, chunk=CHUNK)
 
-    return Runtime(name="the fp32 reference", context_length=graph.config.max_position_embeddings, start=start)
+    return Runtime(name="the fp32 reference", context_length=graph.config.context_length, start=start)
 
 
 def held(graph: Graph) -> Graph:

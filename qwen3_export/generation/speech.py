@@ -13,9 +13,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from qwen3_export.checkpoint.folder import read_json
-from qwen3_export.checkpoint.tokenizer import read_chat_template
+from qwen3_export.checkpoint.tokenizer import read_chat_template, read_fast_tokenizer, special_token
 from qwen3_export.errors import CheckpointError, ExportError
+from qwen3_export.files.json_file import Fields, read_json
 from qwen3_export.generation.text import letter_bytes
 from qwen3_export.generation.thinking import CLOSE, OPEN
 
@@ -63,16 +63,21 @@ def folder_speech(folder: Path, *, end_ids: Iterable[int] = ()) -> Speech:
 
     Raises CheckpointError for files that cannot be read, and if no file says which token ends a turn.
     """
-    fast = _read_tokenizer(folder / TOKENIZER)
+    fast = read_fast_tokenizer(folder / TOKENIZER)
     settings, generation, genai, config = (
         _read_if_there(folder / name)
         for name in ("tokenizer_config.json", "generation_config.json", "genai_config.json", "config.json")
     )
-    stated_ends = (source.get("eos_token_id") for source in (generation, genai.get("model") or {}, config))
+    genai_fields = Fields(genai, folder / "genai_config.json")
+    sources = (generation, genai_fields.object("model") or {}, config)
+    stated_ends = (source.get("eos_token_id") for source in sources)
     ends = {*end_ids, *(token for stated in stated_ends for token in _ids(stated)), *_turn_end(fast, settings)}
     if not ends:
         raise CheckpointError(f"{folder}: no file says which token ends a turn; add eos_token_id to config.json")
-    sampling = generation or genai.get("search") or {}
+    sampling = generation or genai_fields.object("search") or {}
+    fields = Fields(sampling, folder / ("generation_config.json" if generation else "genai_config.json"))
+    stated = {"do_sample": fields.boolean("do_sample"), **{name: fields.number(name) for name in SAMPLING_FIELDS}}
+    stated["top_k"] = fields.integer("top_k")
     return Speech(
         origin=str(folder),
         encode=lambda text: list(fast.encode(text, add_special_tokens=False).ids),
@@ -80,7 +85,7 @@ def folder_speech(folder: Path, *, end_ids: Iterable[int] = ()) -> Speech:
         is_end=ends.__contains__,
         template=read_chat_template(folder, settings),
         marks=mark_ids(fast.token_to_id),
-        stated={name: sampling[name] for name in ("do_sample", *SAMPLING_FIELDS) if sampling.get(name) is not None},
+        stated={name: value for name, value in stated.items() if value is not None},
     )
 
 
@@ -88,15 +93,6 @@ def mark_ids(token_to_id: Callable[[str], int | None]) -> tuple[int, int] | None
     """The ids of ``<think>`` and ``</think>``, or None unless both are tokens."""
     found = token_to_id(OPEN), token_to_id(CLOSE)
     return None if found[0] is None or found[1] is None else (found[0], found[1])
-
-
-def _read_tokenizer(path: Path) -> FastTokenizer:
-    from tokenizers import Tokenizer as FastTokenizer
-
-    try:
-        return FastTokenizer.from_file(str(path))
-    except Exception as error:  # the library raises plain Exception
-        raise CheckpointError(f"{path}: the tokenizers library cannot read it ({error})") from error
 
 
 def _pieces(fast: FastTokenizer) -> Callable[[int], bytes]:
@@ -127,9 +123,8 @@ def _ids(stated: object) -> Iterator[int]:
 
 
 def _turn_end(fast: FastTokenizer, settings: Mapping[str, Any]) -> Iterator[int]:
-    """The token that tokenizer_config.json calls eos, given as a string or as an object with its content."""
-    token = settings.get("eos_token")
-    content = token.get("content") if isinstance(token, Mapping) else token
-    found = fast.token_to_id(content) if isinstance(content, str) else None
+    """The token that tokenizer_config.json calls eos, as a string or as an object with its content."""
+    content = special_token(settings, "eos_token")
+    found = None if content is None else fast.token_to_id(content)
     if found is not None:
         yield found

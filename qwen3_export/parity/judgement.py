@@ -55,7 +55,7 @@ def moved_by(graph: Graph, read_scales: Callable[[], Scales]) -> tuple[Graph, li
 
 
 def longest_text(graph: Graph) -> int:
-    return min(MAX_TEXT_TOKENS, graph.config.max_position_embeddings)
+    return min(MAX_TEXT_TOKENS, graph.config.context_length)
 
 
 def decode_text(texts: Sequence[Sequence[int]], *, is_full: bool) -> list[int]:

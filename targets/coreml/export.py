@@ -138,7 +138,7 @@ def prepare(
             f"{model.name}: a mixture of experts cannot be exported to Core ML, which has no operator that gathers "
             "experts; use gguf or onnx"
         )
-    longest = config.max_position_embeddings
+    longest = config.context_length
     context = min(DEFAULT_CONTEXT, longest) if options.context_length is None else options.context_length
     if not LEAST_CONTEXT <= context <= longest:
         raise OptionError(f"`context_length` {context}: must be from {LEAST_CONTEXT} to the model's {longest}")

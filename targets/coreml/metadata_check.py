@@ -89,8 +89,8 @@ def _ranges(file: CoremlFile, name: str) -> list[tuple[int, int]]:
 
 def _states(file: CoremlFile, config: Qwen3Config) -> Iterator[str]:
     longest = context_length(file)
-    if longest > config.max_position_embeddings:
-        yield f"the package takes {longest} positions, the checkpoint has {config.max_position_embeddings}"
+    if longest > config.context_length:
+        yield f"the package takes {longest} positions, the checkpoint has {config.context_length}"
     expected = (config.num_hidden_layers, 1, config.num_key_value_heads, config.head_dim)
     for feature in file.spec.description.state:
         shape = tuple(int(size) for size in feature.type.stateType.arrayType.shape)

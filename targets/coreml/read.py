@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from qwen3_export.errors import CheckpointError, QuantizationError
+from qwen3_export.files.inside import inside
 from qwen3_export.graph import Graph, Kind, Role, Weight
 from qwen3_export.targets.coreml.blobs import ELEMENTS, Blob, read_record
 from qwen3_export.targets.coreml.extra import require_coremltools
@@ -33,6 +34,8 @@ __all__ = [
 
 # Rows of a tied head that are compared with the embedding at once.
 ROW_BLOCK = 1024
+# How a program spells the folder that it lies in.
+MODEL_PATH = "@model_path/"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +87,11 @@ class CoremlFile:
         element = _element_name(tensor.dataType)
         if element not in ELEMENTS:
             raise CheckpointError(f"{self.package}: {name} is of type {element}, which this reader does not know")
-        return read_record(self.weight_path, value.blobFileValue.offset, name=name, element=element, shape=shape)
+        stated = value.blobFileValue.fileName.removeprefix(MODEL_PATH)
+        path = inside((self.package / MODEL_FILE).parent, stated, named_by=self.package / MODEL_FILE)
+        if path != self.weight_path:
+            raise CheckpointError(f"{self.package}: keeps {name} in {path.name}, where this reader knows {WEIGHT_FILE}")
+        return read_record(path, value.blobFileValue.offset, name=name, element=element, shape=shape)
 
 
 def open_coreml(path: Path) -> CoremlFile:
@@ -105,7 +112,12 @@ def open_coreml(path: Path) -> CoremlFile:
     if spec.WhichOneof("Type") != "mlProgram" or "main" not in spec.mlProgram.functions:
         raise CheckpointError(f"{package}: no ML program with a function main; check a package that this toolkit wrote")
     file = CoremlFile(folder=path if package != path else package, package=package, spec=spec)
-    _check_length(file)
+    try:
+        _check_length(file)
+    except (ValueError, LookupError, TypeError) as error:
+        raise CheckpointError(
+            f"{package / MODEL_FILE}: its program contradicts itself ({error}); copy the package again"
+        ) from error
     return file
 
 

@@ -276,5 +276,5 @@ def program_differences(program: Program, graph: Graph, tokenizer: Tokenizer) ->
         if found != wanted:
             yield f"{name} gives {found}, the checkpoint has {wanted}"
     sequence, context = (program.constant(name) for name in ("get_max_seq_len", "get_max_context_len"))
-    if not (sequence and context and sequence <= context <= config.max_position_embeddings):
+    if not (sequence and context and sequence <= context <= config.context_length):
         yield f"get_max_seq_len {sequence} and get_max_context_len {context} do not fit the model's positions"

@@ -134,7 +134,7 @@ def prepare(
     """
     _require_executorch()
     options, num_parameters = options or ExecutorchOptions(), model.graph.num_parameters
-    longest = model.graph.config.max_position_embeddings
+    longest = model.graph.config.context_length
     most = options.max_seq_len or min(DEFAULT_LENGTH, options.context_length or longest, longest)
     context = options.context_length or min(most, longest)
     if not 2 <= most <= context:

@@ -10,7 +10,6 @@ from the program itself. Its number ``conversion`` shows that the runtime really
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -21,7 +20,9 @@ from typing import Any
 import numpy as np
 
 from qwen3_export.errors import CheckpointError
+from qwen3_export.files.json_file import Fields, read_json
 from qwen3_export.files.positional import read_exactly
+from qwen3_export.files.shown import shown
 from qwen3_export.graph import ALL_ROWS, Graph, Role, Weight, module_name
 from qwen3_export.quantizers.affine import AffineFormat, AffineParams
 from qwen3_export.quantizers.packing.bits import from_unsigned, unpack_bits
@@ -52,6 +53,8 @@ __all__ = [
 
 INDEX = "qwen3_export.json"
 EPS = "rms_norm_eps"
+# Beyond any program's size, and near enough to be searched.
+MAX_PLACE = 1 << 42
 
 # Bytes that a search reads at once, and weights that it compares at once.
 SEARCH_WINDOW, SEARCHED_WEIGHTS = 1 << 24, 1 << 20
@@ -272,13 +275,39 @@ def _constants(graph: Graph, context: int) -> dict[str, bytes]:
 
 
 def read_index(folder: Path) -> dict[str, Any]:
-    """Read the index that an export wrote. Raises CheckpointError if there is none."""
+    """Read the index that an export wrote beside its program. Raises CheckpointError if it is missing or damaged."""
     path = folder / INDEX
-    try:
-        document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: cannot be read ({error}); check a folder that this toolkit wrote") from error
+    document = read_json(path)
+    fields = Fields(document, path)
+    fields.integer("group_size")
+    constants, weights = fields.object("constants") or {}, fields.object("weights") or {}
+    for name in constants:
+        places = Fields(constants, path).integers(name)
+        if not all(map(_is_place, places)):
+            raise CheckpointError(f"{path}: does not say where {shown(name)} lies; export it again")
+    for name, entry in weights.items():
+        if not isinstance(entry, dict) or not _is_entry(Fields(entry, path)):
+            raise CheckpointError(f"{path}: does not say where {shown(name)} lies; export it again")
     return document
+
+
+def _is_entry(entry: Fields) -> bool:
+    """Whether an entry states a layout, places, and the lengths and digests of what lies there."""
+    codes, scales = entry.integer("codes"), entry.integer("scales")
+    sizes, digests = entry.object("bytes") or {}, entry.object("sha256") or {}
+    return (
+        entry.text("layout") is not None
+        and _is_place(codes)
+        and (scales is None or _is_place(scales))
+        and all(isinstance(size, int) and _is_place(size) for size in sizes.values())
+        and digests.keys() <= sizes.keys()
+        and ("scales" not in digests or scales is not None)
+        and digests.keys() <= {"codes", "scales"}
+    )
+
+
+def _is_place(value: int | None) -> bool:
+    return value is not None and 0 <= value < MAX_PLACE
 
 
 def read_weights(program: Path, graph: Graph, document: Mapping[str, Any]) -> Graph:

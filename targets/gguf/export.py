@@ -21,7 +21,7 @@ from qwen3_export.graph import Graph
 from qwen3_export.quantizers.transforms import Fold, fold
 from qwen3_export.quantizers.weights.quantized import quantize
 from qwen3_export.targets.gguf.emit import FilePlan, plan_files
-from qwen3_export.targets.gguf.imatrix import Imatrix, check_fits, read_imatrix
+from qwen3_export.targets.gguf.imatrix import Imatrix, check_fits, read_imatrix, rounded_plainly
 from qwen3_export.targets.gguf.metadata import CalibrationOrigin, Provenance, build_metadata
 from qwen3_export.targets.gguf.names import GgufTensor, check_representable, gguf_tensors
 from qwen3_export.targets.gguf.recipes import Recipe, assign, parse_overrides
@@ -52,6 +52,7 @@ class GgufExport:
     formats: Mapping[str, str]
     files: tuple[FilePlan, ...]
     is_calibrated: bool = False
+    imatrix: Imatrix | None = None
     scales: Scales = field(default_factory=lambda: MappingProxyType({}))
 
     @property
@@ -65,7 +66,8 @@ class GgufExport:
 
     @property
     def remarks(self) -> tuple[str, ...]:
-        return () if len(self.files) == 1 else (f"it is written in {len(self.files)} files",)
+        files = () if len(self.files) == 1 else (f"it is written in {len(self.files)} files",)
+        return files + (() if self.imatrix is None else rounded_plainly(self.imatrix, self.tensors))
 
     @property
     def inputs(self) -> list[Path]:
@@ -178,6 +180,7 @@ def prepare(
         formats=formats,
         files=tuple(files),
         is_calibrated=is_calibrated,
+        imatrix=imatrix,
         scales=scales,
     )
 

@@ -13,7 +13,7 @@ Shapes: # E experts (1 for an ordinary matrix)  I input columns
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -26,15 +26,17 @@ from qwen3_export.errors import CheckpointError
 from qwen3_export.files.atomic import partial_file
 from qwen3_export.files.recognise import is_gguf
 from qwen3_export.llama_names import is_stacked
+from qwen3_export.targets.gguf.bounds import check_bounds
 from qwen3_export.targets.gguf.container import MetaType, MetaValue, aligned, lay_out, serialize_header
 from qwen3_export.targets.gguf.imatrix_dat import parse_dat
 from qwen3_export.targets.gguf.names import GgufTensor
 from qwen3_export.targets.gguf.overrides import is_always_f32
 
-__all__ = ["Imatrix", "ImatrixEntry", "check_fits", "read_imatrix", "write_imatrix"]
+__all__ = ["Imatrix", "ImatrixEntry", "check_fits", "read_imatrix", "rounded_plainly", "write_imatrix"]
 
 Floats = NDArray[np.float32]
 F32 = 0  # its number in ggml's type enum
+LISTED = 8
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -46,11 +48,14 @@ class ImatrixEntry:
 
     def mean(self, expert: int = 0) -> Floats:
         """Mean squared activation [I]; ones for an expert that saw no tokens, as in llama.cpp's quantizer."""
-        count = self.count_E[expert]
-        if count <= 0:
+        if not self.has_seen(expert):
             return np.ones_like(self.sum_EI[expert])
-        mean: Floats = self.sum_EI[expert] / np.float32(count)
+        mean: Floats = self.sum_EI[expert] / np.float32(self.count_E[expert])
         return mean
+
+    def has_seen(self, expert: int) -> bool:
+        """Whether anything was measured for an expert. The binary form has no counts of single experts, only sums."""
+        return bool(self.count_E[expert] > 0 and self.sum_EI[expert].any())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -124,8 +129,8 @@ def write_imatrix(
 def check_fits(imatrix: Imatrix, tensors: Sequence[GgufTensor]) -> None:
     """Refuse an importance matrix that was made for another model.
 
-    It must cover every matrix inside the layers, with the same shape, and no other layers. Embedding and output may be
-    missing, because llama-imatrix leaves them out unless asked. Raises CheckpointError.
+    What it covers must have the model's shapes, and it must cover something of every layer, and no other layers.
+    Raises CheckpointError.
     """
     known = {tensor.name: tensor for tensor in tensors}
     for name, entry in imatrix.entries.items():
@@ -133,11 +138,43 @@ def check_fits(imatrix: Imatrix, tensors: Sequence[GgufTensor]) -> None:
             _check_shape(imatrix, known[name], entry)
         elif name.startswith("blk."):
             raise CheckpointError(f"{imatrix.path}: was made for another model; this one has no {name}")
+    covered = {known[name].layer for name in imatrix.entries if name in known}
     for tensor in tensors:
-        if tensor.layer is not None and not is_always_f32(tensor) and tensor.name not in imatrix.entries:
+        if tensor.layer is not None and not is_always_f32(tensor) and tensor.layer not in covered:
             raise CheckpointError(
-                f"{imatrix.path}: was made for another model, or is incomplete; it says nothing of {tensor.name}"
+                f"{imatrix.path}: was made for another model, or is incomplete; it says nothing of {tensor.name} and "
+                "the rest of its layer"
             )
+
+
+def rounded_plainly(imatrix: Imatrix, tensors: Iterable[GgufTensor]) -> tuple[str, ...]:
+    """One sentence if the matrix says nothing of some tensors or experts, whose columns then all count the same.
+
+    Embedding and output are not named, because llama-imatrix leaves them out unless asked.
+    """
+    found = []
+    for tensor in tensors:
+        if tensor.layer is None or is_always_f32(tensor):
+            continue
+        entry = imatrix.entries.get(tensor.name)
+        if entry is None:
+            found.append(tensor.name)
+            continue
+        unseen = [expert for expert in range(len(entry.count_E)) if not entry.has_seen(expert)]
+        if unseen:
+            found.append(f"{tensor.name} (expert {_numbers(unseen)})" if tensor.is_stacked else tensor.name)
+    if not found:
+        return ()
+    more = f" and {len(found) - LISTED} more" if len(found) > LISTED else ""
+    return (
+        f"{imatrix.path.name} says nothing of {', '.join(found[:LISTED])}{more}: rounded plainly there, every column "
+        "counting the same; calibrate on more text to cover them",
+    )
+
+
+def _numbers(numbers: Sequence[int]) -> str:
+    more = f" and {len(numbers) - LISTED} more" if len(numbers) > LISTED else ""
+    return ", ".join(map(str, numbers[:LISTED])) + more
 
 
 def _check_shape(imatrix: Imatrix, tensor: GgufTensor, entry: ImatrixEntry) -> None:
@@ -225,9 +262,10 @@ def _split_experts(entries: Mapping[str, ImatrixEntry]) -> dict[str, ImatrixEntr
 def _open_gguf(path: Path) -> Any:
     from gguf import GGUFReader
 
+    check_bounds(path)
     try:
         return GGUFReader(path)
-    except (ValueError, IndexError, KeyError, OverflowError) as error:
+    except (ValueError, IndexError, KeyError, TypeError, OverflowError) as error:
         raise CheckpointError(f"{path}: a damaged GGUF file ({error}); make it again") from error
 
 

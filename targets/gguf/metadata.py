@@ -187,7 +187,7 @@ def _hyperparameters(config: Qwen3Config) -> dict[str, MetaValue]:
     arch = architecture(config)
     result = {
         f"{arch}.block_count": _u32(config.num_hidden_layers),
-        f"{arch}.context_length": _u32(config.max_position_embeddings),
+        f"{arch}.context_length": _u32(config.context_length),
         f"{arch}.embedding_length": _u32(config.hidden_size),
         f"{arch}.feed_forward_length": _u32(config.intermediate_size),
         f"{arch}.attention.head_count": _u32(config.num_attention_heads),
@@ -211,9 +211,9 @@ def _rope(config: Qwen3Config) -> dict[str, MetaValue]:
     result[f"{arch}.rope.scaling.type"] = _text("yarn")
     result[f"{arch}.rope.scaling.factor"] = _f32(yarn.factor)
     result[f"{arch}.rope.scaling.original_context_length"] = _u32(yarn.original_max_position_embeddings)
-    if (yarn.beta_fast, yarn.beta_slow) != (32.0, 1.0):
-        result[f"{arch}.rope.scaling.yarn_beta_fast"] = _f32(yarn.beta_fast)
-        result[f"{arch}.rope.scaling.yarn_beta_slow"] = _f32(yarn.beta_slow)
+    if yarn.stated_attention_factor is not None:
+        # llama.cpp multiplies its own factor, the paper's, by this one.
+        result[f"{arch}.rope.scaling.attn_factor"] = _f32(yarn.attention_factor / yarn.paper_attention_factor)
     return result
 
 

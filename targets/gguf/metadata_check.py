@@ -70,7 +70,7 @@ def _hyperparameters(metadata: Mapping[str, Any], config: Qwen3Config, arch: str
     key_length = metadata.get(f"{arch}.attention.key_length", head_default)
     fields: dict[str, tuple[object, object]] = {
         "block_count": (config.num_hidden_layers, None),
-        "context_length": (config.max_position_embeddings, None),
+        "context_length": (_context_length(metadata.get(f"{arch}.context_length"), config), None),
         "embedding_length": (config.hidden_size, None),
         "feed_forward_length": (config.intermediate_size, None),
         "attention.head_count": (config.num_attention_heads, None),
@@ -92,12 +92,17 @@ def _hyperparameters(metadata: Mapping[str, Any], config: Qwen3Config, arch: str
     return fields | _rope_scaling(metadata, config, arch)
 
 
+def _context_length(stored: object, config: Qwen3Config) -> int:
+    """The model's context length; or max_position_embeddings, which is what llama.cpp's converter writes."""
+    return config.max_position_embeddings if stored == config.max_position_embeddings else config.context_length
+
+
 def _rope_scaling(metadata: Mapping[str, Any], config: Qwen3Config, arch: str) -> dict[str, tuple[object, object]]:
     yarn = config.rope_scaling
     fields: dict[str, tuple[object, object]] = {
         "rope.scaling.type": ("yarn" if yarn else "none", "none"),
         "rope.scaling.factor": (yarn.factor if yarn else 1.0, 1.0),
-        "rope.scaling.attn_factor": (1.0, 1.0),
+        "rope.scaling.attn_factor": (yarn.attention_factor / yarn.paper_attention_factor if yarn else 1.0, 1.0),
     }
     if yarn is not None:
         fields |= {

@@ -42,7 +42,7 @@ def _template(chat_template: str | None) -> str | None:
 
 def _parameters(model: Model) -> list[tuple[str, object]]:
     ends = [model.tokenizer.decode([token]) for token in model.tokenizer.generation.eos_token_ids]
-    context = min(CONTEXT, model.graph.config.max_position_embeddings)
+    context = min(CONTEXT, model.graph.config.context_length)
     return [*[("stop", f'"{end}"') for end in ends], *_sampling(model.tokenizer.generation), ("num_ctx", context)]
 
 

@@ -12,8 +12,10 @@ from dataclasses import dataclass
 
 from qwen3_export.config import Qwen3Config
 from qwen3_export.errors import UnsupportedModelError
+from qwen3_export.files.shown import shown
 from qwen3_export.graph import Graph, Kind, Weight
 from qwen3_export.llama_names import AFTER_BLOCKS, BEFORE_BLOCKS, BLOCK, tensor_name
+from qwen3_export.yarn import YarnScaling
 
 __all__ = [
     "GgufTensor",
@@ -72,11 +74,15 @@ def stack_weights(weights: Iterable[Weight]) -> list[GgufTensor]:
 
 
 def check_representable(config: Qwen3Config) -> None:
-    """Refuse models that llama.cpp's ``qwen3moe`` graph would compute differently or not load.
+    """Refuse models that llama.cpp would compute differently or not load.
 
-    It builds a mixture of experts in every layer (it reads ``ffn_gate_inp`` and never ``ffn_gate``). It also always
+    For ``qwen3`` it reads no limits of YaRN's blend, and always rounds them to whole pairs. Its ``qwen3moe`` graph
+    builds a mixture of experts in every layer (it reads ``ffn_gate_inp`` and never ``ffn_gate``), and it always
     renormalises the top-k routing weights; no key turns that off.
     """
+    yarn = config.rope_scaling
+    if yarn is not None:
+        _check_yarn(yarn)
     if not config.is_moe:
         return
     dense = [layer for layer in range(config.num_hidden_layers) if not config.is_sparse_layer(layer)]
@@ -90,6 +96,15 @@ def check_representable(config: Qwen3Config) -> None:
             "config.json: norm_topk_prob is false, and llama.cpp's qwen3moe always renormalises the top-k "
             "routing weights, so a file would compute something else"
         )
+
+
+def _check_yarn(yarn: YarnScaling) -> None:
+    for field, only in (("beta_fast", 32.0), ("beta_slow", 1.0), ("truncate", True)):
+        if getattr(yarn, field) != only:
+            raise UnsupportedModelError(
+                f"config.json: rope_scaling {field} is {shown(getattr(yarn, field))}, and llama.cpp computes Qwen3 "
+                f"with {shown(only)} always, so a file would compute something else; use another target"
+            )
 
 
 def _stack(name: str, found: list[Weight]) -> GgufTensor:

@@ -20,6 +20,7 @@ from qwen3_export.errors import CheckpointError
 from qwen3_export.files.positional import read_exactly
 from qwen3_export.graph import ALL_ROWS, Graph, Role, Weight, module_name
 from qwen3_export.quantizers.ggml import GGML_FORMATS
+from qwen3_export.targets.gguf.bounds import check_bounds
 from qwen3_export.targets.gguf.metadata import TENSOR_ERRORS
 from qwen3_export.targets.gguf.names import gguf_tensors
 
@@ -150,7 +151,7 @@ def read_graph(file: GgufFile, checkpoint: Graph, *, decoder: Decoder = "own") -
 def recorded_calibration(file: GgufFile) -> dict[str, Any] | None:
     """The calibration text that a file records, and each tensor's error; None if it records none."""
     errors = file.metadata.get(TENSOR_ERRORS)
-    if errors is None:
+    if not isinstance(errors, list) or not all(isinstance(error, float) for error in errors):
         return None
     measured = {name: error for name, error in zip(file.tensors, errors, strict=False) if error >= 0}
     keys = ("dataset", "sha256", "tokens")
@@ -189,6 +190,7 @@ def split_parts(path: Path) -> list[Path]:
 def _read_part(path: Path) -> GgufFile:
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file")
+    check_bounds(path)
     try:
         reader = _reader(path)
         fields = {name: field for name, field in reader.fields.items() if not name.startswith("GGUF.")}
@@ -205,8 +207,8 @@ def _read_part(path: Path) -> GgufFile:
             )
             for tensor in reader.tensors
         }
-    except (ValueError, IndexError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path}: not a GGUF file, or cut short ({error})") from error
+    except (ValueError, IndexError, KeyError, TypeError, OverflowError) as error:
+        raise CheckpointError(f"{path}: not a GGUF file, or cut short ({error}); get it again") from error
     return GgufFile(paths=(path,), metadata=metadata, types=types, tensors=tensors)
 
 

@@ -147,7 +147,7 @@ def prepare(model: Model, recipe: Recipe, *, out: Path | None = None, options: O
             "checked; use fp32, int8 or int4"
         )
     formats = assign(model.graph, recipe, block_size=options.group_size, is_symmetric=not options.asymmetric)
-    caches = rope_caches(config, length=config.max_position_embeddings, float_type=recipe.float_type)
+    caches = rope_caches(config, length=config.context_length, float_type=recipe.float_type)
     return OnnxExport(
         model=model,
         recipe=recipe,

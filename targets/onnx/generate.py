@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qwen3_export.checkpoint.folder import read_json
 from qwen3_export.errors import ExportError
+from qwen3_export.files.json_file import read_json
 from qwen3_export.generation.opened import Opened
 from qwen3_export.generation.speech import artifact_speech
 from qwen3_export.generation.stepper import ChunkedStepper, Runtime, Stepper
@@ -47,7 +47,7 @@ def _context_length(folder: Path, genai: Mapping[str, Any], model: Model | None)
     """As onnxruntime-genai's config says, or Hugging Face's."""
     stated = genai.get("context_length", _read_if_there(folder / "config.json").get("max_position_embeddings"))
     if stated is None and model is not None:
-        stated = model.graph.config.max_position_embeddings
+        stated = model.graph.config.context_length
     if not isinstance(stated, int):
         raise ExportError(f"{folder}: no config says how long the context is; name the checkpoint with --model")
     return stated

@@ -129,7 +129,7 @@ def _genai(path: Path, config: Qwen3Config, tokenizer: Tokenizer) -> Iterator[st
     eos = model.get("eos_token_id")
     expected = {
         "vocab_size": (model.get("vocab_size"), config.vocab_size),
-        "context_length": (model.get("context_length"), config.max_position_embeddings),
+        "context_length": (model.get("context_length"), config.context_length),
         "eos_token_id": (eos if isinstance(eos, list) else [eos], list(tokenizer.generation.eos_token_ids)),
         "head_size": (decoder.get("head_size"), config.head_dim),
         "hidden_size": (decoder.get("hidden_size"), config.hidden_size),

@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from qwen3_export.errors import CheckpointError, MissingExtraError, QuantizationError
+from qwen3_export.files.inside import inside
 from qwen3_export.files.positional import read_exactly
+from qwen3_export.files.shown import shown
 from qwen3_export.graph import ALL_ROWS, Graph, Kind, Role, Weight, module_name
 from qwen3_export.quantizers.affine import AffineFormat, AffineParams
 from qwen3_export.quantizers.packing.onnx import MatMulNBits, unpack_matmul_nbits
@@ -41,6 +43,8 @@ __all__ = ["FloatWeight", "OnnxFile", "OnnxWeight", "graph_path_of", "open_onnx"
 # onnx.TensorProto.DataType
 NUMPY_TYPES = {1: "<f4", 2: "|u1", 7: "<i8", 10: "<f2"}
 FLOAT_NAMES = {"<f4": "F32", "<f2": "F16"}
+# What an attribute of the wrong type or size leads to.
+UNREADABLE = (KeyError, ValueError, TypeError, ZeroDivisionError, QuantizationError)
 ATTENTION = (Kind.Q_PROJ, Kind.K_PROJ, Kind.V_PROJ)
 
 
@@ -91,7 +95,7 @@ class OnnxFile:
         }
         if len(names) != 1:
             raise CheckpointError(f"{self.graph_path}: weights in {len(names)} data files, where this reader knows one")
-        return self.graph_path.parent / names.pop()
+        return inside(self.graph_path.parent, names.pop(), named_by=self.graph_path)
 
     @property
     def size_bytes(self) -> int:
@@ -179,7 +183,11 @@ def open_onnx(folder: Path) -> OnnxFile:
     if folder.is_file() and path.parent.name == "onnx":
         root = path.parent.parent
     file = OnnxFile(folder=root, graph_path=path, proto=proto)
-    _check_length(file)
+    try:
+        _check_length(file)
+        _ = file.attributes
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path}: its graph contradicts itself ({error}); get the folder again") from error
     return file
 
 
@@ -201,7 +209,7 @@ def tensor_differences(file: OnnxFile, checkpoint: Graph) -> list[str]:
     for weight in checkpoint:
         try:
             stored = _stored(file, weight)
-        except (KeyError, QuantizationError) as error:
+        except UNREADABLE as error:
             found.append(f"{weight.name} is missing, or cannot be read ({error})")
             continue
         rows, columns = weight.shape[0], weight.shape[-1]
@@ -310,6 +318,8 @@ def _place(tensor: Any) -> Initializer | None:
     if "location" not in entries or tensor.data_type not in NUMPY_TYPES:
         return None
     shape = tuple(tensor.dims)
+    if min(shape, default=0) < 1:
+        return None
     if ".experts." in tensor.name and len(shape) > 2:
         shape = (shape[0] * shape[1], *shape[2:])
     dtype = NUMPY_TYPES[tensor.data_type]
@@ -332,6 +342,11 @@ def _check_length(file: OnnxFile) -> None:
     path = file.data_path
     if not path.exists():
         raise CheckpointError(f"{path}: is missing; the graph keeps its weights there")
-    end = max(place.offset + place.num_bytes for place in file.initializers.values())
+    for place in file.initializers.values():
+        if place.offset < 0:
+            raise CheckpointError(
+                f"{file.graph_path}: {shown(place.name)} lies at no place in {path.name}; get it again"
+            )
+    end = max((place.offset + place.num_bytes for place in file.initializers.values()), default=0)
     if path.stat().st_size < end:
         raise CheckpointError(f"{path}: {path.stat().st_size:,} bytes where the graph needs {end:,}; it is cut short")

@@ -9,6 +9,7 @@ reader, so a mistake in one is not repeated in the other.
 
 from __future__ import annotations
 
+import math
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,7 +40,7 @@ class Blob:
 
     @property
     def elements(self) -> int:
-        return int(np.prod(self.shape, dtype=np.int64))
+        return math.prod(self.shape)
 
     @property
     def bytes(self) -> int:
@@ -52,7 +53,7 @@ def check_blob(blob: Blob) -> None:
     Raises CheckpointError if the file, the record or the data is missing, cut off or of another type.
     """
     end = _data_offset(blob) + blob.bytes
-    size = blob.path.stat().st_size
+    size = blob.path.stat().st_size  # the record was read from it
     if end > size:
         raise CheckpointError(f"{blob.path}: is cut off: {size} bytes of at least {end}; copy the whole package again")
 

@@ -14,7 +14,6 @@ code computes: those fuse operations, sum in other orders, approximate functions
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from functools import cached_property
@@ -27,6 +26,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from qwen3_export.errors import CheckpointError, UnsupportedModelError
+from qwen3_export.files.inside import inside
+from qwen3_export.files.json_file import parse_json
 from qwen3_export.targets.coreml.extra import require_coremltools
 from qwen3_export.targets.coreml.mil.arithmetic import Overflow, arithmetic
 from qwen3_export.targets.coreml.mil.blobs import check_blob
@@ -178,9 +179,14 @@ def open_package(path: str | Path, *, function_name: str | None = None, keep_wei
     if spec.WhichOneof("Type") != "mlProgram":
         raise CheckpointError(f"{path}: is no ML program but a {spec.WhichOneof('Type')}, which cannot be run here")
     name = _function_name(path, sorted(spec.mlProgram.functions), function_name)
-    function = read_function(spec.mlProgram.functions[name], folder=model_file.parent)
-    _check_blobs(function)
-    return Package(path, spec, function, _description(spec, name), keep_weights=keep_weights)
+    try:
+        function = read_function(spec.mlProgram.functions[name], folder=model_file.parent)
+        _check_blobs(function)
+        return Package(path, spec, function, _description(spec, name), keep_weights=keep_weights)
+    except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
+        raise CheckpointError(
+            f"{model_file}: its program contradicts itself ({error}); copy the package again"
+        ) from error
 
 
 def run(
@@ -201,19 +207,20 @@ def _model_file(path: Path) -> Path:
     if not path.is_dir():
         raise CheckpointError(f"{path}: there is no such folder; a .mlpackage is one")
     try:
-        manifest = json.loads((path / "Manifest.json").read_bytes())
+        manifest = parse_json((path / "Manifest.json").read_bytes())
         entry = manifest["itemInfoEntries"][manifest["rootModelIdentifier"]]["path"]
     except OSError as error:
         raise CheckpointError(f"{path}: has no Manifest.json, so it is no .mlpackage, or not a whole one") from error
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path / 'Manifest.json'}: does not say which file is the model") from error
-    file: Path = path / "Data" / entry
+    file = inside(path / "Data", entry, named_by=path / "Manifest.json")
     if not file.is_file():
         raise CheckpointError(f"{file}: is missing, though the manifest names it; copy the whole package")
     return file
 
 
 def _parsed(file: Path) -> Any:
+    """The program's protobuf."""
     require_coremltools("opening a .mlpackage")
     from coremltools.proto import Model_pb2
     from google.protobuf.message import DecodeError
@@ -221,7 +228,7 @@ def _parsed(file: Path) -> Any:
     spec = Model_pb2.Model()
     try:
         spec.ParseFromString(file.read_bytes())
-    except DecodeError as error:
+    except (DecodeError, OSError) as error:
         raise CheckpointError(f"{file}: is damaged or no Core ML model; copy the package again") from error
     return spec
 

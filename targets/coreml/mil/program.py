@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qwen3_export.errors import CheckpointError
+from qwen3_export.files.inside import inside
 from qwen3_export.targets.coreml.mil.blobs import Blob, unpack_elements
 from qwen3_export.targets.coreml.mil.element_types import ElementType, by_number
 
@@ -157,9 +158,7 @@ def _literal(proto: Any, folder: Path) -> Literal:
 
 def _blob(proto: Any, folder: Path) -> Blob:
     name, declared = proto.blobFileValue.fileName, _tensor_type(proto.type)
-    path = folder / name.removeprefix(MODEL_FOLDER)
-    if not path.resolve().is_relative_to(folder.resolve()):
-        raise CheckpointError(f"{folder}: the program takes its weights from {name}, outside the package")
+    path = inside(folder, name.removeprefix(MODEL_FOLDER), named_by=folder / "model.mlmodel")
     shape = tuple(size or 0 for size in declared.shape)
     return Blob(path=path, offset=proto.blobFileValue.offset, element=declared.element, shape=shape)
 

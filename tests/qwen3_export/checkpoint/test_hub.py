@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import errno
+import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import huggingface_hub
 import pytest
-from models import DEMO
+from models import DEMO, write_model
+from safetensors.torch import load_file, save_file
 
 from qwen3_export.checkpoint.hub import resolve_model
 from qwen3_export.checkpoint.model import load
-from qwen3_export.errors import ModelNotFoundError, UnsupportedModelError
+from qwen3_export.cli.interrupted import Interrupted
+from qwen3_export.errors import CheckpointError, ModelNotFoundError, OutputError, UnsupportedModelError
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -64,7 +69,7 @@ def test_the_cache_is_enough(spec: str, cache: Path, monkeypatch: pytest.MonkeyP
 
 def test_offline_never_asks_the_network(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("qwen3_export.checkpoint.hub._download", no_network)
-    with pytest.raises(ModelNotFoundError, match="--offline forbids"):
+    with pytest.raises(ModelNotFoundError, match="`offline` forbids"):
         resolve_model("Qwen3-Absent", offline=True)
 
 
@@ -108,7 +113,92 @@ def test_a_file_is_not_a_model(tmp_path: Path) -> None:
         resolve_model(str(file))
 
 
-@pytest.mark.parametrize("spec", ["Qwen/Qwen3-Embedding-0.6B", "Qwen3-Reranker-4B", "./models/Qwen3-Embedding-8B"])
+@pytest.mark.parametrize("spec", ["Qwen/Qwen3-Embedding-0.6B", "Qwen3-Reranker-4B", "mine/qwen3-embedding-tuned"])
 def test_models_without_a_head_are_refused_by_name(spec: str) -> None:
     with pytest.raises(UnsupportedModelError, match="head"):
         resolve_model(spec)
+
+
+@pytest.mark.parametrize("name", ["Qwen3-Embedding-0.6B", "Qwen3-Reranker-4B"])
+def test_a_folder_is_judged_by_what_it_holds_and_not_by_its_name(name: str, tmp_path: Path) -> None:
+    folder = write_model(tmp_path / name / "language model", "tied")
+    assert load(folder).name == "language model"
+    folder = write_model(tmp_path / "models" / name, "tied")
+    assert load(folder).name == name
+
+
+def test_an_embedding_model_is_refused_whatever_its_folder_is_called(tmp_path: Path) -> None:
+    folder = write_model(tmp_path / "mine", "tied")
+    tensors = load_file(folder / "model.safetensors")
+    save_file({name.removeprefix("model."): tensor for name, tensor in tensors.items()}, folder / "model.safetensors")
+    with pytest.raises(UnsupportedModelError, match="an embedding model"):
+        load(folder)
+
+
+# Downloads that fail
+
+
+def raising(error: BaseException) -> Callable[..., str]:
+    def download(*_: object, local_files_only: bool = False, **__: object) -> str:
+        if local_files_only:
+            raise FileNotFoundError
+        raise error
+
+    return download
+
+
+def chained(inner: BaseException) -> RuntimeError:
+    error = RuntimeError("Data processing error")
+    error.__cause__ = inner
+    return error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device", "/cache/blobs/x.incomplete"),
+        OSError(errno.EDQUOT, "Disk quota exceeded"),
+        chained(OSError(errno.ENOSPC, "No space left on device")),
+        RuntimeError("Data processing error: IO Error: No space left on device (os error 28)"),
+    ],
+    ids=["disk", "quota", "chained", "in words"],
+)
+def test_a_full_disk_is_not_told_as_a_network_fault(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", raising(error))
+    with pytest.raises(OutputError, match=r"the disk with .* is full") as refusal:
+        resolve_model("Qwen/Qwen3-0.6B")
+    assert huggingface_hub.constants.HF_HUB_CACHE in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_cache_that_cannot_be_written_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", raising(PermissionError(errno.EACCES, "denied", "/x")))
+    with pytest.raises(OutputError, match="cannot be written to"):
+        resolve_model("Qwen/Qwen3-0.6B")
+
+
+@pytest.mark.parametrize("interruption", [KeyboardInterrupt, Interrupted])
+def test_an_interruption_passes_through(interruption: type[BaseException], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", raising(interruption()))
+    with pytest.raises(interruption):
+        resolve_model("Qwen/Qwen3-0.6B")
+
+
+def test_a_damaged_index_in_the_cache_is_a_sentence(cache: Path) -> None:
+    (cache / "model.safetensors").unlink()
+    for document in ('{"weight_map": []}', '{"weight_map": {"x": [1]}}', "[" * 5000):
+        (cache / "model.safetensors.index.json").write_text(document)
+        with pytest.raises(CheckpointError):
+            resolve_model("Qwen3-Tiny")
+
+
+def test_names_that_no_file_can_have() -> None:
+    for spec in ("Qwen3-" + "x" * 5000, "a\0b"):
+        with pytest.raises(ModelNotFoundError):
+            resolve_model(spec, offline=True)
+
+
+def test_a_whole_file_needs_no_shards_of_an_index(cache: Path) -> None:
+    index = {"weight_map": {"model.norm.weight": "model-00001-of-00002.safetensors"}}
+    (cache / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert resolve_model("Qwen/Qwen3-Tiny", offline=True).folder == cache

@@ -10,8 +10,8 @@ import torch
 from checks import checked
 
 from qwen3_export.checkpoint.model import Model, load
+from qwen3_export.parity import check as check_module
 from qwen3_export.parity.report import Gates
-from qwen3_export.targets.gguf import check as check_module
 from qwen3_export.targets.gguf import llama
 from qwen3_export.targets.gguf.activations import round_q8_0, round_q8_k
 from qwen3_export.targets.gguf.emit import emit

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,18 +12,24 @@ from typing import Any
 import numpy as np
 import pytest
 
+from qwen3_export.checkpoint.model import load
 from qwen3_export.config import Qwen3Config
 from qwen3_export.errors import CheckpointError
 from qwen3_export.graph import Role, expected_weights, module_name
+from qwen3_export.targets.gguf.emit import emit
+from qwen3_export.targets.gguf.export import prepare
 from qwen3_export.targets.gguf.imatrix import (
     Imatrix,
     ImatrixEntry,
     check_fits,
     read_imatrix,
+    rounded_plainly,
     write_imatrix,
 )
-from qwen3_export.targets.gguf.names import GgufTensor, stack_weights
+from qwen3_export.targets.gguf.names import GgufTensor, gguf_tensors, stack_weights
 from qwen3_export.targets.gguf.overrides import is_always_f32
+from qwen3_export.targets.gguf.recipes import find_recipe
+from qwen3_export.targets.gguf.target import GgufOptions
 
 DENSE = Qwen3Config(
     model_type="qwen3", vocab_size=40, hidden_size=256, intermediate_size=512, num_hidden_layers=2,
@@ -205,7 +211,7 @@ def test_damaged_and_foreign_files_are_refused(tmp_path: Path) -> None:
     dat_form = write_dat(tmp_path / "a.dat", entries_of(DENSE)).read_bytes()
     cases = {
         "a truncated GGUF": (gguf_form[: len(gguf_form) // 2], "a damaged GGUF file"),
-        "a truncated header": (gguf_form[:40], "a damaged GGUF file"),
+        "a truncated header": (gguf_form[:40], "cut short"),
         "a truncated dat": (dat_form[: len(dat_form) // 2], "no importance matrix"),
         "text": (b"The quick brown fox jumps over the lazy dog", "no importance matrix"),
         "nothing": (b"", "no importance matrix"),
@@ -330,3 +336,51 @@ def quantized(
     if failed:
         return None
     return {tensor.name: tensor.data.copy() for tensor in gguf.GGUFReader(target).tensors}
+
+
+def test_what_it_says_nothing_of_is_named_and_not_refused(tmp_path: Path) -> None:
+    """llama.cpp's quantizer goes on too: an expert that no text reaches, or a tensor of one block."""
+    entries = entries_of(MOE)
+    del entries["blk.1.ffn_down_exps.weight"]
+    imatrix = read_imatrix(write(tmp_path / "a.gguf", entries))
+    tensors = tensors_of(MOE)
+    check_fits(imatrix, tensors)
+    (sentence,) = rounded_plainly(imatrix, tensors)
+    assert "blk.1.ffn_down_exps.weight" in sentence
+    assert "blk.0.ffn_down_exps.weight (expert 2)" in sentence
+    assert "attn" not in sentence
+    assert imatrix.importance("blk.1.ffn_down_exps.weight", 0) is None
+
+
+def test_a_complete_one_needs_no_word(tmp_path: Path) -> None:
+    imatrix = read_imatrix(write(tmp_path / "a.gguf", entries_of(DENSE)))
+    assert rounded_plainly(imatrix, tensors_of(DENSE)) == ()
+
+
+def test_binary_form_has_sums_of_zero_for_an_expert_that_saw_nothing(tmp_path: Path) -> None:
+    """It has one count for all experts, so only the sums tell."""
+    sums = np.ones((3, 768), np.float32)
+    sums[1] = 0
+    entry = ImatrixEntry(sums, np.array([64, 64, 64]))
+    assert [entry.has_seen(expert) for expert in range(3)] == [True, False, True]
+    np.testing.assert_array_equal(entry.mean(1), np.ones(768))
+
+
+def test_an_export_goes_on_and_says_so(tmp_path: Path, model_folder: Callable[[str], Path]) -> None:
+    model = load(model_folder("moe"))
+    tensors = gguf_tensors(model.graph)
+    entries = {
+        tensor.name: ImatrixEntry(
+            np.ones((len(tensor.members), tensor.columns), np.float32), np.full(len(tensor.members), 5)
+        )
+        for tensor in tensors
+        if tensor.layer is not None and not is_always_f32(tensor) and tensor.name != "blk.0.ffn_down_exps.weight"
+    }
+    entries["blk.1.ffn_up_exps.weight"].count_E[3] = 0
+    options = GgufOptions(imatrix=write(tmp_path / "a.gguf", entries))
+    plan = prepare(model, find_recipe("q4_k_m"), out=tmp_path / "m.gguf", options=options)
+    (remark,) = plan.remarks
+    assert "blk.0.ffn_down_exps.weight" in remark
+    assert "blk.1.ffn_up_exps.weight (expert 3)" in remark
+    emit(plan.files)
+    assert (tmp_path / "m.gguf").stat().st_size == plan.num_bytes

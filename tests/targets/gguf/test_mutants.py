@@ -17,11 +17,11 @@ from models import write_model
 
 from qwen3_export.checkpoint.model import Model, load
 from qwen3_export.graph import ALL_ROWS, Kind, Role, Weight, module_name
+from qwen3_export.parity import check as check_module
 from qwen3_export.parity.prompts import Prompt
 from qwen3_export.parity.report import Report
 from qwen3_export.quantizers.ggml import GGML_FORMATS
 from qwen3_export.quantizers.weights.quantized import QuantizedWeight
-from qwen3_export.targets.gguf import check as check_module
 from qwen3_export.targets.gguf.container import MetaType, MetaValue
 from qwen3_export.targets.gguf.emit import emit, plan_files
 from qwen3_export.targets.gguf.export import prepare

@@ -220,5 +220,5 @@ def test_weights_outside_the_package_are_refused(copied: Path) -> None:
                 operation.attributes["val"].blobFileValue.fileName = "@model_path/../../../elsewhere.bin"
 
     edit(copied, move)
-    with pytest.raises(CheckpointError, match="outside the package"):
+    with pytest.raises(CheckpointError, match="leads out of the folder"):
         open_package(copied)
