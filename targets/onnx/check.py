@@ -66,7 +66,7 @@ def open_subject(path: Path, graph: Graph, tokenizer: Tokenizer, *, threads: int
     file = open_onnx(path)
     missing = tensor_differences(file, graph)
     is_foreign = bool(missing) and PREFIX + "version" not in file.metadata
-    differences = metadata_differences(file, graph, tokenizer)
+    differences = metadata_differences(file, graph, tokenizer, is_foreign=is_foreign)
     return OnnxSubject(
         file=file,
         original=graph,
@@ -218,6 +218,9 @@ def _floors(file: OnnxFile) -> float:
 def _bits_per_weight(file: OnnxFile, graph: Graph) -> float:
     """Bits of stored weights over their number; bytes that two initializers share count once."""
     places = {
-        place.offset: place.num_bytes for place in file.initializers.values() if not place.name.endswith("_cache")
+        (place.file, place.offset): place.num_bytes
+        for place in file.initializers.values()
+        if not place.name.endswith("_cache")
     }
-    return 8 * sum(places.values()) / graph.num_parameters
+    num_bytes = sum(places.values()) or file.graph_path.stat().st_size  # weights in the graph itself
+    return 8 * num_bytes / graph.num_parameters

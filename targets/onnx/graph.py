@@ -56,11 +56,11 @@ class GraphOptions:
     float_type: str
     accuracy_level: int
     is_for_browsers: bool
-    data_file: str
+    data_files: tuple[str, ...]
 
 
 def build_model(config: Qwen3Config, plan: DataPlan, options: GraphOptions, *, metadata: Mapping[str, str]) -> ir.Model:
-    """Build the whole graph; its weights are in the data file."""
+    """Build the whole graph; its weights are in the data files."""
     return _Writer(config, plan, options).model(metadata)
 
 
@@ -69,7 +69,7 @@ class _Writer:
 
     def __init__(self, config: Qwen3Config, plan: DataPlan, options: GraphOptions) -> None:
         self.config, self.plan, self.options = config, plan, options
-        self.build = GraphBuilder(options.data_file)
+        self.build = GraphBuilder(options.data_files)
         self.dtype = ir.DataType.FLOAT if options.float_type == "F32" else ir.DataType.FLOAT16
         self.input_ids = _value("input_ids", ir.DataType.INT64, ["batch_size", "sequence_length"])
         self.attention_mask = _value("attention_mask", ir.DataType.INT64, ["batch_size", "total_sequence_length"])
