@@ -16,7 +16,7 @@ import errno
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from qwen3_export.errors import OutputError
@@ -79,14 +79,15 @@ def check_output_folder(
 
     A folder with files in it is replaced only with ``overwrite``, and only if ``is_ours`` knows each of them by its
     path within the folder (``onnx/model.onnx``), so that nobody's other files are removed. ``inputs`` are files
-    that are being read, and stay. A folder that an interrupted run had moved aside is put back first.
+    that are being read, and stay. A folder that an interrupted run had moved aside is put back first. Folders above it
+    that do not exist are created when it is written.
     Raises OutputError.
     """
     if path.is_symlink():
         raise OutputError(f"{path}: a symbolic link, which would be replaced by a folder; name the folder it points to")
     if path.exists() and not path.is_dir():
         raise OutputError(f"{path}: a file; give the name of the folder to write")
-    _check_parent(path)
+    _check_ancestor(path)
     if left_over(path).exists():
         with _locked_partial_folder(path):
             recover_folder(path, is_ours)
@@ -159,7 +160,7 @@ def partial_folder(
     """
     inputs = list(inputs)
     check_output_folder(path, overwrite=overwrite, is_ours=is_ours, inputs=inputs)
-    with _locked_partial_folder(path) as partial:
+    with _folders_above(path), _locked_partial_folder(path) as partial:
         try:
             recover_folder(path, is_ours)
             yield partial
@@ -198,6 +199,31 @@ def _check_parent(path: Path) -> None:
         raise OutputError(f"{path}: there is no folder {path.parent}; create it first")
     if not os.access(path.parent, os.W_OK):
         raise OutputError(f"{path.parent}: not writable; check its permissions, or choose another place")
+
+
+def _check_ancestor(path: Path) -> None:
+    """Refuse a folder that cannot be created, together with those above it."""
+    above = next(folder for folder in path.absolute().parents if folder.exists())
+    if not above.is_dir():
+        raise OutputError(f"{path}: {above} is a file, where a folder must be; choose another place")
+    if not os.access(above, os.W_OK):
+        raise OutputError(f"{above}: not writable; check its permissions, or choose another place")
+
+
+@contextmanager
+def _folders_above(path: Path) -> Iterator[None]:
+    """The folders above ``path``; those that were created for it go again if the block ends early."""
+    missing = [folder for folder in path.absolute().parents if not folder.exists()]
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield
+    except BaseException as error:
+        for folder in missing:
+            with suppress(OSError):  # somebody else's files are in it, or it was never made
+                folder.rmdir()
+        if isinstance(error, OSError):
+            raise _as_output_error(path, error) from error
+        raise
 
 
 def _check_may_go(

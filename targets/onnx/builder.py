@@ -22,10 +22,10 @@ DATA_TYPES = {
 
 
 class GraphBuilder:
-    """Collects nodes and initializers; ``data_file`` holds the initializers' bytes."""
+    """Collects nodes and initializers; ``data_files`` hold the initializers' bytes."""
 
-    def __init__(self, data_file: str) -> None:
-        self.data_file = data_file
+    def __init__(self, data_files: Sequence[str]) -> None:
+        self.data_files = data_files
         self.nodes: list[ir.Node] = []
         self.initializers: dict[str, ir.Value] = {}
 
@@ -58,11 +58,11 @@ class GraphBuilder:
         return list(node.outputs)
 
     def stored(self, place: Initializer, *, name: str | None = None, shape: tuple[int, ...] | None = None) -> ir.Value:
-        """An initializer in the data file. Another name and shape give a second view of the same bytes."""
+        """An initializer in a data file. Another name and shape give a second view of the same bytes."""
         name, shape = name or place.name, shape or place.shape
         if name not in self.initializers:
             tensor = ir.ExternalTensor(
-                self.data_file,
+                self.data_files[place.file],
                 place.offset,
                 place.num_bytes,
                 DATA_TYPES[place.dtype],
@@ -78,6 +78,13 @@ class GraphBuilder:
         if name not in self.initializers:
             tensor = ir.tensor(np.array(numbers, np.int64), name=name)
             self._add(name, tensor, (len(numbers),), ir.DataType.INT64)
+        return self.initializers[name]
+
+    def byte(self, number: int) -> ir.Value:
+        """A constant number of type uint8."""
+        name = f"byte[{number}]"
+        if name not in self.initializers:
+            self._add(name, ir.tensor(np.array(number, np.uint8), name=name), (), ir.DataType.UINT8)
         return self.initializers[name]
 
     def scalar(self, number: int) -> ir.Value:

@@ -52,7 +52,7 @@ from qwen3_export.targets.affine_values import check_affine_values
 from qwen3_export.targets.onnx import run, surgery
 from qwen3_export.targets.onnx.metadata_check import metadata_differences
 from qwen3_export.targets.onnx.read import OnnxFile, OnnxWeight, open_onnx, read_graph, tensor_differences
-from qwen3_export.targets.onnx.run import OnnxSession
+from qwen3_export.targets.onnx.run import OnnxSession, Side
 
 __all__ = ["OnnxSubject", "open_subject"]
 
@@ -62,6 +62,7 @@ CONVERSION_BOUND = 1e-9
 FP16_FLOORS, INT8_FLOORS = 32.0, 2.0
 
 CACHE_CHUNK = 7
+STEPS = 2
 EXACT_FORM = "all layers, fp32 activations"
 PACKAGES = ("qwen3-export", "onnxruntime", "onnxruntime-genai", "onnx", "torch", "numpy", "tokenizers")
 
@@ -71,7 +72,7 @@ def open_subject(path: Path, graph: Graph, tokenizer: Tokenizer, *, threads: int
     file = open_onnx(path)
     missing = tensor_differences(file, graph)
     is_foreign = bool(missing) and PREFIX + "version" not in file.metadata
-    differences = metadata_differences(file, graph, tokenizer)
+    differences = metadata_differences(file, graph, tokenizer, is_foreign=is_foreign)
     return OnnxSubject(
         file=file,
         original=graph,
@@ -140,7 +141,8 @@ class OnnxSubject:
         session = self._session(surgery.exact(self.file.proto, self.original.config))
         numbers = compare_exact(job.stored, texts, session.logits).judged(CONVERSION_BOUND)
         text = decode_text(texts, is_full=job.is_full)
-        decode = max(decode_difference(session.run, text), _padding_difference(session, text))
+        padding = _padding_difference(session, text, sides=_padded_sides(self.file))
+        decode = max(decode_difference(session.run, text), padding)
         cache = cache_difference(job.stored, text, session.caches(text, chunk=CACHE_CHUNK))
         divergence = self._find_divergence(job, texts[0]) if numbers.status == "fail" else None
         return Exact(description=EXACT_FORM, conversion=numbers, decode=decode, cache=cache, divergence=divergence)
@@ -187,15 +189,28 @@ class OnnxSubject:
         return Arithmetic(round_activations=round_activations, make_cache=HalfPrefillCache if is_half else KVCache)
 
 
-def _padding_difference(session: OnnxSession, text: Sequence[int]) -> float:
-    """The largest difference of a logit between a text alone, and in a batch of two, padded on the right."""
+def _padded_sides(file: OnnxFile) -> tuple[Side, ...]:
+    """The sides on which our graphs take padding; transformers.js pads on the left."""
+    return ("right", "left") if recorded(file.metadata, "flavour") == "transformers.js" else ("right",)
+
+
+def _padding_difference(session: OnnxSession, text: Sequence[int], *, sides: Sequence[Side]) -> float:
+    """The largest difference of a logit between a text alone, and in a batch of three of different lengths.
+
+    The last two tokens of each are given one by one.
+    """
     alone = session.logits(text).copy()
-    short = text[: max(1, len(text) // 2)]
-    found = session.padded_logits([short, text])
-    return max(
-        float(np.abs(found[0] - alone[: len(short)]).max()),
-        float(np.abs(found[1] - alone).max()),
-    )
+    lengths = [max(1, len(text) // 2), len(text), max(1, len(text) // 3)]
+    found = [
+        (alone[:length], logits)
+        for side in sides
+        for length, logits in zip(
+            lengths,
+            session.padded_logits([text[:n] for n in lengths], side=side, steps=min(STEPS, min(lengths) - 1)),
+            strict=True,
+        )
+    ]
+    return max(float(np.abs(expected - logits).max()) for expected, logits in found)
 
 
 def _has_int8_activations(file: OnnxFile) -> bool:
@@ -210,6 +225,9 @@ def _floors(file: OnnxFile) -> float:
 def _bits_per_weight(file: OnnxFile, graph: Graph) -> float:
     """Bits of stored weights over their number; bytes that two initializers share count once."""
     places = {
-        place.offset: place.num_bytes for place in file.initializers.values() if not place.name.endswith("_cache")
+        (place.file, place.offset): place.num_bytes
+        for place in file.initializers.values()
+        if not place.name.endswith("_cache")
     }
-    return 8 * sum(places.values()) / graph.num_parameters
+    num_bytes = sum(places.values()) or file.graph_path.stat().st_size  # weights in the graph itself
+    return 8 * num_bytes / graph.num_parameters

@@ -7,19 +7,19 @@ from pathlib import Path
 
 from qwen3_export.calibration.solving import Method
 from qwen3_export.checkpoint.model import Model
-from qwen3_export.files.atomic import check_output_folder
 from qwen3_export.graph import Graph
 from qwen3_export.progress import Progress
 from qwen3_export.targets.defaults import before_check, cost_of, measured
 from qwen3_export.targets.lint import Finding
 from qwen3_export.targets.onnx.check import open_subject
-from qwen3_export.targets.onnx.export import OnnxExport, is_export_file, prepare, with_solution
+from qwen3_export.targets.onnx.export import OnnxExport, prepare, with_solution
 from qwen3_export.targets.onnx.export import write as write_folder
 from qwen3_export.targets.onnx.generate import generate
 from qwen3_export.targets.onnx.inspect import inspect
 from qwen3_export.targets.onnx.lint import consumers_of, lint_onnx
 from qwen3_export.targets.onnx.read import open_onnx, read_graph
 from qwen3_export.targets.onnx.recipes import RECIPES, find_recipe
+from qwen3_export.targets.onnx.shelf import check_place, others_kept
 from qwen3_export.targets.onnx.target import OnnxOptions
 from qwen3_export.targets.target import RecipeCost
 
@@ -43,14 +43,10 @@ def plan(model: Model, recipe: str, *, out: Path | None, options: OnnxOptions, m
     return prepare(model, find_recipe(recipe), out=out, options=options).for_method(method)
 
 
-def check_place(plan: OnnxExport, *, overwrite: bool) -> None:
-    check_output_folder(plan.out, overwrite=overwrite, is_ours=is_export_file, inputs=plan.model.files())
-
-
 def write(plan: OnnxExport, *, overwrite: bool, threads: int | None, progress: Progress) -> Path:
     with progress.bar("writing", plan.num_weights) as advance:
         write_folder(plan, overwrite=overwrite, threads=threads, progress=advance)
-    return plan.out
+    return plan.out / plan.graph_file if others_kept(plan) else plan.out
 
 
 def costs(model: Model) -> Iterator[RecipeCost]:

@@ -1,4 +1,4 @@
-"""Write a quantized graph to the external data file, without holding a whole matrix in memory.
+"""Write a quantized graph to the external data files, without holding a whole matrix in memory.
 
 A few threads take blocks of rows. Each block is read from the checkpoint, rounded, packed and written at its planned
 place. The order of blocks does not matter, so the bytes are the same for every run and any number of threads.
@@ -9,7 +9,7 @@ place. The order of blocks does not matter, so the bytes are the same for every 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,24 +42,24 @@ class RowBlock:
 
 
 def write_data(
-    descriptor: int,
+    descriptors: Sequence[int],
     graph: Graph,
     plan: DataPlan,
     *,
     threads: int | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> None:
-    """Fill the open data file. ``progress`` is called with the number of weights of each block.
+    """Fill the open data files. ``progress`` is called with the number of weights of each block.
 
     Raises CheckpointError for weights that cannot be read, and QuantizationError for weights that cannot be stored.
     """
     for place, array in plan.constants.values():
-        _write(descriptor, np.ascontiguousarray(array).tobytes(), place.offset)
+        _write(descriptors[place.file], np.ascontiguousarray(array).tobytes(), place.offset)
 
     def convert(block: RowBlock) -> None:
         for part, data in _encode(block).items():
             place = plan.initializers[block.matrix.name][part]
-            _write(descriptor, data.tobytes(), place.offset + block.first * place.row_bytes)
+            _write(descriptors[place.file], data.tobytes(), place.offset + block.first * place.row_bytes)
         if progress is not None:
             progress(block.num_weights)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -16,8 +17,9 @@ from typing import TYPE_CHECKING
 
 from qwen3_export.calibration.provenance import describe
 from qwen3_export.checkpoint.model import Model
-from qwen3_export.errors import MissingExtraError, QuantizationError
-from qwen3_export.files.atomic import partial_file, partial_folder
+from qwen3_export.config import Qwen3Config
+from qwen3_export.errors import MissingExtraError, OptionError, QuantizationError
+from qwen3_export.files.atomic import partial_files, partial_folder
 from qwen3_export.graph import Graph
 from qwen3_export.quantizers.weights.rounded import round_graph
 from qwen3_export.targets.onnx.layout import DataPlan, plan_data, stored_matrices
@@ -49,6 +51,14 @@ JS_DTYPES = {
     "int4_int8": "q4",
     "int4_fp16": "q4f16",
 }
+# Context where the user asks for none. onnxruntime-genai allocates a KV cache for all of it.
+CONTEXT_LENGTH = 4096
+# What a browser fetches in one piece, with some room below the 2 GiB of an ArrayBuffer.
+BROWSER_FILE_BYTES = 2_000_000_000
+# WebAssembly addresses 4 GiB; weights are read into it whether a GPU takes them from there or not.
+BROWSER_BYTES = 4 << 30
+_SUFFIX = f"(?:{'|'.join(sorted(set(JS_SUFFIXES.values())))})"
+JS_FILES = tuple(map(re.compile, (rf"onnx/model{_SUFFIX}\.onnx(?:_data(?:_\d+)?)?", rf"report{_SUFFIX}\.json")))
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 MODEL_FILES = ("config.json", "generation_config.json")
 
@@ -64,6 +74,7 @@ class OnnxExport:
     out: Path
     formats: Mapping[str, OnnxFormat]
     plan: DataPlan
+    context_length: int
     solution: Solution | None = None
 
     @property
@@ -72,8 +83,10 @@ class OnnxExport:
         return "model.onnx" if self.options.flavour == "genai" else f"onnx/model{JS_SUFFIXES[self.recipe.name]}.onnx"
 
     @property
-    def data_file(self) -> str:
-        return self.graph_file + (".data" if self.options.flavour == "genai" else "_data")
+    def data_files(self) -> tuple[str, ...]:
+        """Relative to the folder: ``model.onnx_data``, ``model.onnx_data_1``, … for transformers.js."""
+        first = self.graph_file + (".data" if self.options.flavour == "genai" else "_data")
+        return (first, *(f"{first}_{i}" for i in range(1, len(self.plan.file_bytes))))
 
     @property
     def js_dtype(self) -> str:
@@ -101,11 +114,18 @@ class OnnxExport:
 
     @property
     def report(self) -> Path:
-        return self.out / "report.json"
+        """In a folder for transformers.js, which may hold several number types, the report of this one."""
+        suffix = "" if self.options.flavour == "genai" else JS_SUFFIXES[self.recipe.name]
+        return self.out / f"report{suffix}.json"
 
     @property
     def remarks(self) -> tuple[str, ...]:
-        return ()
+        """Data that browsers take in several files, or not at all, and a folder that is added to."""
+        from qwen3_export.targets.onnx.shelf import others_kept
+
+        kept = others_kept(self)
+        found = [] if not kept else [f"{self.out} keeps {', '.join(kept)}; {self.graph_file} is added"]
+        return (*found, *_browser_remarks(self))
 
     def for_method(self, method: Method) -> OnnxExport:  # noqa: ARG002 (formats are the same for all)
         return self
@@ -117,7 +137,8 @@ class OnnxExport:
                 size = human_size(place.num_bytes)
                 yield f"{place.dtype.strip('<|'):3} {list(place.shape)!s:22} {size:>10}  {place.name}"
         yield ""
-        yield f"{human_size(self.num_bytes):>10}  {self.out / self.data_file}"
+        for name, num_bytes in zip(self.data_files, self.plan.file_bytes, strict=True):
+            yield f"{human_size(num_bytes):>10}  {self.out / name}"
 
     def written(self) -> Written:
         folder = shlex.quote(str(self.out))
@@ -146,8 +167,10 @@ def prepare(model: Model, recipe: Recipe, *, out: Path | None = None, options: O
             f"`recipe` {recipe.name}: onnxruntime's CPU has no fp16 mixture of experts, so that nothing could be "
             "checked; use fp32, int8 or int4"
         )
+    context_length = _context_length(config, options)
     formats = assign(model.graph, recipe, group_size=options.group_size, is_symmetric=not options.asymmetric)
-    caches = rope_caches(config, length=config.context_length, float_type=recipe.float_type)
+    caches = rope_caches(config, length=context_length, float_type=recipe.float_type)
+    most_bytes = BROWSER_FILE_BYTES if options.flavour == "transformers.js" else None
     return OnnxExport(
         model=model,
         recipe=recipe,
@@ -155,7 +178,8 @@ def prepare(model: Model, recipe: Recipe, *, out: Path | None = None, options: O
         graph=round_graph(model.graph, formats),
         out=out or default_path(model, recipe, options.flavour),
         formats=formats,
-        plan=plan_data(model.graph, stored_matrices(config, formats), caches),
+        plan=plan_data(model.graph, stored_matrices(config, formats), caches, most_bytes=most_bytes),
+        context_length=context_length,
     )
 
 
@@ -173,21 +197,24 @@ def write(
 ) -> None:
     """Write the folder; it appears under its name when it is whole.
 
-    With ``overwrite`` it replaces an earlier export, and no folder that holds anything else.
+    A folder for transformers.js that holds other number types of the same model keeps them. Otherwise ``overwrite``
+    replaces an earlier export, and no folder that holds anything else.
     Raises CheckpointError for weights that cannot be read or are not finite, OutputError for a full disk and
     for a place that is taken.
     """
     from qwen3_export.targets.onnx.emit import write_data
+    from qwen3_export.targets.onnx.shelf import keep_others, may_replace
 
-    inputs = export.model.files()
-    with partial_folder(export.out, overwrite=overwrite, is_ours=is_export_file, inputs=inputs) as folder:
-        data = folder / export.data_file
-        data.parent.mkdir(exist_ok=True)
-        with partial_file(data, num_bytes=export.num_bytes) as descriptor:
-            write_data(descriptor, export.graph, export.plan, threads=threads, progress=progress)
+    inputs, may_go = export.model.files(), may_replace(export, overwrite=overwrite)
+    with partial_folder(export.out, overwrite=may_go, is_ours=is_export_file, inputs=inputs) as folder:
+        data = [folder / name for name in export.data_files]
+        data[0].parent.mkdir(exist_ok=True)
+        with partial_files(list(zip(data, export.plan.file_bytes, strict=True))) as descriptors:
+            write_data(descriptors, export.graph, export.plan, threads=threads, progress=progress)
         _write_bytes(folder / export.graph_file, graph_bytes(export))
         for name, text in _documents(export).items():
             _write_bytes(folder / name, text.encode("utf-8"))
+        keep_others(export, folder)
         for name in TOKENIZER_FILES:
             if (export.model.folder / name).exists():
                 shutil.copyfile(export.model.folder / name, folder / name)
@@ -202,8 +229,8 @@ def graph_bytes(export: OnnxExport, *, accuracy_level: int | None = None) -> byt
     options = GraphOptions(
         float_type=export.recipe.float_type,
         accuracy_level=export.options.accuracy_level if accuracy_level is None else accuracy_level,
-        has_position_ids=export.options.flavour == "transformers.js",
-        data_file=Path(export.data_file).name,
+        is_for_browsers=export.options.flavour == "transformers.js",
+        data_files=tuple(Path(name).name for name in export.data_files),
     )
     metadata = describe(
         model=export.model.name, recipe=export.recipe.name, flavour=export.options.flavour, solution=export.solution
@@ -214,29 +241,62 @@ def graph_bytes(export: OnnxExport, *, accuracy_level: int | None = None) -> byt
 
 def is_export_file(name: str) -> bool:
     """Whether an export writes a file of this name, which is its path within the folder."""
-    graphs = {f"onnx/model{suffix}.onnx" for suffix in JS_SUFFIXES.values()}
-    weights = {f"{graph}_data" for graph in graphs}
     known = {"model.onnx", "model.onnx.data", "chat_template.jinja", "genai_config.json"}
-    return name in known | REPORT_FILES | graphs | weights | {*TOKENIZER_FILES, *MODEL_FILES}
+    is_known = name in known | REPORT_FILES | {*TOKENIZER_FILES, *MODEL_FILES}
+    return is_known or any(pattern.fullmatch(name) for pattern in JS_FILES)
 
 
 def _documents(export: OnnxExport) -> dict[str, str]:
     """The small text files beside the graph."""
     from qwen3_export.targets.onnx.genai_config import build_genai_config
-    from qwen3_export.targets.onnx.transformers_js import build_config, build_generation_config
+    from qwen3_export.targets.onnx.transformers_js import JavascriptGraph, build_config, build_generation_config
 
     found = {}
     if export.options.flavour == "genai":
-        found["genai_config.json"] = _json(build_genai_config(export.model, graph_file=export.graph_file))
+        document = build_genai_config(export.model, graph_file=export.graph_file, context_length=export.context_length)
+        found["genai_config.json"] = _json(document)
     else:
-        found["config.json"] = _json(
-            build_config(export.model, graph_file=export.graph_file, has_fp16_cache=export.recipe.float_type == "F16")
+        graph = JavascriptGraph(
+            file=export.graph_file,
+            dtype=export.js_dtype,
+            num_data_files=len(export.data_files),
+            has_fp16_cache=export.recipe.float_type == "F16",
         )
+        found["config.json"] = _json(build_config(export.model, graph, context_length=export.context_length))
         found["generation_config.json"] = _json(build_generation_config(export.model))
     template = export.model.tokenizer.chat_template
     if template is not None:
         found["chat_template.jinja"] = template
     return found
+
+
+def _context_length(config: Qwen3Config, options: OnnxOptions) -> int:
+    """As asked for, and not more than the model has."""
+    longest = config.context_length
+    if options.context_length is None:
+        return min(CONTEXT_LENGTH, longest)
+    if options.context_length > longest:
+        raise OptionError(f"`context_length` {options.context_length}: the model's context ends at {longest:,} tokens")
+    return options.context_length
+
+
+def _browser_remarks(export: OnnxExport) -> Iterator[str]:
+    """What browsers make of so many bytes."""
+    if export.options.flavour != "transformers.js":
+        return
+    sizes = export.plan.file_bytes
+    if export.num_bytes > BROWSER_BYTES:
+        yield (
+            f"{human_size(export.num_bytes)} of weights is more than the 4 GiB that WebAssembly has: this folder is "
+            "for Node; for a browser, use fewer bits"
+        )
+    elif max(sizes) > BROWSER_FILE_BYTES:
+        yield (
+            f"a weight of {human_size(max(sizes))} is larger than the 2 GB that a browser fetches in one piece: this "
+            "folder is for Node; for a browser, use fewer bits"
+        )
+    elif len(sizes) > 1:
+        yield f"the weights are in {len(sizes)} files, because a browser fetches 2 GB in one piece at most"
 
 
 def _json(document: object) -> str:

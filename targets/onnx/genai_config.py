@@ -9,8 +9,11 @@ from qwen3_export.checkpoint.model import Model
 __all__ = ["build_genai_config"]
 
 
-def build_genai_config(model: Model, *, graph_file: str) -> dict[str, Any]:
-    """Build the document, with the keys that onnxruntime-genai's config.cpp reads."""
+def build_genai_config(model: Model, *, graph_file: str, context_length: int) -> dict[str, Any]:
+    """Build the document, with the keys that onnxruntime-genai's config.cpp reads.
+
+    ``context_length`` is also how long an app's text may be that sets no length: the KV cache is allocated for it.
+    """
     config, generation = model.graph.config, model.tokenizer.generation
     eos = list(generation.eos_token_ids)
     return {
@@ -19,7 +22,7 @@ def build_genai_config(model: Model, *, graph_file: str) -> dict[str, Any]:
             "bos_token_id": eos[-1] if generation.bos_token_id is None else generation.bos_token_id,
             "eos_token_id": eos,
             "pad_token_id": eos[0] if generation.pad_token_id is None else generation.pad_token_id,
-            "context_length": config.context_length,
+            "context_length": context_length,
             "vocab_size": config.vocab_size,
             "decoder": {
                 "session_options": {"log_id": "onnxruntime-genai", "provider_options": []},
@@ -47,7 +50,7 @@ def build_genai_config(model: Model, *, graph_file: str) -> dict[str, Any]:
             "temperature": _or(generation.temperature, 1.0),
             "top_k": _or(generation.top_k, 50),
             "top_p": _or(generation.top_p, 1.0),
-            "max_length": config.context_length,
+            "max_length": context_length,
             "num_beams": 1,
             "repetition_penalty": 1.0,
             "past_present_share_buffer": True,

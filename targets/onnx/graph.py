@@ -4,7 +4,8 @@
                        └─────────────────────── residual ────────────────────────┘
 
 The residual sum and the norm are one node (SkipSimplifiedLayerNormalization). Attention is another, with its KV cache,
-causal mask and, in the genai flavour, RoPE. transformers.js passes position_ids, so there RoPE is a node of its own.
+causal mask and, in the genai flavour, RoPE. transformers.js passes position_ids, so there RoPE is a node of its own; it
+runs in browsers and pads on the left, so ``embedding.py`` and ``padding.py`` stand in for what that would break.
 Values that the reference can show are named after its sites (``site_names``).
 
 Sources: onnxruntime's ContribOperators.md, and the schemas that it prints. On CPU, GroupQueryAttention takes prompts
@@ -24,6 +25,7 @@ from qwen3_export.graph import Kind, Role, module_name
 from qwen3_export.quantizers.affine import AffineFormat
 from qwen3_export.reference.probe import Place, Site
 from qwen3_export.targets.onnx.builder import MICROSOFT, GraphBuilder
+from qwen3_export.targets.onnx.embedding import gather_rows
 from qwen3_export.targets.onnx.layout import (
     CODES,
     ROWS,
@@ -35,6 +37,7 @@ from qwen3_export.targets.onnx.layout import (
     fused_name,
 )
 from qwen3_export.targets.onnx.names import COS_CACHE, SIN_CACHE, site_name
+from qwen3_export.targets.onnx.padding import order_of_tokens
 
 __all__ = ["IR_VERSION", "OPSET", "GraphOptions", "build_model"]
 
@@ -43,16 +46,20 @@ OPSET, IR_VERSION = 21, 10
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GraphOptions:
-    """``float_type`` is the type of activations; ``accuracy_level`` is MatMulNBits' (1 fp32, 4 int8 activations)."""
+    """``float_type`` is the type of activations; ``accuracy_level`` is MatMulNBits' (1 fp32, 4 int8 activations).
+
+    ``is_for_browsers`` is the transformers.js flavour: ``position_ids`` is an input, prompts may be padded on the left,
+    and every operator is one that onnxruntime-web has.
+    """
 
     float_type: str
     accuracy_level: int
-    has_position_ids: bool
-    data_file: str
+    is_for_browsers: bool
+    data_files: tuple[str, ...]
 
 
 def build_model(config: Qwen3Config, plan: DataPlan, options: GraphOptions, *, metadata: Mapping[str, str]) -> ir.Model:
-    """Build the whole graph; its weights are in the data file."""
+    """Build the whole graph; its weights are in the data files."""
     return _Writer(config, plan, options).model(metadata)
 
 
@@ -61,7 +68,7 @@ class _Writer:
 
     def __init__(self, config: Qwen3Config, plan: DataPlan, options: GraphOptions) -> None:
         self.config, self.plan, self.options = config, plan, options
-        self.build = GraphBuilder(options.data_file)
+        self.build = GraphBuilder(options.data_files)
         self.dtype = ir.DataType.FLOAT if options.float_type == "F32" else ir.DataType.FLOAT16
         self.input_ids = _value("input_ids", ir.DataType.INT64, ["batch_size", "sequence_length"])
         self.attention_mask = _value("attention_mask", ir.DataType.INT64, ["batch_size", "total_sequence_length"])
@@ -72,6 +79,11 @@ class _Writer:
         self.presents: list[ir.Value] = []
 
     def model(self, metadata: Mapping[str, str]) -> ir.Model:
+        self.tokens, self.positions, order = self.input_ids, self.position_ids, None
+        if self.options.is_for_browsers:
+            order = order_of_tokens(self.build, self.input_ids, self.attention_mask)
+            self.tokens = order.apply(self.input_ids, name="tokens")
+            self.positions = order.apply(self.position_ids, name="positions")
         self.lengths = self._lengths()
         hidden, residual = None, self._embedding()
         for layer in range(self.config.num_hidden_layers):
@@ -80,9 +92,11 @@ class _Writer:
             residual, normed = self._norm(residual, attended, Kind.POST_ATTENTION_LAYERNORM, layer)
             hidden = self._mlp(normed, layer)
         _, final = self._norm(residual, hidden, Kind.NORM, None)
+        if order is not None:
+            final = order.undo(final, name="model.final.as_it_was", dtype=self.dtype)
         logits = self._logits(final)
         inputs = [self.input_ids, self.attention_mask]
-        inputs += [self.position_ids] if self.options.has_position_ids else []
+        inputs += [self.position_ids] if self.options.is_for_browsers else []
         graph = ir.Graph(
             [*inputs, *(value for pair in self.pasts for value in pair)],
             [logits, *self.presents],
@@ -117,11 +131,13 @@ class _Writer:
         places, integers = self.plan.initializers[name], self.plan.matrices[name].integers
         output = site_name(Site(Place.INPUT, 0))
         if integers is None:
-            return build.op("Gather", build.stored(places[VALUES]), self.input_ids, name=output, dtype=self.dtype)
+            return build.op("Gather", build.stored(places[VALUES]), self.tokens, name=output, dtype=self.dtype)
+        if self.options.is_for_browsers:
+            return gather_rows(build, places, integers, self.tokens, name=name, output=output, dtype=self.dtype)
         codes = places[CODES]
         rows, groups, size = codes.shape
         # The head multiplies with the same bytes whose rows are gathered here; the two operators see different shapes.
-        inputs = [build.stored(codes, name=f"{name}.{ROWS}", shape=(rows, groups * size)), self.input_ids]
+        inputs = [build.stored(codes, name=f"{name}.{ROWS}", shape=(rows, groups * size)), self.tokens]
         inputs += [build.stored(places[part]) for part in (SCALES, ZERO_POINTS) if part in places]
         return build.op(
             "GatherBlockQuantized",
@@ -185,7 +201,7 @@ class _Writer:
         q = self._head_norm(q, Kind.Q_NORM, layer, config.num_attention_heads)
         k = self._head_norm(k, Kind.K_NORM, layer, config.num_key_value_heads)
         caches = [build.stored(self.plan.constants[name][0]) for name in (COS_CACHE, SIN_CACHE)]
-        if self.options.has_position_ids:
+        if self.options.is_for_browsers:
             q = self._rotated(q, caches, site_name(Site(Place.Q_ROPE, layer)), config.num_attention_heads)
             k = self._rotated(k, caches, site_name(Site(Place.K_ROPE, layer)), config.num_key_value_heads)
             caches = []
@@ -205,7 +221,7 @@ class _Writer:
             num_heads=config.num_attention_heads,
             kv_num_heads=config.num_key_value_heads,
             scale=config.head_dim**-0.5,
-            do_rotary=0 if self.options.has_position_ids else 1,
+            do_rotary=0 if self.options.is_for_browsers else 1,
             rotary_interleaved=0,
         )
         for made, described in zip((key, value), present, strict=True):
@@ -242,7 +258,7 @@ class _Writer:
         return self.build.op(
             "RotaryEmbedding",
             x,
-            self.position_ids,
+            self.positions,
             *caches,
             name=name,
             domain=MICROSOFT,

@@ -20,12 +20,17 @@ def inspect(path: Path) -> Inspection:
     graph = file.proto.graph
     facts: dict[str, object] = {
         "graph": file.graph_path,
-        "weights": f"{file.data_path.name}, {human_size(file.data_path.stat().st_size)}",
+        "weights": ", ".join(_sizes(file)) or "in the graph",
         "operators": counted(node.op_type for node in graph.node),
         "inputs": ", ".join(value.name for value in graph.input if "past" not in value.name),
     }
     facts |= {key.removeprefix(PREFIX): value for key, value in file.metadata.items()}
     return Inspection(facts=facts, tensors=lambda: _lines(file), template=template_beside(file.folder))
+
+
+def _sizes(file: OnnxFile) -> Iterator[str]:
+    for path in file.data_paths:
+        yield f"{path.name}, {human_size(path.stat().st_size)}"
 
 
 def _lines(file: OnnxFile) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""The layout of the external data file: the place of every initializer, decided before any weight is read.
+"""The layout of the external data files: the place of every initializer, decided before any weight is read.
 
 A matrix of the graph is stored as one initializer (floats) or as two or three (packed codes, scales, zero points). Some
 matrices are stored together, because one onnxruntime operator multiplies with all of them:
@@ -51,12 +51,13 @@ SCALE_TYPES: Mapping[str, str] = {"f32": "<f4", "f16": "<f2"}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Initializer:
-    """One array in the data file; ``dtype`` is numpy's name of its type."""
+    """One array in a data file; ``dtype`` is numpy's name of its type, ``file`` the number of the data file."""
 
     name: str
     dtype: str
     shape: tuple[int, ...]
     offset: int
+    file: int = 0
 
     @property
     def num_bytes(self) -> int:
@@ -93,12 +94,16 @@ class StoredMatrix:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataPlan:
-    """The planned data file: matrices, the initializers of each by part, and constants."""
+    """The planned data files: matrices, the initializers of each by part, constants, and the size of each file."""
 
     matrices: Mapping[str, StoredMatrix]
     initializers: Mapping[str, Mapping[str, Initializer]]
     constants: Mapping[str, tuple[Initializer, np.ndarray]]
-    num_bytes: int
+    file_bytes: tuple[int, ...]
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(self.file_bytes)
 
 
 def stored_matrices(config: Qwen3Config, formats: Mapping[str, OnnxFormat]) -> list[StoredMatrix]:
@@ -121,21 +126,30 @@ def stored_matrices(config: Qwen3Config, formats: Mapping[str, OnnxFormat]) -> l
     return found if config.tie_word_embeddings else [*found, alone(Kind.LM_HEAD)]
 
 
-def plan_data(graph: Graph, matrices: Sequence[StoredMatrix], constants: Mapping[str, np.ndarray]) -> DataPlan:
-    """Place every initializer, from shapes and formats alone."""
+def plan_data(
+    graph: Graph,
+    matrices: Sequence[StoredMatrix],
+    constants: Mapping[str, np.ndarray],
+    *,
+    most_bytes: int | None = None,
+) -> DataPlan:
+    """Place every initializer, from shapes and formats alone; no file grows beyond ``most_bytes``.
+
+    An initializer lies in one file, so a file that holds a single larger one is as large as that.
+    """
     wanted = {
         f"{matrix.name}.{part}": described
         for matrix in matrices
         for part, described in _parts(matrix, _shape(graph, matrix)).items()
     }
     wanted |= {name: (array.dtype.str, array.shape) for name, array in constants.items()}
-    places, num_bytes = _lay_out(wanted)
+    places, file_bytes = _lay_out(wanted, most_bytes)
     parts_of = {matrix.name: _parts(matrix, _shape(graph, matrix)) for matrix in matrices}
     return DataPlan(
         matrices={matrix.name: matrix for matrix in matrices},
         initializers={name: {part: places[f"{name}.{part}"] for part in parts} for name, parts in parts_of.items()},
         constants={name: (places[name], array) for name, array in constants.items()},
-        num_bytes=num_bytes,
+        file_bytes=file_bytes,
     )
 
 
@@ -195,17 +209,23 @@ def _parts(matrix: StoredMatrix, shape: tuple[int, ...]) -> dict[str, tuple[str,
     return parts
 
 
-def _lay_out(wanted: Mapping[str, tuple[str, tuple[int, ...]]]) -> tuple[dict[str, Initializer], int]:
-    """Place large arrays first: they are usually whole pages, so little padding lies between. Also returns the end."""
+def _lay_out(
+    wanted: Mapping[str, tuple[str, tuple[int, ...]]], most_bytes: int | None
+) -> tuple[dict[str, Initializer], tuple[int, ...]]:
+    """Place large arrays first: they are usually whole pages, so little padding lies between. Also returns the ends."""
     places: dict[str, Initializer] = {}
-    end = 0
+    ends = [0]
     for name in sorted(wanted, key=lambda name: _num_bytes(*wanted[name]) < PAGED_BYTES):
         dtype, shape = wanted[name]
-        step = PAGE if _num_bytes(dtype, shape) >= PAGED_BYTES else ALIGNMENT
-        offset = -(-end // step) * step
-        places[name] = Initializer(name=name, dtype=dtype, shape=shape, offset=offset)
-        end = offset + places[name].num_bytes
-    return places, end
+        num_bytes = _num_bytes(dtype, shape)
+        step = PAGE if num_bytes >= PAGED_BYTES else ALIGNMENT
+        offset = -(-ends[-1] // step) * step
+        if most_bytes is not None and offset and offset + num_bytes > most_bytes:
+            ends.append(0)
+            offset = 0
+        places[name] = Initializer(name=name, dtype=dtype, shape=shape, offset=offset, file=len(ends) - 1)
+        ends[-1] = offset + num_bytes
+    return places, tuple(ends)
 
 
 def _num_bytes(dtype: str, shape: tuple[int, ...]) -> int:

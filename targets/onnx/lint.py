@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from qwen3_export.calibration.provenance import PREFIX
 from qwen3_export.checkpoint.tokenizer import Tokenizer
 from qwen3_export.graph import Graph
 from qwen3_export.parity.documents import read_json
@@ -19,6 +20,7 @@ GENAI, JAVASCRIPT = "onnxruntime-genai", "transformers.js"
 
 # A browser's ArrayBuffer holds no more, and a protobuf may not.
 MOST_BYTES = 2**31 - 1
+BROWSER_BYTES = 4 << 30
 # What transformers.js names the dimensions of its caches by (its src/models.js).
 JAVASCRIPT_DIMENSIONS = {"batch_size", "past_sequence_length"}
 
@@ -31,12 +33,23 @@ def consumers_of(path: Path) -> tuple[str, ...]:
 def lint_onnx(path: Path, graph: Graph, tokenizer: Tokenizer, *, consumers: Sequence[str]) -> Iterator[Finding]:
     """Attributes, tables and configs against the checkpoint, then what the consumer wants."""
     file, everyone = open_onnx(path), tuple(consumers)
-    for text in [*metadata_differences(file, graph, tokenizer), *tensor_differences(file, graph)]:
+    missing = tensor_differences(file, graph)
+    is_foreign = bool(missing) and PREFIX + "version" not in file.metadata
+    for text in metadata_differences(file, graph, tokenizer, is_foreign=is_foreign):
         yield Finding(text=text, consumers=everyone)
+    if is_foreign:
+        yield Finding(
+            text="another tool's graph, whose weights cannot be told by their names: whether they are the checkpoint's "
+            "is not known here; check compares what it computes",
+            consumers=everyone,
+            is_error=False,
+        )
+    else:
+        yield from (Finding(text=text, consumers=everyone) for text in missing)
     if file.graph_path.stat().st_size > MOST_BYTES:
         yield Finding(text=f"{file.graph_path.name} is larger than a protobuf may be; keep weights outside it",
                       consumers=everyone)  # fmt: skip
-    yield from _javascript(file) if JAVASCRIPT in everyone else _genai(file)
+    yield from _javascript(file, is_foreign=is_foreign) if JAVASCRIPT in everyone else _genai(file)
 
 
 def _genai(file: OnnxFile) -> Iterator[Finding]:
@@ -58,17 +71,8 @@ def _genai(file: OnnxFile) -> Iterator[Finding]:
                               consumers=(GENAI,))  # fmt: skip
 
 
-def _javascript(file: OnnxFile) -> Iterator[Finding]:
-    config = read_json(file.folder / "config.json") or {}
-    told = config.get("transformers.js_config", {})
-    if not told.get("use_external_data_format"):
-        yield Finding(text="config.json does not say use_external_data_format, so the data file is not fetched",
-                      consumers=(JAVASCRIPT,))  # fmt: skip
-    wanted = f"{file.graph_path.name}_data"
-    if file.data_path.name != wanted:
-        yield Finding(
-            text=f"the data file is {file.data_path.name}, where {wanted} is fetched", consumers=(JAVASCRIPT,)
-        )
+def _javascript(file: OnnxFile, *, is_foreign: bool) -> Iterator[Finding]:
+    yield from (Finding(text=text, consumers=(JAVASCRIPT,)) for text in _data_files(file))
     found = {
         dimension.dim_param
         for value in file.proto.graph.input
@@ -78,8 +82,52 @@ def _javascript(file: OnnxFile) -> Iterator[Finding]:
     if not found >= JAVASCRIPT_DIMENSIONS:
         missing = ", ".join(sorted(JAVASCRIPT_DIMENSIONS - found))
         yield Finding(text=f"caches have no dimension called {missing}", consumers=(JAVASCRIPT,))
-    if file.data_path.stat().st_size > MOST_BYTES:
+    operators = {node.op_type for node in file.proto.graph.node}
+    if "GatherBlockQuantized" in operators:
         yield Finding(
-            text="the data file is larger than 2 GB, which no browser loads in one piece; use fewer bits",
+            text="GatherBlockQuantized has no kernel in the default device (wasm) of transformers.js 4 in a browser, "
+            "which therefore does not load the graph; export it again",
             consumers=(JAVASCRIPT,),
         )
+    if "GroupQueryAttention" in operators and "order.inverse" not in _values(file) and not is_foreign:
+        yield Finding(
+            text="prompts of different lengths in one call give wrong text, because the graph is wrong for padding on "
+            "the left; export it again, or give one prompt a call",
+            consumers=(JAVASCRIPT,),
+        )
+    large = [path for path in file.data_paths if path.stat().st_size > MOST_BYTES]
+    for path in large:
+        yield Finding(
+            text=f"{path.name} is larger than 2 GB, which no browser loads in one piece; use fewer bits",
+            consumers=(JAVASCRIPT,),
+        )
+    total = sum(path.stat().st_size for path in file.data_paths)
+    if total > BROWSER_BYTES and not large:
+        yield Finding(
+            text="the weights are larger than the 4 GiB that WebAssembly has; this folder is for Node",
+            consumers=(JAVASCRIPT,),
+        )
+
+
+def _data_files(file: OnnxFile) -> Iterator[str]:
+    """What config.json says of the data files, against the files that the graph names."""
+    config = read_json(file.folder / "config.json") or {}
+    own = config.get("transformers.js_config") or {}
+    told = own.get("use_external_data_format") or 0
+    name = file.graph_path.name
+    if isinstance(told, dict):
+        told = told.get(name, told.get("model", 0))
+    wanted = [f"{name}_data", *(f"{name}_data_{i}" for i in range(1, len(file.data_paths)))][: len(file.data_paths)]
+    found = [path.name for path in file.data_paths]
+    if found != wanted:
+        yield f"the data is in {', '.join(found)}, where {', '.join(wanted)} is fetched"
+    count = int(told) if isinstance(told, int) else 0
+    if count != len(found):
+        yield (
+            f"config.json says use_external_data_format {count} for {name}, so that {count} data files are "
+            f"fetched, where the graph has {len(found)}"
+        )
+
+
+def _values(file: OnnxFile) -> set[str]:
+    return {name for node in file.proto.graph.node for name in node.output}

@@ -28,19 +28,23 @@ Attributes = Mapping[str, Any]
 COMPARED_POSITIONS = 4096
 
 
-def metadata_differences(file: OnnxFile, graph: Graph, tokenizer: Tokenizer) -> list[str]:
-    """List everything that differs from the checkpoint, one sentence each."""
+def metadata_differences(file: OnnxFile, graph: Graph, tokenizer: Tokenizer, *, is_foreign: bool = False) -> list[str]:
+    """List everything that differs from the checkpoint, one sentence each.
+
+    Another tool's graph (``is_foreign``) may say the same in other operators and names, so that what it lacks is no
+    difference; what it states is compared all the same.
+    """
     config = graph.config
     return [
-        *_operators(file, config),
-        *_rope_tables(file, config),
-        *_genai(file.folder / "genai_config.json", config, tokenizer),
+        *_operators(file, config, is_foreign=is_foreign),
+        *_rope_tables(file, config, is_foreign=is_foreign),
+        *_genai(file, config, tokenizer),
         *_javascript(file.folder / "config.json", config),
         *document_differences(file.folder, tokenizer),
     ]
 
 
-def _operators(file: OnnxFile, config: Qwen3Config) -> Iterator[str]:
+def _operators(file: OnnxFile, config: Qwen3Config, *, is_foreign: bool) -> Iterator[str]:
     """Compare the attributes of each kind of operator. Only the first node that differs is listed for each kind."""
     told: set[tuple[str, str]] = set()
     counts = {"GroupQueryAttention": 0}
@@ -53,7 +57,8 @@ def _operators(file: OnnxFile, config: Qwen3Config) -> Iterator[str]:
             if not _equal(found, value) and (node.op_type, key) not in told:
                 told.add((node.op_type, key))
                 yield f"{node.name}: {key} is {found}, the checkpoint has {value}"
-    if counts["GroupQueryAttention"] != config.num_hidden_layers:
+    is_built_otherwise = is_foreign and not counts["GroupQueryAttention"]
+    if counts["GroupQueryAttention"] != config.num_hidden_layers and not is_built_otherwise:
         yield f"the graph has {counts['GroupQueryAttention']} layers, the checkpoint {config.num_hidden_layers}"
 
 
@@ -96,28 +101,27 @@ EXPECTED: Mapping[str, Callable[[Qwen3Config, Attributes], dict[str, Any]]] = {
 }
 
 
-def _rope_tables(file: OnnxFile, config: Qwen3Config) -> Iterator[str]:
+def _rope_tables(file: OnnxFile, config: Qwen3Config, *, is_foreign: bool) -> Iterator[str]:
     places = [file.initializers.get(name) for name in (COS_CACHE, SIN_CACHE)]
     for name, place in zip((COS_CACHE, SIN_CACHE), places, strict=True):
         if place is None:
-            yield f"{name} is missing"
+            if not is_foreign:
+                yield f"{name} is missing"
             continue
         length = min(place.num_rows, COMPARED_POSITIONS)
-        if place.shape[1:] != (config.head_dim // 2,) or place.num_rows < config.max_position_embeddings:
-            yield (
-                f"{name} has shape {list(place.shape)}, the checkpoint needs "
-                f"{[config.max_position_embeddings, config.head_dim // 2]}"
-            )
+        if place.shape[1:] != (config.head_dim // 2,):
+            yield f"{name} has shape {list(place.shape)}, the checkpoint needs [positions, {config.head_dim // 2}]"
             continue
         turn = rotation(config, start=0, count=length)
         expected = (turn.cos if name == COS_CACHE else turn.sin).numpy()
-        data = read_exactly(file.data_path, place.offset, length * place.row_bytes, part=name)
+        data = read_exactly(file.path_of(place), place.offset, length * place.row_bytes, part=name)
         found = np.frombuffer(data, np.dtype(place.dtype)).reshape(length, -1)
         if not np.array_equal(found, expected.astype(found.dtype)):
             yield f"{name} holds other angles than the checkpoint's rope_theta and rope_scaling give"
 
 
-def _genai(path: Path, config: Qwen3Config, tokenizer: Tokenizer) -> Iterator[str]:
+def _genai(file: OnnxFile, config: Qwen3Config, tokenizer: Tokenizer) -> Iterator[str]:
+    path = file.folder / "genai_config.json"
     if not path.exists():
         return
     document = read_json(path)
@@ -129,7 +133,6 @@ def _genai(path: Path, config: Qwen3Config, tokenizer: Tokenizer) -> Iterator[st
     eos = model.get("eos_token_id")
     expected = {
         "vocab_size": (model.get("vocab_size"), config.vocab_size),
-        "context_length": (model.get("context_length"), config.context_length),
         "eos_token_id": (eos if isinstance(eos, list) else [eos], list(tokenizer.generation.eos_token_ids)),
         "head_size": (decoder.get("head_size"), config.head_dim),
         "hidden_size": (decoder.get("hidden_size"), config.hidden_size),
@@ -140,6 +143,23 @@ def _genai(path: Path, config: Qwen3Config, tokenizer: Tokenizer) -> Iterator[st
     for key, (found, wanted) in expected.items():
         if found != wanted:
             yield f"{path.name}: {key} is {found}, the checkpoint has {wanted}"
+    yield from _lengths(file, document, config)
+
+
+def _lengths(file: OnnxFile, document: Mapping[str, Any], config: Qwen3Config) -> Iterator[str]:
+    """How long a text may be: what is stated, what the RoPE tables hold, and what the model is good for."""
+    stated = document.get("model", {}).get("context_length")
+    table = file.initializers.get(COS_CACHE)
+    held = config.context_length if table is None else table.num_rows
+    if not isinstance(stated, int):
+        yield f"genai_config.json: context_length is {stated}, the checkpoint has {config.context_length}"
+    elif table is not None and stated != held:
+        yield f"genai_config.json: context_length is {stated}, the graph's RoPE tables hold {held} positions"
+    elif stated > held:
+        yield f"genai_config.json: context_length is {stated}, the checkpoint has {held}"
+    longest = document.get("search", {}).get("max_length")
+    if isinstance(longest, int) and isinstance(stated, int) and longest > stated:
+        yield f"genai_config.json: max_length is {longest}, more than its context_length {stated}"
 
 
 def _javascript(path: Path, config: Qwen3Config) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Read an ONNX folder back: values from the data file, wiring and hyperparameters from the checkpoint.
+"""Read an ONNX folder back: values from the data files, wiring and hyperparameters from the checkpoint.
 
 Each initializer says where its bytes are. The operators that use it say how to read its codes (bits, block size). Rows
 are read by position. Missing weights and wrong shapes are returned as a list of sentences, because a report shows all
@@ -8,7 +8,7 @@ of them.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
@@ -66,9 +66,14 @@ class OnnxFile:
 
     @cached_property
     def initializers(self) -> Mapping[str, Initializer]:
-        """The initializers in the data file, by this toolkit's names."""
-        places = [place for place in map(_place, self.proto.graph.initializer) if place is not None]
-        return {self.own_names[place.name]: place for place in places}
+        """The initializers in data files, by this toolkit's names; those inside the graph are not among them."""
+        files = {path: i for i, path in enumerate(self.data_paths)}
+        found = {}
+        for tensor in self.proto.graph.initializer:
+            place = _place(tensor)
+            if place is not None:
+                found[self.own_names[place.name]] = replace(place, file=files[self._data_path(_location(tensor))])
+        return found
 
     @cached_property
     def attributes(self) -> Mapping[str, Mapping[str, Any]]:
@@ -84,22 +89,29 @@ class OnnxFile:
     def metadata(self) -> dict[str, str]:
         return {entry.key: entry.value for entry in self.proto.metadata_props}
 
-    @property
-    def data_path(self) -> Path:
-        """The file that holds all external initializers. Raises CheckpointError if there is not exactly one."""
-        names: set[str] = {
-            str(entry.value)
-            for tensor in self.proto.graph.initializer
-            for entry in tensor.external_data
-            if entry.key == "location"
-        }
-        if len(names) != 1:
-            raise CheckpointError(f"{self.graph_path}: weights in {len(names)} data files, where this reader knows one")
-        return inside(self.graph_path.parent, names.pop(), named_by=self.graph_path)
+    @cached_property
+    def data_paths(self) -> tuple[Path, ...]:
+        """The files that hold external initializers; none if all are in the graph."""
+        names = dict.fromkeys(_location(tensor) for tensor in self.proto.graph.initializer if tensor.external_data)
+        return tuple(self._data_path(name) for name in sorted(names, key=_natural))
+
+    def path_of(self, place: Initializer) -> Path:
+        """The file that an initializer lies in."""
+        return self.data_paths[place.file]
+
+    def _data_path(self, name: str) -> Path:
+        return inside(self.graph_path.parent, name, named_by=self.graph_path)
 
     @property
     def size_bytes(self) -> int:
-        return sum(path.stat().st_size for path in self.folder.rglob("*") if path.is_file())
+        """All files of the folder, without those of other graphs beside this one."""
+        others = [path.name for path in self.graph_path.parent.glob("*.onnx") if path != self.graph_path]
+        files = (path for path in self.folder.rglob("*") if path.is_file())
+        return sum(
+            path.stat().st_size
+            for path in files
+            if not any(path.name == name or path.name.startswith(f"{name}{mark}") for name in others for mark in "_.")
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,7 +121,7 @@ class FloatWeight:
     role: Role
     shape: tuple[int, ...]
     place: Initializer
-    path: Path
+    paths: tuple[Path, ...]
     first: int = 0
     stride: int = 1
 
@@ -135,7 +147,7 @@ class OnnxWeight:
     shape: tuple[int, ...]
     number_format: AffineFormat
     places: Mapping[str, Initializer]
-    path: Path
+    paths: tuple[Path, ...]
     first: int = 0
     stride: int = 1
 
@@ -249,7 +261,7 @@ def _stored(file: OnnxFile, weight: Weight) -> FloatWeight | OnnxWeight:
         first = role.expert * shape[0] * stride + (role.kind is Kind.UP_PROJ)
     if f"{name}.{VALUES}" in file.initializers:
         place = file.initializers[f"{name}.{VALUES}"]
-        return FloatWeight(role=role, shape=shape, place=place, path=file.data_path, first=first, stride=stride)
+        return FloatWeight(role=role, shape=shape, place=place, paths=file.data_paths, first=first, stride=stride)
     codes = f"{name}.{CODES}" if f"{name}.{CODES}" in file.initializers else f"{name}.{ROWS}"
     places = {CODES: file.initializers[codes], SCALES: file.initializers[f"{name}.{SCALES}"]}
     if f"{name}.{ZERO_POINTS}" in file.initializers:
@@ -257,9 +269,11 @@ def _stored(file: OnnxFile, weight: Weight) -> FloatWeight | OnnxWeight:
     return OnnxWeight(
         role=role,
         shape=shape,
-        number_format=_number_format(file.attributes[codes], places, is_fc2=name.endswith(".fc2")),
+        number_format=_number_format(
+            file.attributes.get(codes) or _packing(places, shape[-1]), places, is_fc2=name.endswith(".fc2")
+        ),
         places=places,
-        path=file.data_path,
+        paths=file.data_paths,
         first=first,
         stride=stride,
     )
@@ -293,12 +307,22 @@ def _number_format(attributes: Mapping[str, Any], places: Mapping[str, Initializ
     )
 
 
+def _packing(places: Mapping[str, Initializer], columns: int) -> dict[str, int]:
+    """Bits and block size of codes [rows, groups, bytes] that no operator states: standard operators unpack them."""
+    _, groups, size = places[CODES].shape
+    if columns % groups or 8 * size % (columns // groups):
+        raise KeyError(places[CODES].name)
+    return {"bits": 8 * size // (columns // groups), "block_size": columns // groups}
+
+
 def _rows(weight: FloatWeight | OnnxWeight, place: Initializer, rows: slice) -> np.ndarray:
     """Rows of one part: one contiguous read that keeps every ``stride``-th row."""
     start, stop = (0, 1) if len(weight.shape) == 1 else rows.indices(weight.shape[0])[:2]
     count = max(stop - start, 0)
     first, size = weight.first + start * weight.stride, max((count - 1) * weight.stride + 1, 0)
-    data = read_exactly(weight.path, place.offset + first * place.row_bytes, size * place.row_bytes, part=weight.name)
+    data = read_exactly(
+        weight.paths[place.file], place.offset + first * place.row_bytes, size * place.row_bytes, part=weight.name
+    )
     return np.frombuffer(data, np.dtype(place.dtype)).reshape(size, -1)[:: weight.stride]
 
 
@@ -316,6 +340,15 @@ def _place(tensor: Any) -> Initializer | None:
     return Initializer(name=tensor.name, dtype=dtype, shape=shape, offset=int(entries.get("offset", 0)))
 
 
+def _location(tensor: Any) -> str:
+    return next((str(entry.value) for entry in tensor.external_data if entry.key == "location"), "")
+
+
+def _natural(name: str) -> tuple[int, str]:
+    """``model.onnx_data`` before ``model.onnx_data_1`` before ``model.onnx_data_10``."""
+    return len(name), name
+
+
 def graph_path_of(folder: Path) -> Path:
     if folder.is_file():
         return folder
@@ -328,15 +361,19 @@ def graph_path_of(folder: Path) -> Path:
 
 
 def _check_length(file: OnnxFile) -> None:
-    """Refuse a data file that is cut short."""
-    path = file.data_path
-    if not path.exists():
-        raise CheckpointError(f"{path}: is missing; the graph keeps its weights there")
+    """Refuse data files that are missing or cut short."""
+    ends = [0] * len(file.data_paths)
+    for path in file.data_paths:
+        if not path.exists():
+            raise CheckpointError(f"{path}: is missing; the graph keeps its weights there")
     for place in file.initializers.values():
         if place.offset < 0:
             raise CheckpointError(
-                f"{file.graph_path}: {shown(place.name)} lies at no place in {path.name}; get it again"
+                f"{file.graph_path}: {shown(place.name)} lies at no place in {file.path_of(place).name}; get it again"
             )
-    end = max((place.offset + place.num_bytes for place in file.initializers.values()), default=0)
-    if path.stat().st_size < end:
-        raise CheckpointError(f"{path}: {path.stat().st_size:,} bytes where the graph needs {end:,}; it is cut short")
+        ends[place.file] = max(ends[place.file], place.offset + place.num_bytes)
+    for path, end in zip(file.data_paths, ends, strict=True):
+        if path.stat().st_size < end:
+            raise CheckpointError(
+                f"{path}: {path.stat().st_size:,} bytes where the graph needs {end:,}; it is cut short"
+            )

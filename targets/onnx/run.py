@@ -4,7 +4,7 @@ A session can also run an altered graph (another accuracy level, more outputs) o
 this for onnxruntime's exact form and for hidden states.
 """
 
-# B batch  T tokens  V vocabulary
+# B batch  T tokens  V vocabulary  1 one token
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import importlib.util
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -21,7 +21,9 @@ from qwen3_export.config import Qwen3Config
 from qwen3_export.errors import CheckpointError, MissingExtraError
 from qwen3_export.parallel import default_threads
 
-__all__ = ["CacheSize", "OnnxSession", "OnnxStream", "is_installed", "runtime_version"]
+__all__ = ["CacheSize", "OnnxSession", "OnnxStream", "Side", "is_installed", "runtime_version"]
+
+Side = Literal["left", "right"]
 
 ERRORS_ONLY = 3
 FIRST_CACHE = "past_key_values.0.key"
@@ -108,7 +110,7 @@ class OnnxSession:
         for start in range(0, len(tokens), step):
             part = np.array([tokens[start : start + step]], np.int64)
             mask = np.ones((1, start + part.shape[1]), np.int64)
-            found = self._call(part, mask, start, caches)
+            found = self._call(part, mask, start + np.arange(part.shape[1])[None], caches)
             caches = self._next_caches(found)
             yield found
 
@@ -127,26 +129,44 @@ class OnnxSession:
         """Start a sequence that can be continued as its tokens become known."""
         return OnnxStream(self)
 
-    def padded_logits(self, texts: Sequence[Sequence[int]], *, pad: int = 0) -> list[np.ndarray]:
-        """Logits of several texts in one batch, padded on the right; [T, V] for each text."""
-        longest = max(map(len, texts))
+    def padded_logits(
+        self, texts: Sequence[Sequence[int]], *, side: Side = "right", steps: int = 0, pad: int = 0
+    ) -> list[np.ndarray]:
+        """Logits of several texts in one batch, padded on one side; [T, V] for each text.
+
+        The last ``steps`` tokens of each text are given one by one after a prefill with the others, as when they are
+        generated.
+        """
+        longest = max(map(len, texts)) - steps
         ids_BT = np.full((len(texts), longest), pad, np.int64)
         mask_BT = np.zeros((len(texts), longest), np.int64)
+        spans = []
         for i, text in enumerate(texts):
-            ids_BT[i, : len(text)], mask_BT[i, : len(text)] = text, 1
-        found = self._call(ids_BT, mask_BT, 0, self._empty_caches(len(texts)))
+            count = len(text) - steps
+            spans.append(slice(0, count) if side == "right" else slice(longest - count, longest))
+            ids_BT[i, spans[i]], mask_BT[i, spans[i]] = text[:count], 1
+        caches: Mapping[str, np.ndarray] = self._empty_caches(len(texts))
+        found = self._call(ids_BT, mask_BT, _positions(mask_BT), caches)
         logits_BTV = found["logits"].astype(np.float32, copy=False)
-        return [logits_BTV[i, : len(text)] for i, text in enumerate(texts)]
+        parts = [[logits_BTV[i, span]] for i, span in enumerate(spans)]
+        for step in range(steps, 0, -1):
+            caches = self._next_caches(found)
+            mask_BT = np.concatenate((mask_BT, np.ones((len(texts), 1), np.int64)), axis=1)
+            ids_B1 = np.array([[text[-step]] for text in texts], np.int64)
+            found = self._call(ids_B1, mask_BT, _positions(mask_BT)[:, -1:], caches)
+            for i, made in enumerate(parts):
+                made.append(found["logits"][i].astype(np.float32, copy=False))
+        return [np.concatenate(made) for made in parts]
 
     def outputs(self, tokens: Sequence[int]) -> Mapping[str, np.ndarray]:
         """Every output of one prefill, by name."""
         ids = np.array([tokens], np.int64)
-        return self._call(ids, np.ones_like(ids), 0, self._empty_caches(1))
+        return self._call(ids, np.ones_like(ids), np.arange(len(tokens))[None], self._empty_caches(1))
 
     def _call(
-        self, ids_BT: np.ndarray, mask: np.ndarray, start: int, caches: Mapping[str, np.ndarray]
+        self, ids_BT: np.ndarray, mask: np.ndarray, positions_BT: np.ndarray, caches: Mapping[str, np.ndarray]
     ) -> dict[str, np.ndarray]:
-        feeds = {**self._token_feeds(ids_BT, mask, start), **caches}
+        feeds = {**self._token_feeds(ids_BT, mask, positions_BT), **caches}
         try:
             return dict(zip(self._outputs, self._session.run(None, feeds), strict=True))
         except Exception as error:  # onnxruntime raises many types
@@ -159,10 +179,10 @@ class OnnxSession:
         except Exception as error:  # onnxruntime raises many types
             raise CheckpointError(f"onnxruntime cannot run the graph ({_first_line(error)})") from error
 
-    def _token_feeds(self, ids_BT: np.ndarray, mask: np.ndarray, start: int) -> dict[str, np.ndarray]:
+    def _token_feeds(self, ids_BT: np.ndarray, mask: np.ndarray, positions_BT: np.ndarray) -> dict[str, np.ndarray]:
         feeds = {"input_ids": ids_BT, "attention_mask": mask}
         if self._has_position_ids:
-            feeds["position_ids"] = np.broadcast_to(start + np.arange(ids_BT.shape[1]), ids_BT.shape).astype(np.int64)
+            feeds["position_ids"] = positions_BT.astype(np.int64)
         return feeds
 
     def _ort_values(self, arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
@@ -194,11 +214,17 @@ class OnnxStream:
     def append(self, tokens: Sequence[int]) -> np.ndarray:
         """Append tokens and return the logits [V] of the last one."""
         ids = np.array([tokens], np.int64)
-        feeds = self._session._token_feeds(ids, np.ones((1, self._length + len(tokens)), np.int64), self._length)
+        mask, positions = np.ones((1, self._length + len(tokens)), np.int64), self._length + np.arange(len(tokens))
+        feeds = self._session._token_feeds(ids, mask, positions[None])
         found = self._session._run_values({**self._session._ort_values(feeds), **self._caches})
         self._caches = self._session._next_caches(found)
         self._length += len(tokens)
         return np.array(found["logits"].numpy()[0, -1], np.float32)
+
+
+def _positions(mask_BT: np.ndarray) -> np.ndarray:
+    """Positions as transformers counts them: tokens from 0, and 1 for padding."""
+    return np.where(mask_BT == 1, mask_BT.cumsum(axis=1) - 1, 1)
 
 
 def _first_line(error: Exception) -> str:

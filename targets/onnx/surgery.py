@@ -132,6 +132,9 @@ def _to_fp32(proto: ModelProto, config: Qwen3Config) -> None:
     from onnx.numpy_helper import from_array
 
     graph = proto.graph
+    for node in graph.node:
+        if node.op_type == "Cast" and any(part.name == "to" and part.i == FLOAT16 for part in node.attribute):
+            _set(node, "to", FLOAT)
     for value in [*graph.input, *graph.output]:
         if value.type.tensor_type.elem_type == FLOAT16:
             value.type.tensor_type.elem_type = FLOAT

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from qwen3_export.errors import OptionError
 from qwen3_export.targets.options import TargetOptions, option, require_choice
 from qwen3_export.targets.target import Target
 
@@ -24,12 +25,19 @@ class OnnxOptions(TargetOptions):
     flavour: Flavour = option("genai", help="For onnxruntime-genai and plain onnxruntime, or for transformers.js.")
     group_size: int = option(32, help="Columns that share a scale: 16, 32, 64, 128 or 256.", hidden=("--block-size",))
     asymmetric: bool = option(False, help="Give each group a zero point: a little larger and more accurate.")
+    context_length: int | None = option(
+        None,
+        help="Tokens that a prompt and its answer take together at most; 4096 by default. onnxruntime-genai allocates "
+        "its KV cache for so many.",
+    )
     accuracy_level: int = option(4, help="4 lets CPUs round activations to int8, which is fast; 1 keeps fp32.")
 
     def __post_init__(self) -> None:
         require_choice("flavour", self.flavour, Flavour)
         require_choice("group_size", self.group_size, GROUP_SIZES)
         require_choice("accuracy_level", self.accuracy_level, ACCURACY_LEVELS)
+        if self.context_length is not None and self.context_length < 1:
+            raise OptionError(f"`context_length` {self.context_length}: must be at least 1")
 
 
 def owns(path: Path) -> bool:

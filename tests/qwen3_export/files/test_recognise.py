@@ -20,6 +20,7 @@ from qwen3_export.files import recognise
 from qwen3_export.parity.html import save_html, save_overview
 from qwen3_export.parity.junit import save_junit
 from qwen3_export.parity.report import save_report
+from qwen3_export.quantizers.floats import F16
 from qwen3_export.quantizers.weights.rounded import round_graph
 from qwen3_export.targets.gguf.emit import emit, plan_files
 from qwen3_export.targets.gguf.imatrix import write_imatrix
@@ -30,7 +31,7 @@ ORIGIN = Origin(**dict.fromkeys(Origin.__dataclass_fields__, 1))  # type: ignore
 EMPTY = Statistics(origin=ORIGIN, inputs={}, states={})
 
 
-GRAPH = round_graph(load("demo").graph, {weight.name: "F16" for weight in load("demo").graph})
+GRAPH = round_graph(load("demo").graph, {weight.name: F16 for weight in load("demo").graph})
 METADATA = build_metadata(load("demo"), Provenance(recipe="f16", file_type=1))
 
 

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
+from checks import checked
 
 from qwen3_export.checkpoint.model import Model, load
+from qwen3_export.parity.report import Report
+from qwen3_export.targets.lint import Finding
 from qwen3_export.targets.onnx.target import OnnxOptions
 
 if TYPE_CHECKING:
     from qwen3_export.targets.onnx.export import OnnxExport
+
+Edit = Callable[[Any], None]
 
 
 @dataclass(frozen=True)
@@ -47,3 +53,46 @@ def exported(model_folder: Callable[[str], Path], tmp_path_factory: pytest.TempP
         return Written(export, model)
 
     return make
+
+
+@pytest.fixture
+def edited(exported: Callable[..., Written], tmp_path: Path) -> Callable[..., tuple[Path, Written]]:
+    """A copy of an export whose graph was edited."""
+    onnx = pytest.importorskip("onnx")
+
+    def make(edit: Edit, *, variant: str = "tied", recipe: str = "int4", **options: object) -> tuple[Path, Written]:
+        written = exported(variant, recipe, **options)
+        folder = tmp_path / "edited"
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(written.folder, folder)
+        path = folder / written.export.graph_file
+        proto = onnx.load(str(path), load_external_data=False)
+        edit(proto)
+        path.write_bytes(proto.SerializeToString())
+        return folder, written
+
+    return make
+
+
+@pytest.fixture
+def check_edited(edited: Callable[..., tuple[Path, Written]]) -> Callable[..., Report]:
+    """The report of an edited copy."""
+
+    def check(edit: Edit, **options: object) -> Report:
+        folder, written = edited(edit, **options)
+        return checked("onnx", folder, written.model.graph, written.model.tokenizer)
+
+    return check
+
+
+@pytest.fixture
+def lint_edited(edited: Callable[..., tuple[Path, Written]]) -> Callable[..., list[Finding]]:
+    """What lint says of an edited copy."""
+
+    from qwen3_export.targets.onnx import doors
+
+    def lint(edit: Edit, **options: object) -> list[Finding]:
+        folder, written = edited(edit, **options)
+        return list(doors.lint(folder, written.model)[1])
+
+    return lint

@@ -23,23 +23,6 @@ Edit = Callable[[Any], None]
 Caught = Callable[[str, Report], None]
 
 
-@pytest.fixture
-def check_edited(exported: Callable[..., Any], tmp_path: Path) -> Callable[..., Report]:
-    """The report of a copy whose graph was edited."""
-
-    def check(edit: Edit, *, variant: str = "tied", recipe: str = "int4", **options: object) -> Report:
-        written = exported(variant, recipe, **options)
-        folder = tmp_path / "edited"
-        shutil.copytree(written.folder, folder)
-        path = folder / written.export.graph_file
-        proto = onnx.load(str(path), load_external_data=False)
-        edit(proto)
-        path.write_bytes(proto.SerializeToString())
-        return checked("onnx", folder, written.model.graph, written.model.tokenizer)
-
-    return check
-
-
 def nodes(proto: Any, op_type: str) -> list[Any]:
     return [node for node in proto.graph.node if node.op_type == op_type]
 
