@@ -18,7 +18,7 @@ import torch
 
 from qwen3_export.errors import CheckpointError, MissingExtraError
 
-__all__ = ["Program", "is_installed", "quiet_libraries", "runtime_version"]
+__all__ = ["Program", "is_installed", "native_remarks_dropped", "quiet_libraries", "runtime_version"]
 
 
 def is_installed() -> bool:
@@ -40,7 +40,7 @@ def quiet_libraries() -> None:
 
 
 @contextmanager
-def _native_remarks_dropped() -> Iterator[None]:
+def native_remarks_dropped() -> Iterator[None]:
     """Hide what native code prints about the processor. Errors are still raised."""
     kept = os.dup(2)
     try:
@@ -65,7 +65,7 @@ class Program:
         except ImportError as error:
             raise MissingExtraError(package="executorch", extra="executorch", purpose="running a .pte") from error
         try:
-            with _native_remarks_dropped():
+            with native_remarks_dropped():
                 self._program: Any = Runtime.get().load_program(str(path))
                 self._forward: Any = self._program.load_method("forward")
         except Exception as error:  # the runtime raises RuntimeError and others

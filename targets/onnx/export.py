@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import shlex
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +18,9 @@ from qwen3_export.checkpoint.model import Model
 from qwen3_export.errors import MissingExtraError, QuantizationError
 from qwen3_export.files.atomic import partial_file, partial_folder
 from qwen3_export.graph import Graph
+from qwen3_export.parity.tokenization import GENAI, TRANSFORMERS_JS, token_remarks
 from qwen3_export.quantizers.weights.rounding import round_graph
+from qwen3_export.targets.documents import TOKENIZER_DOCUMENTS, tokenizer_documents
 from qwen3_export.targets.onnx.layout import DataPlan, plan_data, stored_matrices
 from qwen3_export.targets.onnx.names import rope_caches
 from qwen3_export.targets.onnx.recipes import OnnxFormat, Recipe, assign
@@ -49,7 +50,6 @@ JS_DTYPES = {
     "int4_int8": "q4",
     "int4_fp16": "q4f16",
 }
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 MODEL_FILES = ("config.json", "generation_config.json")
 
 
@@ -105,7 +105,9 @@ class OnnxExport:
 
     @property
     def remarks(self) -> tuple[str, ...]:
-        return ()
+        tokenizer = self.model.tokenizer
+        limits = GENAI if self.options.flavour == "genai" else TRANSFORMERS_JS
+        return (*tokenizer.notes, *token_remarks(tokenizer, limits))
 
     def for_method(self, method: Method) -> OnnxExport:  # noqa: ARG002 (formats are the same for all)
         return self
@@ -186,11 +188,8 @@ def write(
         with partial_file(data, num_bytes=export.num_bytes) as descriptor:
             write_data(descriptor, export.graph, export.plan, threads=threads, progress=progress)
         _write_bytes(folder / export.graph_file, graph_bytes(export))
-        for name, text in _documents(export).items():
-            _write_bytes(folder / name, text.encode("utf-8"))
-        for name in TOKENIZER_FILES:
-            if (export.model.folder / name).exists():
-                shutil.copyfile(export.model.folder / name, folder / name)
+        for name, content in _documents(export).items():
+            _write_bytes(folder / name, content)
 
 
 def graph_bytes(export: OnnxExport, *, accuracy_level: int | None = None) -> bytes:
@@ -216,31 +215,29 @@ def is_export_file(name: str) -> bool:
     """Whether an export writes a file of this name, which is its path within the folder."""
     graphs = {f"onnx/model{suffix}.onnx" for suffix in JS_SUFFIXES.values()}
     weights = {f"{graph}_data" for graph in graphs}
-    known = {"model.onnx", "model.onnx.data", "chat_template.jinja", "genai_config.json"}
-    return name in known | REPORT_FILES | graphs | weights | {*TOKENIZER_FILES, *MODEL_FILES}
+    known = {"model.onnx", "model.onnx.data", "genai_config.json"}
+    return name in known | REPORT_FILES | graphs | weights | {*TOKENIZER_DOCUMENTS, *MODEL_FILES}
 
 
-def _documents(export: OnnxExport) -> dict[str, str]:
+def _documents(export: OnnxExport) -> dict[str, bytes]:
     """The small text files beside the graph."""
     from qwen3_export.targets.onnx.genai_config import build_genai_config
     from qwen3_export.targets.onnx.transformers_js import build_config, build_generation_config
 
-    found = {}
-    if export.options.flavour == "genai":
-        found["genai_config.json"] = _json(build_genai_config(export.model, graph_file=export.graph_file))
-    else:
-        found["config.json"] = _json(
-            build_config(export.model, graph_file=export.graph_file, has_fp16_cache=export.recipe.float_type == "F16")
-        )
-        found["generation_config.json"] = _json(build_generation_config(export.model))
-    template = export.model.tokenizer.chat_template
-    if template is not None:
-        found["chat_template.jinja"] = template
-    return found
+    is_genai = export.options.flavour == "genai"
+    found = tokenizer_documents(export.model, is_for_genai=is_genai)
+    if is_genai:
+        return {**found, "genai_config.json": _json(build_genai_config(export.model, graph_file=export.graph_file))}
+    config = build_config(export.model, graph_file=export.graph_file, has_fp16_cache=export.recipe.float_type == "F16")
+    return {
+        **found,
+        "config.json": _json(config),
+        "generation_config.json": _json(build_generation_config(export.model)),
+    }
 
 
-def _json(document: object) -> str:
-    return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+def _json(document: object) -> bytes:
+    return (json.dumps(document, indent=2, ensure_ascii=False) + "\n").encode("utf-8")
 
 
 def _write_bytes(path: Path, data: bytes) -> None:

@@ -7,6 +7,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from qwen3_export.checkpoint.model import Model
+from qwen3_export.targets.documents import generation_document
 
 __all__ = ["build_config", "build_generation_config"]
 
@@ -24,10 +25,6 @@ def build_config(model: Model, *, graph_file: str, has_fp16_cache: bool) -> dict
 
 
 def build_generation_config(model: Model) -> dict[str, Any]:
-    """The checkpoint's ``generation_config.json``, or one made from its tokenizer's settings."""
-    path = model.folder / "generation_config.json"
-    if path.exists():
-        document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return document
-    generation = model.tokenizer.generation
-    return {"eos_token_id": list(generation.eos_token_ids), "pad_token_id": generation.pad_token_id}
+    """The checkpoint's ``generation_config.json`` with every end token, or one made from its tokenizer's settings."""
+    document: dict[str, Any] = json.loads(generation_document(model))
+    return document

@@ -28,7 +28,7 @@ EMPTY = Statistics(origin=ORIGIN, inputs={}, states={})
 
 
 def write_modelfile(path: Path) -> None:
-    path.write_text(build_modelfile(load("demo"), Path("demo-q4_k_m.gguf")), encoding="utf-8")
+    path.write_text(build_modelfile(load("demo"), [Path("demo-q4_k_m.gguf")]), encoding="utf-8")
 
 
 WRITERS: dict[str, list[Callable[[Path], None]]] = {
