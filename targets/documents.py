@@ -1,6 +1,6 @@
 """The tokenizer's files beside an artifact, written for the consumer that reads them.
 
-- transformers.js and swift-transformers up to 0.1.21 read the chat template in tokenizer_config.json alone.
+- transformers.js and older swift-transformers read the chat template in tokenizer_config.json alone.
 - onnxruntime-genai reads it there first, as one string (a list of named templates is an error to it), and
   chat_template.jinja only where there is none.
 - Newer swift-transformers, and apps with ExecuTorch's runners, read chat_template.jinja.

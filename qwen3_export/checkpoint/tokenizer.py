@@ -31,11 +31,14 @@ if TYPE_CHECKING:
     from qwen3_export.config import Qwen3Config
 
 __all__ = [
+    "ADDED_TOKEN_FLAGS",
     "TOKENIZER_FILES",
     "AddedToken",
     "GenerationDefaults",
     "Tokenizer",
+    "add_missing_tokens",
     "load_tokenizer",
+    "tokens_in_settings",
 ]
 
 # What an app needs beside the weights, and what is fetched from the hub.
@@ -126,6 +129,13 @@ class Tokenizer:
     def chat_template(self) -> str | None:
         """The text of the default template."""
         return None if self.template is None else self.template.text
+
+    @property
+    def bos_token_id(self) -> int:
+        """What plain text begins with, for consumers that want such a token in any case."""
+        stated = self.front[0] if self.front else self.generation.bos_token_id
+        ends = [token for token in self.generation.eos_token_ids if token != self.generation.turn_end_id]
+        return stated if stated is not None else (ends or self.generation.eos_token_ids)[-1]
 
     @property
     def num_tokens(self) -> int:
@@ -238,9 +248,14 @@ def _merges(merges: Sequence[Any]) -> list[tuple[str, str]]:
 def _added_tokens(document: Mapping[str, Any], settings: Mapping[str, Any]) -> list[AddedToken]:
     """Added tokens by id, of tokenizer.json and of tokenizer_config.json (where some fine-tunes add theirs)."""
     found = {int(entry["id"]): _added_token(int(entry["id"]), entry) for entry in document.get("added_tokens") or ()}
-    for key, entry in (settings.get("added_tokens_decoder") or {}).items():
-        found.setdefault(int(key), _added_token(int(key), entry))
+    for token in tokens_in_settings(settings):
+        found.setdefault(token.id, token)
     return [found[key] for key in sorted(found)]
+
+
+def tokens_in_settings(settings: Mapping[str, Any]) -> list[AddedToken]:
+    """The added tokens of tokenizer_config.json."""
+    return [_added_token(int(key), entry) for key, entry in (settings.get("added_tokens_decoder") or {}).items()]
 
 
 def _added_token(i: int, entry: Mapping[str, Any]) -> AddedToken:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from qwen3_export.checkpoint.folder import read_json
 from qwen3_export.checkpoint.template import ChatTemplate, read_template
+from qwen3_export.checkpoint.tokenizer import add_missing_tokens, tokens_in_settings
 from qwen3_export.errors import CheckpointError, ExportError
 from qwen3_export.generation.text import letter_bytes
 from qwen3_export.generation.thinking import CLOSE, OPEN
@@ -57,7 +58,7 @@ def artifact_speech(folder: Path, model: Model | None, *, end_ids: Iterable[int]
         return own
     if model is None:
         raise ExportError(f"{folder}: has no {TOKENIZER}; use `model` to name the checkpoint it was made from")
-    checkpoint = folder_speech(model.folder, end_ids=end_ids)
+    checkpoint = folder_speech(model.folder, end_ids=[*end_ids, *model.tokenizer.generation.eos_token_ids])
     return checkpoint if own is None else replace(own, template=checkpoint.template)
 
 
@@ -71,6 +72,7 @@ def folder_speech(folder: Path, *, end_ids: Iterable[int] = ()) -> Speech:
         _read_if_there(folder / name)
         for name in ("tokenizer_config.json", "generation_config.json", "genai_config.json", "config.json")
     )
+    add_missing_tokens(fast, tokens_in_settings(settings))
     stated_ends = (source.get("eos_token_id") for source in (generation, genai.get("model") or {}, config))
     ends = {*end_ids, *(token for stated in stated_ends for token in _ids(stated)), *_turn_end(fast, settings)}
     if not ends:

@@ -206,7 +206,7 @@ def constant_methods(export: ExecutorchExport) -> dict[str, Any]:
         "get_max_context_len": export.context_length,
         "get_n_layers": config.num_hidden_layers,
         "get_vocab_size": config.vocab_size,
-        "get_bos_id": eos[-1] if generation.bos_token_id is None else generation.bos_token_id,
+        "get_bos_id": export.model.tokenizer.bos_token_id,
         "get_eos_ids": eos,
         "use_kv_cache": True,
         "use_sdpa_with_kv_cache": not export.options.portable,

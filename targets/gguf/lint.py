@@ -56,7 +56,7 @@ def _split(file: GgufFile) -> Iterator[Finding]:
     if not modelfile.is_file():
         yield Finding(
             text=f"the model is split into {len(names)} files: 'ollama create' needs a FROM line for each of them, as "
-            "--modelfile writes, and releases before 2026 take one file only",
+            "--modelfile writes, and older releases take one file only",
             consumers=OLLAMA,
             is_error=False,
         )

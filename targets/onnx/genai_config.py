@@ -16,7 +16,7 @@ def build_genai_config(model: Model, *, graph_file: str) -> dict[str, Any]:
     return {
         "model": {
             "type": "qwen3",
-            "bos_token_id": eos[-1] if generation.bos_token_id is None else generation.bos_token_id,
+            "bos_token_id": model.tokenizer.bos_token_id,
             "eos_token_id": eos,
             "pad_token_id": eos[0] if generation.pad_token_id is None else generation.pad_token_id,
             "context_length": config.max_position_embeddings,
