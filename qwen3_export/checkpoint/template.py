@@ -33,6 +33,7 @@ __all__ = [
     "ChatTemplate",
     "named_tokens",
     "read_template",
+    "templates_in",
     "token_content",
 ]
 
@@ -99,7 +100,7 @@ def read_template(folder: Path, settings: Mapping[str, Any]) -> ChatTemplate | N
     ``settings`` is its tokenizer_config.json. Files of Jinja (chat_template.jinja and the folder
     additional_chat_templates, as newer releases save them) come before what stands there.
     """
-    templates = _template_files(folder) or _templates_in(settings.get("chat_template"), folder)
+    templates = _template_files(folder) or templates_in(settings.get("chat_template"), folder)
     return ChatTemplate(templates=templates, tokens=named_tokens(folder, settings)) if templates else None
 
 
@@ -147,7 +148,7 @@ def _read(path: Path) -> str:
         raise CheckpointError(f"{path}: cannot be read as UTF-8 text ({error}); save the template again") from error
 
 
-def _templates_in(stated: object, folder: Path) -> dict[str, str]:
+def templates_in(stated: object, folder: Path) -> dict[str, str]:
     """One template, or a list of named ones."""
     if isinstance(stated, str):
         return {DEFAULT: stated}

@@ -32,12 +32,15 @@ if TYPE_CHECKING:
     from qwen3_export.config import Qwen3Config
 
 __all__ = [
+    "ADDED_TOKEN_FLAGS",
     "TOKENIZER_FILES",
     "AddedToken",
     "GenerationDefaults",
     "Tokenizer",
+    "add_missing_tokens",
     "load_tokenizer",
     "read_fast_tokenizer",
+    "tokens_in_settings",
 ]
 
 # What an app needs beside the weights, and what is fetched from the hub.
@@ -129,6 +132,13 @@ class Tokenizer:
     def chat_template(self) -> str | None:
         """The text of the default template."""
         return None if self.template is None else self.template.text
+
+    @property
+    def bos_token_id(self) -> int:
+        """What plain text begins with, for consumers that want such a token in any case."""
+        stated = self.front[0] if self.front else self.generation.bos_token_id
+        ends = [token for token in self.generation.eos_token_ids if token != self.generation.turn_end_id]
+        return stated if stated is not None else (ends or self.generation.eos_token_ids)[-1]
 
     @property
     def num_tokens(self) -> int:
@@ -266,11 +276,18 @@ def _added_tokens(document: Fields, settings: Fields) -> list[AddedToken]:
     for entry in document.objects("added_tokens"):
         token = _added_token(entry.get("id"), entry, document)
         found[token.id] = token
-    for key, entry in (settings.object("added_tokens_decoder") or {}).items():
-        token_id = int(key) if key.isascii() and key.isdigit() and len(key) < 10 else None
-        token = _added_token(token_id, entry, settings)
+    for token in tokens_in_settings(settings):
         found.setdefault(token.id, token)
     return [found[key] for key in sorted(found)]
+
+
+def tokens_in_settings(settings: Fields) -> list[AddedToken]:
+    """The added tokens of tokenizer_config.json. Raises CheckpointError for a damaged one."""
+    found = []
+    for key, entry in (settings.object("added_tokens_decoder") or {}).items():
+        token_id = int(key) if key.isascii() and key.isdigit() and len(key) < 10 else None
+        found.append(_added_token(token_id, entry, settings))
+    return found
 
 
 def _added_token(token_id: object, entry: object, file: Fields) -> AddedToken:

@@ -37,7 +37,8 @@ class HeldWeight(DerivedWeight):
 @contextmanager
 def open_checkpoint(model: Model) -> Iterator[Opened]:
     """Open a checkpoint for generation in the fp32 reference."""
-    yield Opened(runtime=reference_runtime(model.graph), speech=folder_speech(model.folder))
+    checkpoint_speech = folder_speech(model.folder, end_ids=model.tokenizer.generation.eos_token_ids)
+    yield Opened(runtime=reference_runtime(model.graph), speech=checkpoint_speech)
 
 
 def reference_runtime(graph: Graph) -> Runtime:

@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from qwen3_export.checkpoint.template import ChatTemplate, read_template, token_content
-from qwen3_export.checkpoint.tokenizer import read_fast_tokenizer
+from qwen3_export.checkpoint.tokenizer import add_missing_tokens, read_fast_tokenizer, tokens_in_settings
 from qwen3_export.errors import CheckpointError, ExportError
 from qwen3_export.files.json_file import Fields, read_json
 from qwen3_export.generation.text import letter_bytes
@@ -58,7 +58,7 @@ def artifact_speech(folder: Path, model: Model | None, *, end_ids: Iterable[int]
         return own
     if model is None:
         raise ExportError(f"{folder}: has no {TOKENIZER}; use `model` to name the checkpoint it was made from")
-    checkpoint = folder_speech(model.folder, end_ids=end_ids)
+    checkpoint = folder_speech(model.folder, end_ids=[*end_ids, *model.tokenizer.generation.eos_token_ids])
     return checkpoint if own is None else replace(own, template=checkpoint.template)
 
 
@@ -72,6 +72,7 @@ def folder_speech(folder: Path, *, end_ids: Iterable[int] = ()) -> Speech:
         _read_if_there(folder / name)
         for name in ("tokenizer_config.json", "generation_config.json", "genai_config.json", "config.json")
     )
+    add_missing_tokens(fast, tokens_in_settings(Fields(settings, folder / "tokenizer_config.json")))
     genai_fields = Fields(genai, folder / "genai_config.json")
     sources = (generation, genai_fields.object("model") or {}, config)
     stated_ends = (source.get("eos_token_id") for source in sources)

@@ -3,34 +3,61 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from qwen3_export.checkpoint.template import DEFAULT, TEMPLATE_FILE, ChatTemplate, named_tokens, templates_in
 from qwen3_export.checkpoint.tokenizer import Tokenizer
+from qwen3_export.parity.dialogues import same_text
 from qwen3_export.parity.prompts import tokenization_text
 
-__all__ = ["document_differences", "read_json"]
+__all__ = ["SETTINGS", "document_differences", "read_json"]
+
+SETTINGS = "tokenizer_config.json"
+BOTH = (SETTINGS, TEMPLATE_FILE)
 
 
-def document_differences(folder: Path, tokenizer: Tokenizer) -> Iterator[str]:
+def document_differences(folder: Path, tokenizer: Tokenizer, *, first_of: Sequence[str] = ()) -> Iterator[str]:
     """List which of the two is missing or differs from the checkpoint's, one sentence each.
 
-    Other tools rewrite ``tokenizer.json``; a file that gives the same tokens for all evaluation texts counts as the
-    same.
+    ``first_of`` names the files in which the consumer looks for a template, one after the other. Without it both files
+    count, as releases of one consumer differ. Other tools rewrite these files: a tokenizer that gives the same
+    tokens for all evaluation texts, and a template that gives the same text for all dialogues, count as the same.
     """
     path = folder / "tokenizer.json"
     if not path.exists():
         yield "tokenizer.json is missing"
     elif read_json(path) != read_json(tokenizer.folder / "tokenizer.json") and not _splits_alike(path, tokenizer):
         yield "tokenizer.json is not the checkpoint's, and tokenizes otherwise"
-    if tokenizer.chat_template is None:
+    right = tokenizer.template
+    if right is None:
         return
-    template = folder / "chat_template.jinja"
-    if not template.exists():
-        yield "chat_template.jinja is missing"
-    elif template.read_text(encoding="utf-8", errors="replace") != tokenizer.chat_template:
-        yield "chat_template.jinja is not the checkpoint's"
+    found = {name: _template_in(folder, name) for name in first_of or BOTH}
+    if first_of:
+        first = next((name for name in first_of if found[name] is not None), None)
+        if first is None:
+            yield f"{' and '.join(first_of)}: no chat template, and the consumer looks for it nowhere else"
+            return
+        found = {first: found[first]}
+    for name, template in found.items():
+        if name == SETTINGS and template is None:
+            yield f"{name}: has no chat template"
+        elif name == SETTINGS and template is not None and not _says_the_same(template, right):
+            yield f"{name}: has another chat template than the checkpoint"
+        elif name == TEMPLATE_FILE and right.text is not None:
+            if template is None:
+                yield f"{name} is missing"
+            elif not _says_the_same(template, replace(right, templates={DEFAULT: right.text})):
+                yield f"{name} is not the checkpoint's"
+
+
+def _says_the_same(template: ChatTemplate, right: ChatTemplate) -> bool:
+    """Whether two templates are one; a consumer with room for one has the default."""
+    if set(template.templates) == {DEFAULT} and right.text is not None:
+        right = replace(right, templates={DEFAULT: right.text})
+    return template == right or same_text(template, right)
 
 
 def read_json(path: Path) -> Any:
@@ -39,6 +66,16 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return None
+
+
+def _template_in(folder: Path, name: str) -> ChatTemplate | None:
+    """The template in one file of a folder, with the special tokens that are named there."""
+    settings = read_json(folder / SETTINGS) or {}
+    if name == SETTINGS:
+        stated = templates_in(settings.get("chat_template"), folder)
+    else:
+        stated = {DEFAULT: (folder / name).read_text(encoding="utf-8")} if (folder / name).exists() else {}
+    return ChatTemplate(templates=stated, tokens=named_tokens(folder, settings)) if stated else None
 
 
 def _splits_alike(path: Path, tokenizer: Tokenizer) -> bool:

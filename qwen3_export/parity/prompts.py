@@ -29,6 +29,8 @@ class TextEncoder(Protocol):
 
     def encode(self, text: str) -> list[int]: ...
 
+    def encode_plain(self, text: str) -> list[int]: ...
+
     def render(
         self,
         messages: Sequence[Mapping[str, Any]],
@@ -87,13 +89,18 @@ def tokenize_prompts(
     """Tokenize the texts, each cut at ``max_tokens``; ``quick`` gives a few of them, cut shorter."""
     limit = min(max_tokens, max_quick_tokens) if quick else max_tokens
     chosen = [text for text in evaluation_texts() if text.is_quick or not quick]
-    encoded = [(text.name, tokenizer.encode(_plain(tokenizer, text))) for text in chosen]
+    encoded = [(text.name, _encode(tokenizer, text)) for text in chosen]
     return tuple(Prompt(name=name, tokens=tuple(tokens[:limit])) for name, tokens in encoded if tokens)
 
 
 def tokenization_text(tokenizer: TextEncoder) -> str:
     """All texts in one string, chat markup included; a runtime must tokenize it as the checkpoint's tokenizer does."""
     return "\n".join(_plain(tokenizer, text) for text in evaluation_texts())
+
+
+def _encode(tokenizer: TextEncoder, text: EvaluationText) -> list[int]:
+    """A dialogue as the template writes it; plain text with what the tokenizer puts around it."""
+    return (tokenizer.encode if text.messages else tokenizer.encode_plain)(_plain(tokenizer, text))
 
 
 def _plain(tokenizer: TextEncoder, text: EvaluationText) -> str:

@@ -17,7 +17,7 @@ from qwen3_export.checkpoint.tokenizer import AddedToken, Tokenizer
 from qwen3_export.parity.findings import Observed
 from qwen3_export.parity.prompts import tokenization_text
 
-__all__ = ["LLAMA_CPP", "Limits", "compare_tokenization", "token_remarks"]
+__all__ = ["EXECUTORCH", "GENAI", "LLAMA_CPP", "TRANSFORMERS_JS", "Limits", "compare_tokenization", "token_remarks"]
 
 Encode = Callable[[str], list[int]]
 
@@ -45,6 +45,21 @@ LLAMA_CPP = Limits(
     },
     composes=False,
 )
+
+
+GENAI = Limits(
+    runtime="onnxruntime-genai",
+    flags={
+        "lstrip": "keeps the spaces before it",
+        "single_word": "finds it inside words too",
+        "normalized": "finds it only as it is spelled",
+    },
+    composes=False,
+)
+
+
+TRANSFORMERS_JS = Limits(runtime="transformers.js", flags={"single_word": "finds it inside words too"})
+EXECUTORCH = Limits(runtime="ExecuTorch", flags=LLAMA_CPP.flags, composes=False)
 
 
 def token_remarks(tokenizer: Tokenizer, limits: Limits) -> Iterator[str]:

@@ -6,7 +6,6 @@ Everything that can be refused is refused in ``prepare``, before a byte is writt
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +19,7 @@ from qwen3_export.files.atomic import partial_file, partial_folder
 from qwen3_export.graph import Graph
 from qwen3_export.parallel import default_threads
 from qwen3_export.quantizers.weights.rounded import round_graph
+from qwen3_export.targets.coreml.documents import COREML_DOCUMENTS, coreml_documents, end_remarks
 from qwen3_export.targets.coreml.extra import require_coremltools
 from qwen3_export.targets.coreml.layout import WeightPlan, plan_weights, stored_matrices
 from qwen3_export.targets.coreml.names import MODEL_FILE, PACKAGE, WEIGHT_FILE
@@ -38,8 +38,6 @@ DEFAULT_CONTEXT = 2048
 # swift-transformers wants a range of lengths, and stops the app where the largest is not above 2.
 LEAST_CONTEXT = 3
 
-FILES = ("tokenizer.json", "tokenizer_config.json", "config.json", "generation_config.json")
-TEMPLATE = "chat_template.jinja"
 
 # Python, torch, coremltools and the program; and what a thread holds of one block of rows.
 BASE_BYTES, BYTES_A_THREAD = 800_000_000, 40_000_000
@@ -98,7 +96,9 @@ class CoremlExport:
 
     @property
     def remarks(self) -> tuple[str, ...]:
-        return (f"writing takes about {human_size(self.memory_bytes)} of memory",)
+        tokenizer = self.model.tokenizer
+        told = f"writing takes about {human_size(self.memory_bytes)} of memory"
+        return (*tokenizer.notes, *end_remarks(tokenizer), told)
 
     def for_method(self, method: Method) -> CoremlExport:  # noqa: ARG002 (formats are the same for all)
         return self
@@ -195,12 +195,8 @@ def write(
             write_weights(descriptor, export.graph, export.plan, threads=threads, progress=progress)
         _write_bytes(package / MODEL_FILE, program_bytes(export))
         _write_bytes(package / "Manifest.json", manifest_text().encode())
-        for name in FILES:
-            if (export.model.folder / name).exists():
-                shutil.copyfile(export.model.folder / name, folder / name)
-        template = export.model.tokenizer.chat_template
-        if template is not None:
-            _write_bytes(folder / TEMPLATE, template.encode("utf-8"))
+        for name, content in coreml_documents(export.model).items():
+            _write_bytes(folder / name, content)
 
 
 def program_bytes(export: CoremlExport) -> bytes:
@@ -228,7 +224,7 @@ def program_bytes(export: CoremlExport) -> bytes:
 def is_export_file(name: str) -> bool:
     """Whether an export writes a file of this name, which is its path within the folder."""
     package = {f"{PACKAGE}/{inside}" for inside in ("Manifest.json", MODEL_FILE, WEIGHT_FILE)}
-    return name in package | REPORT_FILES | {TEMPLATE, "transcript.json", *FILES}
+    return name in package | REPORT_FILES | {"transcript.json", *COREML_DOCUMENTS}
 
 
 def _gathered_bytes(config: Qwen3Config) -> int:

@@ -7,15 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from qwen3_export.checkpoint.template import token_content
 from qwen3_export.checkpoint.tokenizer import Tokenizer
 from qwen3_export.config import Qwen3Config
 from qwen3_export.graph import Graph
 from qwen3_export.parity.documents import document_differences, read_json
 from qwen3_export.rope import rotation
 from qwen3_export.targets.coreml.blobs import read_values
+from qwen3_export.targets.coreml.documents import end_token
 from qwen3_export.targets.coreml.names import (
     ATTENTION_MASK,
     COS_TABLE,
@@ -34,6 +37,7 @@ from qwen3_export.targets.coreml.storage import VALUES
 __all__ = ["context_length", "interface_differences", "metadata_differences"]
 
 ATTENTION_SCALE, MASKED = "attention_scale", "masked"
+EOS_ID = "eos_token_id"
 # The lowest mask value that, with a score added, stays within fp16 (whose lowest number is -65504).
 LEAST_MASK = -50000.0
 
@@ -160,10 +164,32 @@ def _documents(folder: Path, tokenizer: Tokenizer) -> Iterator[str]:
     """Check the files beside the package, which an app needs."""
     if folder.suffix == ".mlpackage":
         return
-    for name in ("tokenizer_config.json", "config.json"):
+    for name, own in (("tokenizer_config.json", {"chat_template", *_names(tokenizer)}), ("config.json", {EOS_ID})):
         path = folder / name
         if not path.exists():
             yield f"{name} is missing"
-        elif read_json(path) != read_json(tokenizer.folder / name):
+        elif _without(read_json(path), own) != _without(read_json(tokenizer.folder / name) or {}, own):
             yield f"{name} is not the checkpoint's"
+    yield from _ends(folder, tokenizer)
     yield from document_differences(folder, tokenizer)
+
+
+def _ends(folder: Path, tokenizer: Tokenizer) -> Iterator[str]:
+    """Check the one token at which swift-transformers stops."""
+    settings, config = (read_json(folder / name) or {} for name in ("tokenizer_config.json", "config.json"))
+    ends, token = tokenizer.generation.eos_token_ids, end_token(tokenizer)
+    wanted = tokenizer.decode(ends[:1]) if token is None else token
+    found = token_content(settings.get("eos_token"))
+    if found is not None and found != wanted:
+        yield f"tokenizer_config.json: eos_token is {found}, and turns end with {wanted}"
+    if token is not None and config.get(EOS_ID) != tokenizer.generation.turn_end_id:
+        yield f"config.json: {EOS_ID} is {config.get(EOS_ID)}, and turns end with {tokenizer.generation.turn_end_id}"
+
+
+def _names(tokenizer: Tokenizer) -> set[str]:
+    """The named tokens, which are written where transformers has them from elsewhere."""
+    return set() if tokenizer.template is None else {"eos_token", *tokenizer.template.tokens}
+
+
+def _without(document: Any, keys: set[str]) -> Any:
+    return {key: value for key, value in document.items() if key not in keys} if isinstance(document, dict) else None

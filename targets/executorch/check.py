@@ -65,6 +65,7 @@ from qwen3_export.targets.executorch.stored import (
     read_weights,
     weight_differences,
 )
+from qwen3_export.targets.executorch.tokens import observe_tokenizer
 
 __all__ = ["ExecutorchSubject", "open_subject", "program_differences", "program_path"]
 
@@ -100,6 +101,7 @@ def open_subject(path: Path, graph: Graph, tokenizer: Tokenizer, *, threads: int
         file=file,
         checkpoint=graph,
         original=whole,
+        tokenizer=tokenizer,
         program=program,
         index=index,
         stored=None if index is None else read_weights(file, whole, index),
@@ -117,6 +119,7 @@ class ExecutorchSubject:
     file: Path
     checkpoint: Graph
     original: Graph
+    tokenizer: Tokenizer
     program: Program | None
     index: dict[str, Any] | None
     stored: Graph | None
@@ -163,12 +166,14 @@ class ExecutorchSubject:
         digests = read_digests_record(self.index or {})
         return check_affine_values(stored, expected, is_full=is_full, is_solved=is_solved, digests=digests)
 
-    def observe_runtime(self, job: Job) -> Observed:  # noqa: ARG002 (texts have no part in it)
-        """RoPE's tables and eps, which lie in the program where the index says."""
+    def observe_runtime(self, job: Job) -> Observed:
+        """RoPE's tables and eps, which lie in the program where the index says; and the tokens of the runners."""
         assert self.program is not None
         assert self.index is not None
         context = int(self.program.constant("get_max_context_len") or 1)
-        return Observed(problems=tuple(constant_differences(self.file, self.original, self.index, context=context)))
+        wrong = constant_differences(self.file, self.original, self.index, context=context)
+        found = observe_tokenizer(self.file.parent, self.tokenizer, is_full=job.is_full)
+        return Observed(problems=(*wrong, *found.problems), notes=found.notes)
 
     def exact(self, job: Job) -> Exact:
         """The program against the reference with its arithmetic; in a full check, an fp32 twin of its values too."""

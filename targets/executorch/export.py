@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +13,9 @@ from qwen3_export.checkpoint.model import Model
 from qwen3_export.errors import MissingExtraError, OptionError, QuantizationError, UnsupportedModelError
 from qwen3_export.files.atomic import partial_folder
 from qwen3_export.graph import Graph, Weight
+from qwen3_export.parity.tokenization import EXECUTORCH, token_remarks
 from qwen3_export.quantizers.weights.rounded import round_graph
+from qwen3_export.targets.documents import TOKENIZER_DOCUMENTS, tokenizer_documents
 from qwen3_export.targets.executorch.recipes import ExecutorchFormat, Recipe, assign, untied
 from qwen3_export.targets.executorch.target import ExecutorchOptions
 from qwen3_export.targets.target import REPORT_FILES, Written
@@ -36,7 +37,6 @@ __all__ = [
 PROGRAM = "model.pte"
 # Tokens of one call, and positions of the cache, where nothing else is asked for.
 DEFAULT_LENGTH = 2048
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,7 +86,9 @@ class ExecutorchExport:
 
     @property
     def remarks(self) -> tuple[str, ...]:
-        found = (f"lowering takes about {human_size(self.memory_bytes)} of memory, and some seconds a layer",)
+        tokenizer = self.model.tokenizer
+        notes = (*tokenizer.notes, *token_remarks(tokenizer, EXECUTORCH))
+        found = (*notes, f"lowering takes about {human_size(self.memory_bytes)} of memory, and some seconds a layer")
         if self.num_parameters == self.graph.num_parameters:
             return found
         tied = "the tied embedding is stored twice: to look tokens up, and as the head that XNNPACK multiplies with"
@@ -190,11 +192,8 @@ def write(export: ExecutorchExport, *, overwrite: bool = False) -> None:
             "weights": find_weights(program, export.graph, export.formats),
         }
         (folder / INDEX).write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        for name in TOKENIZER_FILES:
-            if (export.model.folder / name).exists():
-                shutil.copyfile(export.model.folder / name, folder / name)
-        if export.model.tokenizer.chat_template is not None:
-            (folder / "chat_template.jinja").write_text(export.model.tokenizer.chat_template, encoding="utf-8")
+        for name, content in tokenizer_documents(export.model, composes=False).items():
+            (folder / name).write_bytes(content)
 
 
 def constant_methods(export: ExecutorchExport) -> dict[str, Any]:
@@ -206,7 +205,7 @@ def constant_methods(export: ExecutorchExport) -> dict[str, Any]:
         "get_max_context_len": export.context_length,
         "get_n_layers": config.num_hidden_layers,
         "get_vocab_size": config.vocab_size,
-        "get_bos_id": eos[-1] if generation.bos_token_id is None else generation.bos_token_id,
+        "get_bos_id": export.model.tokenizer.bos_token_id,
         "get_eos_ids": eos,
         "use_kv_cache": True,
         "use_sdpa_with_kv_cache": not export.options.portable,
@@ -216,7 +215,7 @@ def constant_methods(export: ExecutorchExport) -> dict[str, Any]:
 
 def is_export_file(name: str) -> bool:
     """Whether an export writes a file of this name, which is its path within the folder."""
-    return name in REPORT_FILES | {PROGRAM, "qwen3_export.json", "chat_template.jinja", *TOKENIZER_FILES}
+    return name in REPORT_FILES | {PROGRAM, "qwen3_export.json", *TOKENIZER_DOCUMENTS}
 
 
 def _check_portable(graph: Graph, embedding_bits: int | None) -> None:

@@ -7,7 +7,9 @@ from pathlib import Path
 
 from qwen3_export.checkpoint.tokenizer import Tokenizer
 from qwen3_export.graph import Graph
-from qwen3_export.parity.documents import document_differences
+from qwen3_export.parity.documents import document_differences, read_json
+from qwen3_export.parity.tokenization import EXECUTORCH as LIMITS
+from qwen3_export.parity.tokenization import token_remarks
 from qwen3_export.targets.executorch.check import program_differences, program_path
 from qwen3_export.targets.executorch.recipes import untied
 from qwen3_export.targets.executorch.run import Program
@@ -51,8 +53,12 @@ def lint_executorch(path: Path, graph: Graph, tokenizer: Tokenizer) -> Iterator[
         context = program.constant("get_max_context_len")
         document = read_index(program_file.parent)
         texts += constant_differences(program_file, whole, document, context=context if isinstance(context, int) else 1)
+    if (read_json(program_file.parent / "tokenizer.json") or {}).get("normalizer") is not None:
+        texts.append("tokenizer.json has a normalizer, with which runners lose accents; export again, or make it null")
     for text in texts:
         yield Finding(text=text, consumers=RUNNERS)
+    for text in token_remarks(tokenizer, LIMITS):
+        yield Finding(text=text, consumers=RUNNERS, is_error=False)
     if not is_own:
         yield Finding(
             text="whether its weights and layers are the checkpoint's is not known: the program is another tool's, and "

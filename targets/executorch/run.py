@@ -18,7 +18,7 @@ import torch
 
 from qwen3_export.errors import CheckpointError, MissingExtraError
 
-__all__ = ["Program", "is_installed", "quiet_libraries", "runtime_version"]
+__all__ = ["Program", "is_installed", "native_remarks_dropped", "quiet_libraries", "runtime_version"]
 
 
 # Names of ExecuTorch's numbers of types (its scalar_type.h).
@@ -55,7 +55,7 @@ def quiet_libraries() -> None:
 
 
 @contextmanager
-def _native_remarks_dropped() -> Iterator[None]:
+def native_remarks_dropped() -> Iterator[None]:
     """Hide what native code prints about the processor. Errors are still raised."""
     kept = os.dup(2)
     try:
@@ -85,7 +85,7 @@ class Program:
         except ImportError as error:
             raise MissingExtraError(package="executorch", extra="executorch", purpose="running a .pte") from error
         try:
-            with _native_remarks_dropped():
+            with native_remarks_dropped():
                 self._program: Any = Runtime.get().load_program(str(path))
         except Exception as error:  # the runtime raises RuntimeError and others
             raise CheckpointError(f"{path}: ExecuTorch cannot load it ({error})") from error
@@ -124,7 +124,7 @@ class Program:
         if name not in self._program.method_names:
             return None
         try:
-            with _native_remarks_dropped():
+            with native_remarks_dropped():
                 if self._program.metadata(name).num_inputs():
                     return None
                 found = self._program.load_method(name).execute([])
@@ -150,7 +150,7 @@ class Program:
             told = ", ".join(self.methods) or "none"
             raise CheckpointError(f"{self.path}: has no method forward; its methods are {told}")
         try:
-            with _native_remarks_dropped():
+            with native_remarks_dropped():
                 self._forward = self._program.load_method("forward")
         except Exception as error:  # the runtime raises RuntimeError and others
             raise CheckpointError(f"{self.path}: ExecuTorch cannot load its method forward ({error})") from error

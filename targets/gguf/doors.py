@@ -71,7 +71,7 @@ def write(plan: GgufExport, *, overwrite: bool, threads: int | None, progress: P
     with progress.bar("writing", plan.num_weights) as advance:
         emit(plan.files, overwrite=overwrite, inputs=plan.inputs, threads=threads, progress=advance)
     if plan.modelfile is not None:
-        text = build_modelfile(plan.model, plan.files[0].path)
+        text = build_modelfile(plan.model, [file.path for file in plan.files])
         write_text(plan.modelfile, text, overwrite=overwrite, is_ours=is_modelfile, inputs=plan.inputs)
     return plan.files[0].path
 

@@ -1,43 +1,30 @@
 """Write a Modelfile, with which Ollama runs the exported file: ``ollama create NAME -f Modelfile``.
 
-By default Ollama uses a small context, and it does not evaluate Jinja. So the Modelfile gives the dialogue format in
-Go's template language (docs/modelfile.md and docs/template.md of Ollama), the sampling defaults, and a larger context.
-Checkpoints whose template is not ChatML get no TEMPLATE, and Ollama uses the template in the file.
+It names the file (each part of a split one, which Ollama merges), what a reply stops at, the sampling defaults, and a
+context larger than Ollama's own. There is no TEMPLATE in it: what Ollama's own template language can say is not what
+the checkpoint's template says (tools, thoughts that are left out of the history, a default system message), and without
+one Ollama goes by the template in the file, as llama.cpp does.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from qwen3_export.checkpoint.model import Model
 from qwen3_export.checkpoint.tokenizer import GenerationDefaults
 
-__all__ = ["build_modelfile"]
+__all__ = ["FROM", "build_modelfile"]
 
+FROM = "FROM ./"
 CONTEXT = 32768
 
-DIALOGUE = """{{- range .Messages }}<|im_start|>{{ .Role }}
-{{ .Content }}<|im_end|>
-{{ end }}<|im_start|>assistant
-"""
-# An empty thought tells Qwen3 not to think.
-WITHOUT_THINKING = "{{ if and .IsThinkSet (not .Think) }}<think>\n\n</think>\n\n{{ end }}"
 
-
-def build_modelfile(model: Model, gguf: Path) -> str:
-    """The text of a Modelfile for the file ``gguf`` in the same folder."""
-    lines = [f"FROM ./{gguf.name}", ""]
-    template = _template(model.tokenizer.chat_template)
-    if template is not None:
-        lines += [f'TEMPLATE """{template}"""', ""]
+def build_modelfile(model: Model, parts: Sequence[Path]) -> str:
+    """The text of a Modelfile for the files ``parts`` in the same folder."""
+    lines = [*(f"{FROM}{part.name}" for part in parts), ""]
     lines += [f"PARAMETER {name} {value}" for name, value in _parameters(model)]
     return "\n".join(lines) + "\n"
-
-
-def _template(chat_template: str | None) -> str | None:
-    if chat_template is None or "<|im_start|>" not in chat_template:
-        return None
-    return DIALOGUE + (WITHOUT_THINKING if "enable_thinking" in chat_template else "")
 
 
 def _parameters(model: Model) -> list[tuple[str, object]]:

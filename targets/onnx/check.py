@@ -49,7 +49,7 @@ from qwen3_export.quantizers.activations import Int8Activations
 from qwen3_export.quantizers.transforms import Fold
 from qwen3_export.reference.model import KVCache
 from qwen3_export.targets.affine_values import check_affine_values
-from qwen3_export.targets.onnx import run, surgery
+from qwen3_export.targets.onnx import genai, run, surgery
 from qwen3_export.targets.onnx.metadata_check import metadata_differences
 from qwen3_export.targets.onnx.read import OnnxFile, OnnxWeight, open_onnx, read_graph, tensor_differences
 from qwen3_export.targets.onnx.run import OnnxSession, Side
@@ -76,6 +76,7 @@ def open_subject(path: Path, graph: Graph, tokenizer: Tokenizer, *, threads: int
     return OnnxSubject(
         file=file,
         original=graph,
+        tokenizer=tokenizer,
         stored=None if missing else read_graph(file, graph),
         is_foreign=is_foreign,
         problems=tuple(differences if is_foreign else [*differences, *missing]),
@@ -90,6 +91,7 @@ class OnnxSubject:
 
     file: OnnxFile
     original: Graph
+    tokenizer: Tokenizer
     stored: Graph | None
     is_foreign: bool
     problems: tuple[str, ...]
@@ -129,8 +131,13 @@ class OnnxSubject:
         digests = read_digests_record(self.file.metadata)
         return check_affine_values(stored, expected, is_full=is_full, is_solved=is_solved, digests=digests)
 
-    def observe_runtime(self, job: Job) -> Observed:  # noqa: ARG002 (onnxruntime is given tokens)
-        return Observed()
+    def observe_runtime(self, job: Job) -> Observed:
+        """onnxruntime-genai's tokens and prompts; onnxruntime itself is given tokens."""
+        is_for_genai = all((self.file.folder / name).exists() for name in ("genai_config.json", "tokenizer.json"))
+        if not (is_for_genai and genai.is_installed()):
+            return Observed()
+        job.say("tokenizing with onnxruntime-genai")
+        return genai.observe_genai(self.file.folder, self.tokenizer, is_full=job.is_full)
 
     def exact(self, job: Job) -> Exact:
         """Conversion and decoding without int8 or fp16 activations; out of bounds, the first place that parts."""

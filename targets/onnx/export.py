@@ -9,7 +9,6 @@ import json
 import os
 import re
 import shlex
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,7 +20,9 @@ from qwen3_export.config import Qwen3Config
 from qwen3_export.errors import MissingExtraError, OptionError, QuantizationError
 from qwen3_export.files.atomic import partial_files, partial_folder
 from qwen3_export.graph import Graph
+from qwen3_export.parity.tokenization import GENAI, TRANSFORMERS_JS, token_remarks
 from qwen3_export.quantizers.weights.rounded import round_graph
+from qwen3_export.targets.documents import TOKENIZER_DOCUMENTS, tokenizer_documents
 from qwen3_export.targets.onnx.layout import DataPlan, plan_data, stored_matrices
 from qwen3_export.targets.onnx.names import rope_caches
 from qwen3_export.targets.onnx.recipes import OnnxFormat, Recipe, assign
@@ -59,7 +60,6 @@ BROWSER_FILE_BYTES = 2_000_000_000
 BROWSER_BYTES = 4 << 30
 _SUFFIX = f"(?:{'|'.join(sorted(set(JS_SUFFIXES.values())))})"
 JS_FILES = tuple(map(re.compile, (rf"onnx/model{_SUFFIX}\.onnx(?:_data(?:_\d+)?)?", rf"report{_SUFFIX}\.json")))
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 MODEL_FILES = ("config.json", "generation_config.json")
 
 
@@ -125,7 +125,9 @@ class OnnxExport:
 
         kept = others_kept(self)
         found = [] if not kept else [f"{self.out} keeps {', '.join(kept)}; {self.graph_file} is added"]
-        return (*found, *_browser_remarks(self))
+        tokenizer = self.model.tokenizer
+        limits = GENAI if self.options.flavour == "genai" else TRANSFORMERS_JS
+        return (*found, *_browser_remarks(self), *tokenizer.notes, *token_remarks(tokenizer, limits))
 
     def for_method(self, method: Method) -> OnnxExport:  # noqa: ARG002 (formats are the same for all)
         return self
@@ -212,12 +214,9 @@ def write(
         with partial_files(list(zip(data, export.plan.file_bytes, strict=True))) as descriptors:
             write_data(descriptors, export.graph, export.plan, threads=threads, progress=progress)
         _write_bytes(folder / export.graph_file, graph_bytes(export))
-        for name, text in _documents(export).items():
-            _write_bytes(folder / name, text.encode("utf-8"))
+        for name, content in _documents(export).items():
+            _write_bytes(folder / name, content)
         keep_others(export, folder)
-        for name in TOKENIZER_FILES:
-            if (export.model.folder / name).exists():
-                shutil.copyfile(export.model.folder / name, folder / name)
 
 
 def graph_bytes(export: OnnxExport, *, accuracy_level: int | None = None) -> bytes:
@@ -241,33 +240,32 @@ def graph_bytes(export: OnnxExport, *, accuracy_level: int | None = None) -> byt
 
 def is_export_file(name: str) -> bool:
     """Whether an export writes a file of this name, which is its path within the folder."""
-    known = {"model.onnx", "model.onnx.data", "chat_template.jinja", "genai_config.json"}
-    is_known = name in known | REPORT_FILES | {*TOKENIZER_FILES, *MODEL_FILES}
+    known = {"model.onnx", "model.onnx.data", "genai_config.json"}
+    is_known = name in known | REPORT_FILES | {*TOKENIZER_DOCUMENTS, *MODEL_FILES}
     return is_known or any(pattern.fullmatch(name) for pattern in JS_FILES)
 
 
-def _documents(export: OnnxExport) -> dict[str, str]:
+def _documents(export: OnnxExport) -> dict[str, bytes]:
     """The small text files beside the graph."""
     from qwen3_export.targets.onnx.genai_config import build_genai_config
     from qwen3_export.targets.onnx.transformers_js import JavascriptGraph, build_config, build_generation_config
 
-    found = {}
-    if export.options.flavour == "genai":
+    is_genai = export.options.flavour == "genai"
+    found = tokenizer_documents(export.model, is_for_genai=is_genai)
+    if is_genai:
         document = build_genai_config(export.model, graph_file=export.graph_file, context_length=export.context_length)
-        found["genai_config.json"] = _json(document)
-    else:
-        graph = JavascriptGraph(
-            file=export.graph_file,
-            dtype=export.js_dtype,
-            num_data_files=len(export.data_files),
-            has_fp16_cache=export.recipe.float_type == "F16",
-        )
-        found["config.json"] = _json(build_config(export.model, graph, context_length=export.context_length))
-        found["generation_config.json"] = _json(build_generation_config(export.model))
-    template = export.model.tokenizer.chat_template
-    if template is not None:
-        found["chat_template.jinja"] = template
-    return found
+        return {**found, "genai_config.json": _json(document)}
+    graph = JavascriptGraph(
+        file=export.graph_file,
+        dtype=export.js_dtype,
+        num_data_files=len(export.data_files),
+        has_fp16_cache=export.recipe.float_type == "F16",
+    )
+    return {
+        **found,
+        "config.json": _json(build_config(export.model, graph, context_length=export.context_length)),
+        "generation_config.json": _json(build_generation_config(export.model)),
+    }
 
 
 def _context_length(config: Qwen3Config, options: OnnxOptions) -> int:
@@ -299,8 +297,8 @@ def _browser_remarks(export: OnnxExport) -> Iterator[str]:
         yield f"the weights are in {len(sizes)} files, because a browser fetches 2 GB in one piece at most"
 
 
-def _json(document: object) -> str:
-    return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+def _json(document: object) -> bytes:
+    return (json.dumps(document, indent=2, ensure_ascii=False) + "\n").encode("utf-8")
 
 
 def _write_bytes(path: Path, data: bytes) -> None:

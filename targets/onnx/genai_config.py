@@ -19,7 +19,7 @@ def build_genai_config(model: Model, *, graph_file: str, context_length: int) ->
     return {
         "model": {
             "type": "qwen3",
-            "bos_token_id": eos[-1] if generation.bos_token_id is None else generation.bos_token_id,
+            "bos_token_id": model.tokenizer.bos_token_id,
             "eos_token_id": eos,
             "pad_token_id": eos[0] if generation.pad_token_id is None else generation.pad_token_id,
             "context_length": context_length,

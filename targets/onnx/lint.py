@@ -10,6 +10,8 @@ from qwen3_export.calibration.provenance import PREFIX
 from qwen3_export.checkpoint.tokenizer import Tokenizer
 from qwen3_export.graph import Graph
 from qwen3_export.parity.documents import read_json
+from qwen3_export.parity.tokenization import GENAI as GENAI_LIMITS
+from qwen3_export.parity.tokenization import TRANSFORMERS_JS, token_remarks
 from qwen3_export.targets.lint import Finding
 from qwen3_export.targets.onnx.metadata_check import metadata_differences
 from qwen3_export.targets.onnx.read import OnnxFile, graph_path_of, open_onnx, tensor_differences
@@ -49,6 +51,8 @@ def lint_onnx(path: Path, graph: Graph, tokenizer: Tokenizer, *, consumers: Sequ
     if file.graph_path.stat().st_size > MOST_BYTES:
         yield Finding(text=f"{file.graph_path.name} is larger than a protobuf may be; keep weights outside it",
                       consumers=everyone)  # fmt: skip
+    for text in token_remarks(tokenizer, TRANSFORMERS_JS if JAVASCRIPT in everyone else GENAI_LIMITS):
+        yield Finding(text=text, consumers=everyone, is_error=False)
     yield from _javascript(file, is_foreign=is_foreign) if JAVASCRIPT in everyone else _genai(file)
 
 

@@ -11,16 +11,20 @@ from typing import Any
 
 import numpy as np
 
+from qwen3_export.checkpoint.template import TEMPLATE_FILE
 from qwen3_export.checkpoint.tokenizer import Tokenizer
 from qwen3_export.config import Qwen3Config
 from qwen3_export.files.positional import read_exactly
 from qwen3_export.graph import Graph
-from qwen3_export.parity.documents import document_differences, read_json
+from qwen3_export.parity.documents import SETTINGS, document_differences, read_json
 from qwen3_export.rope import rotation
 from qwen3_export.targets.onnx.names import COS_CACHE, SIN_CACHE
 from qwen3_export.targets.onnx.read import OnnxFile, nodes_with_attributes
 
 __all__ = ["metadata_differences"]
+
+# Where onnxruntime-genai looks for a template; transformers.js knows the first alone.
+GENAI_READS = (SETTINGS, TEMPLATE_FILE)
 
 Attributes = Mapping[str, Any]
 
@@ -40,7 +44,8 @@ def metadata_differences(file: OnnxFile, graph: Graph, tokenizer: Tokenizer, *, 
         *_rope_tables(file, config, is_foreign=is_foreign),
         *_genai(file, config, tokenizer),
         *_javascript(file.folder / "config.json", config),
-        *document_differences(file.folder, tokenizer),
+        *_ends(file, tokenizer),
+        *document_differences(file.folder, tokenizer, first_of=(SETTINGS,) if is_javascript(file) else GENAI_READS),
     ]
 
 
@@ -160,6 +165,22 @@ def _lengths(file: OnnxFile, document: Mapping[str, Any], config: Qwen3Config) -
     longest = document.get("search", {}).get("max_length")
     if isinstance(longest, int) and isinstance(stated, int) and longest > stated:
         yield f"genai_config.json: max_length is {longest}, more than its context_length {stated}"
+
+
+def is_javascript(file: OnnxFile) -> bool:
+    """Whether a folder is laid out for transformers.js."""
+    return file.graph_path.parent.name == "onnx"
+
+
+def _ends(file: OnnxFile, tokenizer: Tokenizer) -> Iterator[str]:
+    """Check the end tokens that transformers.js reads."""
+    if not is_javascript(file):
+        return
+    stated = (read_json(file.folder / "generation_config.json") or {}).get("eos_token_id")
+    found = stated if isinstance(stated, list) else [stated]
+    missing = [token for token in tokenizer.generation.eos_token_ids if token not in found]
+    if missing:
+        yield f"generation_config.json: eos_token_id {stated} lacks {', '.join(map(str, missing))}"
 
 
 def _javascript(path: Path, config: Qwen3Config) -> Iterator[str]:

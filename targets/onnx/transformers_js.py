@@ -9,6 +9,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from qwen3_export.checkpoint.model import Model
+from qwen3_export.targets.documents import generation_document
 
 __all__ = ["JavascriptGraph", "build_config", "build_generation_config", "is_same_model", "merge_config"]
 
@@ -60,10 +61,6 @@ def _mapping(value: object) -> dict[str, Any]:
 
 
 def build_generation_config(model: Model) -> dict[str, Any]:
-    """The checkpoint's ``generation_config.json``, or one made from its tokenizer's settings."""
-    path = model.folder / "generation_config.json"
-    if path.exists():
-        document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return document
-    generation = model.tokenizer.generation
-    return {"eos_token_id": list(generation.eos_token_ids), "pad_token_id": generation.pad_token_id}
+    """The checkpoint's ``generation_config.json`` with every end token, or one made from its tokenizer's settings."""
+    document: dict[str, Any] = json.loads(generation_document(model))
+    return document

@@ -56,6 +56,7 @@ def test_overrides_and_modelfile(run, tmp_path: Path) -> None:
     assert types["blk.3.ffn_up.weight"] == "Q4_0"
     modelfile = (out.parent / "Modelfile").read_text()
     assert modelfile.startswith("FROM ./modèle.gguf\n")
+    assert "TEMPLATE" not in modelfile  # Ollama goes by the one in the file
     assert 'PARAMETER stop "<|im_end|>"\nPARAMETER stop "<|endoftext|>"' in modelfile
     assert "PARAMETER num_ctx 2048" in modelfile
 

@@ -21,12 +21,22 @@ def test_a_sound_file_and_a_foreign_model(run, tmp_path: Path) -> None:
 
 
 @pytest.mark.gguf
-def test_a_split_file_is_not_for_everyone(run) -> None:
-    assert run("gguf", "-m", "demo", "-q", "f32", "--split-max-size", "20M", "--no-check", "-o", "m.gguf").code == 0
+def test_a_split_file_needs_a_modelfile_that_names_its_parts(run, tmp_path: Path) -> None:
+    """Ollama merges the parts that FROM lines name."""
+    command = ("gguf", "-m", "demo", "-q", "f32", "--split-max-size", "20M", "--no-check", "-o", "m.gguf")
+    fine = ["llama.cpp: ok", "Ollama: ok", "LM Studio: ok"]
+    assert run(*command).code == 0
+    outcome = run("lint", "m-00001-of-00002.gguf", "-m", "demo")
+    assert (outcome.code, outcome.out.splitlines()[-3:]) == (0, fine)
+    assert "note: Ollama: the model is split into 2 files: 'ollama create' needs a FROM line for each" in outcome.out
+    assert run(*command, "--modelfile", "--force").code == 0
+    text = (tmp_path / "Modelfile").read_text()
+    assert text.startswith("FROM ./m-00001-of-00002.gguf\nFROM ./m-00002-of-00002.gguf\n\nPARAMETER")
+    assert run("lint", "m-00001-of-00002.gguf", "-m", "demo").out.splitlines() == fine
+    (tmp_path / "Modelfile").write_text(text.replace("FROM ./m-00002-of-00002.gguf\n", ""))
     outcome = run("lint", "m-00001-of-00002.gguf", "-m", "demo")
     assert outcome.code == 3
-    assert "error: Ollama: the model is split into 2 files" in outcome.out
-    assert outcome.out.splitlines()[-3:] == ["llama.cpp: ok", "Ollama: 1 error", "LM Studio: ok"]
+    assert "error: Ollama: the Modelfile has no FROM line for m-00002-of-00002.gguf" in outcome.out
 
 
 @pytest.mark.onnx

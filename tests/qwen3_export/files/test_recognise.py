@@ -36,7 +36,7 @@ METADATA = build_metadata(load("demo"), Provenance(recipe="f16", file_type=1))
 
 
 def write_modelfile(path: Path) -> None:
-    path.write_text(build_modelfile(load("demo"), Path("demo-q4_k_m.gguf")), encoding="utf-8")
+    path.write_text(build_modelfile(load("demo"), [Path("demo-q4_k_m.gguf")]), encoding="utf-8")
 
 
 WRITERS: dict[str, list[Callable[[Path], None]]] = {

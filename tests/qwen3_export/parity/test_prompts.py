@@ -45,6 +45,9 @@ def test_dialogues_go_through_the_chat_template(tokenizer: Tokenizer) -> None:
 
 def test_a_base_model_without_template_gets_plain_text(tokenizer: Tokenizer) -> None:
     class Plain:
+        def encode_plain(self, text: str) -> list[int]:
+            return self.encode(text)
+
         def encode(self, text: str) -> list[int]:
             return tokenizer.encode(text)
 
