@@ -13,6 +13,7 @@ from qwen3_export.parity.documents import read_json
 from qwen3_export.targets.lint import Finding
 from qwen3_export.targets.onnx.metadata_check import metadata_differences
 from qwen3_export.targets.onnx.read import OnnxFile, graph_path_of, open_onnx, tensor_differences
+from qwen3_export.targets.onnx.versions import OLDEST, oldest_runtime
 
 __all__ = ["consumers_of", "lint_onnx"]
 
@@ -49,6 +50,12 @@ def lint_onnx(path: Path, graph: Graph, tokenizer: Tokenizer, *, consumers: Sequ
     if file.graph_path.stat().st_size > MOST_BYTES:
         yield Finding(text=f"{file.graph_path.name} is larger than a protobuf may be; keep weights outside it",
                       consumers=everyone)  # fmt: skip
+    if oldest_runtime(file) != OLDEST:
+        yield Finding(
+            text=f"needs onnxruntime {oldest_runtime(file)} or newer, which knows QMoE's accuracy_level",
+            consumers=everyone,
+            is_error=False,
+        )
     yield from _javascript(file, is_foreign=is_foreign) if JAVASCRIPT in everyone else _genai(file)
 
 
