@@ -18,10 +18,10 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from qwen3_export.files.json_file import read_json
 from qwen3_export.checkpoint.model import Model
 from qwen3_export.checkpoint.template import DEFAULT, TEMPLATE_FILE, ChatTemplate, token_content
 from qwen3_export.checkpoint.tokenizer import ADDED_TOKEN_FLAGS
+from qwen3_export.files.json_file import read_json
 from qwen3_export.targets.genai_template import for_genai
 
 __all__ = ["TOKENIZER_DOCUMENTS", "generation_document", "tokenizer_documents"]

@@ -11,10 +11,10 @@ import json
 from collections.abc import Iterator
 from dataclasses import replace
 
-from qwen3_export.files.json_file import read_json
 from qwen3_export.checkpoint.model import Model
 from qwen3_export.checkpoint.template import ChatTemplate
 from qwen3_export.checkpoint.tokenizer import Tokenizer
+from qwen3_export.files.json_file import read_json
 from qwen3_export.parity.dialogues import same_text
 from qwen3_export.targets.documents import TOKENIZER_DOCUMENTS, generation_document, tokenizer_documents
 

@@ -43,6 +43,10 @@ __all__ = ["IR_VERSION", "OPSET", "GraphOptions", "build_model"]
 
 OPSET, IR_VERSION = 21, 10
 
+# QMoE knows accuracy_level from onnxruntime 1.31 on. Without it, 1.23 to 1.30 (all that transformers.js has today) load
+# the graph too: right with 4 bits, wrong with 8, where the attribute keeps them from it.
+OLD_EXPERT_BITS = 4
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GraphOptions:
@@ -327,9 +331,10 @@ class _Writer:
         if ZERO_POINTS in self.plan.initializers[fc1]:
             inputs += [self._stacked(fc1, ZERO_POINTS), self._stacked(fc2, ZERO_POINTS)]
         bits, fc2_bits = fc1_integers.num_bits, fc2_integers.num_bits
-        shared |= {"expert_weight_bits": bits, "weights_prepacked": 0}
+        shared |= {"expert_weight_bits": bits, "block_size": _block_size(fc1_integers)}
         shared |= {} if fc2_bits == bits else {"fc2_expert_weight_bits": fc2_bits}
-        shared |= {"block_size": _block_size(fc1_integers), "accuracy_level": self.options.accuracy_level}
+        if not self.options.is_for_browsers or max(bits, fc2_bits) > OLD_EXPERT_BITS:
+            shared |= {"weights_prepacked": 0, "accuracy_level": self.options.accuracy_level}
         return build.op("QMoE", *inputs, name=output, domain=MICROSOFT, dtype=self.dtype, **shared)
 
     def _stacked(self, name: str, part: str) -> ir.Value:

@@ -15,6 +15,7 @@ from qwen3_export.parity.tokenization import TRANSFORMERS_JS, token_remarks
 from qwen3_export.targets.lint import Finding
 from qwen3_export.targets.onnx.metadata_check import metadata_differences
 from qwen3_export.targets.onnx.read import OnnxFile, graph_path_of, open_onnx, tensor_differences
+from qwen3_export.targets.onnx.versions import OLDEST, oldest_runtime
 
 __all__ = ["consumers_of", "lint_onnx"]
 
@@ -53,6 +54,12 @@ def lint_onnx(path: Path, graph: Graph, tokenizer: Tokenizer, *, consumers: Sequ
                       consumers=everyone)  # fmt: skip
     for text in token_remarks(tokenizer, TRANSFORMERS_JS if JAVASCRIPT in everyone else GENAI_LIMITS):
         yield Finding(text=text, consumers=everyone, is_error=False)
+    if oldest_runtime(file) != OLDEST:
+        yield Finding(
+            text=f"needs onnxruntime {oldest_runtime(file)} or newer, which knows QMoE's accuracy_level",
+            consumers=everyone,
+            is_error=False,
+        )
     yield from _javascript(file, is_foreign=is_foreign) if JAVASCRIPT in everyone else _genai(file)
 
 

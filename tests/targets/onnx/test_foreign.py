@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,6 +20,7 @@ import onnx
 
 from qwen3_export.api import check
 from qwen3_export.checkpoint.model import load
+from qwen3_export.targets.onnx import doors
 from qwen3_export.targets.onnx.foreign import own_names
 
 
@@ -89,4 +91,59 @@ def test_names() -> None:
         "model.norm.weight",
         "model.embed_tokens.weight_codes",
         "model.layers.3.self_attn.o_proj.weight_codes",
+    ]
+
+
+def test_lint_does_not_call_unknown_names_errors(built: Callable[[str], Path]) -> None:
+    found = list(doors.lint(built("fp32"), load("demo"))[1])
+    assert [finding.text for finding in found if finding.is_error] == []
+    assert any("cannot be told by their names" in finding.text for finding in found)
+
+
+def anonymous(written: Any, out: Path, *, is_single: bool) -> Path:
+    """The export as another tool would write it: names that say nothing, attention by other operators, no metadata.
+
+    GroupQueryAttention goes into a function of the model, which onnxruntime unfolds.
+    """
+    shutil.copytree(written.folder, out)
+    path = out / "model.onnx"
+    proto = onnx.load(str(path), load_external_data=is_single)
+    names = {tensor.name: f"onnx::MatMul_{i}" for i, tensor in enumerate(proto.graph.initializer)}
+    for tensor in proto.graph.initializer:
+        tensor.name = names[tensor.name]
+    for node in proto.graph.node:
+        for i, name in enumerate(node.input):
+            node.input[i] = names.get(name, name)
+    attention = [node for node in proto.graph.node if node.op_type == "GroupQueryAttention"]
+    inner = onnx.NodeProto()
+    inner.CopyFrom(attention[0])
+    inputs, outputs = [f"i{i}" for i in range(len(inner.input))], [f"o{i}" for i in range(len(inner.output))]
+    inner.input[:], inner.output[:] = inputs, outputs
+    opsets = [onnx.helper.make_opsetid("", 21), onnx.helper.make_opsetid("com.microsoft", 1)]
+    proto.functions.append(onnx.helper.make_function("other", "Attend", inputs, outputs, [inner], opsets))
+    proto.opset_import.append(onnx.helper.make_opsetid("other", 1))
+    for node in attention:
+        node.op_type, node.domain = "Attend", "other"
+        del node.attribute[:]
+    del proto.metadata_props[:]
+    path.write_bytes(proto.SerializeToString())
+    if is_single:
+        (out / "model.onnx.data").unlink()
+    (out / "genai_config.json").unlink()
+    return out
+
+
+@pytest.mark.parametrize("is_single", [False, True])
+def test_a_graph_of_other_names_and_operators(exported: Callable[..., Any], tmp_path: Path, is_single: bool) -> None:
+    """As Optimum writes them: with external data, and as one file."""
+    written = exported("tied", "fp32")
+    folder = anonymous(written, tmp_path / "other", is_single=is_single)
+    report = check(folder, written.model)
+    assert report.verdict == "not_run", report.reasons
+    assert report.end_to_end.mean_kld is not None
+    assert report.end_to_end.mean_kld < 1e-9
+    assert report.metadata == ()
+    found = list(doors.lint(folder, written.model)[1])
+    assert [finding.text for finding in found if finding.is_error] == [
+        "genai_config.json is missing, or cannot be read"
     ]
