@@ -25,7 +25,8 @@ def needed(node: ast.AST) -> set[str]:
     """The targets whose packages some code asks for by ``importorskip``."""
     calls = [call for call in ast.walk(node) if isinstance(call, ast.Call)]
     calls = [call for call in calls if ast.unparse(call.func) == "pytest.importorskip"]
-    packages = {str(ast.literal_eval(call.args[0])).partition(".")[0] for call in calls}
+    named = [call.args[0] for call in calls]
+    packages = {str(name.value).partition(".")[0] for name in named if isinstance(name, ast.Constant)}
     return {RUNTIMES[package] for package in packages & RUNTIMES.keys()}
 
 

@@ -22,7 +22,7 @@ def test_dry_run_forecasts_and_writes_nothing(run, tmp_path: Path) -> None:
 def test_refusals(run, tmp_path: Path) -> None:
     for arguments, told in [
         (("--quant", "q4_k_m"), "not an ExecuTorch recipe"),
-        (("--group-size", "100"), "XNNPACK's int4 has 32, 64, 128, 256"),
+        (("--group-size", "100"), "--group-size 100: use one of 32, 64, 128, 256"),
         (("--max-seq-len", "4096"), "must be from 2 to the --context-length 2048"),
     ]:
         refused = run("executorch", "-m", "demo", *arguments)

@@ -66,8 +66,8 @@ def test_what_is_there_is_kept(run, tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_text("x")
     assert "a file; give the name of the folder" in run(*arguments[:-1], file).err
-    assert "there is no folder" in run(*arguments[:-1], tmp_path / "no" / "such").err
-    assert names(tmp_path) == ["file", "mine"]
+    assert run(*arguments[:-1], tmp_path / "new" / "folder").code == 0
+    assert names(tmp_path) == ["file", "mine", "new"]
 
 
 def test_dry_run_and_refusals(run, tmp_path: Path) -> None:

@@ -118,7 +118,7 @@ def test_cards_and_templates_decide_nothing_by_being_damaged(folders: Callable[[
         (folder / "README.md").write_bytes(card.encode("utf-8", "surrogateescape"))
         assert load(folder).name == "m"
     (folder / "chat_template.jinja").write_bytes(b"\xff\xfe")
-    with pytest.raises(ExportError, match="cannot be read as text"):
+    with pytest.raises(ExportError, match="cannot be read as UTF-8 text"):
         load(folder)
     for template in ("{{ 1 / 0 }}", "{{ messages[7].x.y }}", "{{ range(10**9) }}", "{% for %}", "{{ x() }}"):
         (folder / "chat_template.jinja").write_text(template)

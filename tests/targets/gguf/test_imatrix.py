@@ -210,7 +210,7 @@ def test_damaged_and_foreign_files_are_refused(tmp_path: Path) -> None:
     gguf_form = write(tmp_path / "a.gguf", entries_of(DENSE)).read_bytes()
     dat_form = write_dat(tmp_path / "a.dat", entries_of(DENSE)).read_bytes()
     cases = {
-        "a truncated GGUF": (gguf_form[: len(gguf_form) // 2], "a damaged GGUF file"),
+        "a truncated GGUF": (gguf_form[: len(gguf_form) // 2], "cut short"),
         "a truncated header": (gguf_form[:40], "cut short"),
         "a truncated dat": (dat_form[: len(dat_form) // 2], "no importance matrix"),
         "text": (b"The quick brown fox jumps over the lazy dog", "no importance matrix"),
