@@ -25,6 +25,7 @@ def test_every_option_is_in_the_help(target, run) -> None:
     assert "<" not in re.sub(r"<[^<>|]+(\|[^<>|]+)+>", "", shown.partition("Options:")[2])  # choices, but no types
 
 
+@pytest.mark.onnx
 def test_older_spellings_go_on_working(run) -> None:
     pytest.importorskip("onnx_ir")
     for words in (("--block-size", "64"), ("--block-size=64",), ("--group-size", "64")):

@@ -25,6 +25,7 @@ SHORT = ("--sequence-length", "32", "--samples", "8")
     ],
     ids=" ".join,
 )
+@pytest.mark.onnx
 def test_the_users_file_survives(name: str, arguments: tuple[str, ...], run, tmp_path: Path) -> None:
     if "onnx" in arguments:
         pytest.importorskip("onnx_ir")

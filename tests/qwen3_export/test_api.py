@@ -117,6 +117,7 @@ def test_keys_are_balanced_on_the_text(model: qx.Model, short: qx.Calibration, t
         ("gguf", "q4_k_m", {"method": "gptq", "imatrix": Path("x.gguf")}, "`imatrix` is for `method` rtn"),
     ],
 )
+@pytest.mark.onnx
 def test_refusals_speak_of_parameters(
     target: str, recipe: str, options: dict[str, Any], told: str, model: qx.Model, tmp_path: Path
 ) -> None:

@@ -36,14 +36,18 @@ def test_longest_context_that_may_be_asked_for(
         api.plan(model, target, recipe, context_length=length + 1)
 
 
+@pytest.mark.onnx
 def test_genai_and_the_tables_of_its_graph(model_and_length: tuple[Model, int]) -> None:
     pytest.importorskip("onnx_ir")
     from qwen3_export.targets.onnx.genai_config import build_genai_config
     from qwen3_export.targets.onnx.names import COS_CACHE
 
     model, length = model_and_length
-    assert build_genai_config(model, graph_file="model.onnx")["model"]["context_length"] == length
-    plan: Any = api.plan(model, "onnx", "int4")
+    assert (
+        build_genai_config(model, graph_file="model.onnx", context_length=length)["model"]["context_length"] == length
+    )
+    plan: Any = api.plan(model, "onnx", "int4", context_length=length)
+    assert plan.context_length == length
     assert plan.plan.constants[COS_CACHE][0].shape[0] == length
 
 

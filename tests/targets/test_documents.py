@@ -233,7 +233,7 @@ def test_genai_renders_what_transformers_renders(folder: Path, tmp_path: Path, t
 
     flag_tokens(folder, FLAGGED)
     model = jinja_alone(folder, text)
-    config = json.dumps(build_genai_config(model, graph_file="model.onnx")).encode()
+    config = json.dumps(build_genai_config(model, graph_file="model.onnx", context_length=2048)).encode()
     out = written(tmp_path / "out", {**tokenizer_documents(model, is_for_genai=True), "genai_config.json": config})
     theirs = genai.Tokenizer(str(out))
     right = [dialogue for dialogue in DIALOGUES if dialogue.name != "null content"]

@@ -52,7 +52,7 @@ def test_another_model_s_numbers_are_told(packaged: Callable[..., Any]) -> None:
     for change, told in [
         ({"rms_norm_eps": 1e-5}, "root_eps is 0.001"),
         ({"rope_scaling": None}, "cos_table holds other angles"),
-        ({"max_position_embeddings": 1024}, "takes 2048 positions"),
+        ({"max_position_embeddings": 1024, "rope_scaling": None}, "takes 2048 positions"),
         ({"num_hidden_layers": 3}, "the program has 2 layers"),
         ({"num_key_value_heads": 4}, "does not go with the checkpoint's heads"),
     ]:

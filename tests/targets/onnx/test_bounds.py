@@ -52,7 +52,7 @@ def with_angles(folder: Path, angles_TR: Tensor) -> Path:
     file = open_onnx(folder)
     for name, function in ((COS_CACHE, torch.cos), (SIN_CACHE, torch.sin)):
         place = file.initializers[name]
-        with file.data_path.open("r+b") as data:
+        with file.data_paths[0].open("r+b") as data:
             data.seek(place.offset)
             data.write(function(angles_TR).numpy().astype(place.dtype).tobytes())
     return folder

@@ -49,7 +49,7 @@ def greedy(given: OnnxSession, texts: Sequence[Sequence[int]], count: int) -> li
 
 @pytest.mark.parametrize(
     ("variant", "recipe", "tolerance"),
-    [("demo", "fp32", 1e-3), ("demo", "fp16", 0.05), ("yarn", "int4", 1e-2), ("moe", "int8", 1e-2)],
+    [("demo", "fp32", 1e-3), ("demo", "fp16", 0.05), ("yarn", "int4", 1e-2), ("moe", "int8", 5e-2)],
 )
 def test_a_batch_of_three_is_three_texts(
     exported: Callable[..., Any], variant: str, recipe: str, tolerance: float
