@@ -19,6 +19,8 @@ EXPECTED: Mapping[str, str] = {
     r"node is not installed": "nothing that pip installs",
     r"transformers\.js is not installed .+": "nothing that pip installs; CI installs it, and says so where that fails",
     r"needs QWEN3_EXPORT_OLD_ONNXRUNTIMES: .+": "other releases than the installed ones; CI runs them in a step",
+    r"needs node, and QWEN3_EXPORT_TRANSFORMERS_JS: .+": "nothing that pip installs",
+    r"a mixture of experts is tried once .+": "cases that nobody wants, of a product of parameters",
     r"chromium is not installed": "nothing that pip installs",
     r"could not import 'mlx\.core': No module named 'mlx'": "a peer to compare with, in none of the extras",
     r"could not import 'compressed_tensors\..+': No module named 'compressed_tensors'": "a peer, in none of the extras",
