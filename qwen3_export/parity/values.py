@@ -9,8 +9,8 @@ its text never used as far as it likes, so no limit on the error follows from th
 - Whatever it chose is recorded when it is written, as a digest (``quantizers.weights.digests``). Values that have the
   recorded digest are what the solver chose; others are damaged.
 - A row still is the checkpoint's row, plus an error. Rows of another tensor, and those of a permuted or a transposed
-  one, do not correlate with it: over n columns their correlation has a standard deviation of 1 / sqrt(n). A row within
-  ``UNRELATED`` of these is not the checkpoint's. (The mean of the rows is taken off before, for it is common to all.)
+  one, do not correlate with it: over n columns their correlation has a standard deviation of 1 / sqrt(n) around zero,
+  and half of them are negative. ``_Correlations`` tells from that, without a limit on the error.
 
 Without a recorded digest, as in other tools' files, what exceeds the format's limits is a note, and not a fault.
 """
@@ -19,7 +19,6 @@ Without a recorded digest, as in other tools' files, what exceeds the format's l
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
@@ -30,9 +29,10 @@ from qwen3_export.quantizers.weights.digests import ValueDigest, digest_name
 
 __all__ = ["Limits", "ValueCheck", "WeightError", "compare_values"]
 
-# A row whose correlation is within so many standard deviations of no correlation is another one. With fewer columns
-# than this, chance alone correlates rows too well to tell.
-UNRELATED, FEWEST_COLUMNS = 5.0, 48
+# In standard deviations of no correlation: as far as this is none, and from this on rows are the checkpoint's for sure.
+NONE, SURE = 5.0, 10.0
+# This share of rows with a negative correlation is more than errors give, even of eight times the row's own size.
+NEGATIVE_SHARE, NEGATIVE_ROWS = 0.02, 3
 
 # A quick check reads about this many values in all, and at least this many rows of each weight.
 QUICK_VALUES, QUICK_ROWS = 1 << 26, 16
@@ -81,6 +81,44 @@ class ValueCheck:
     errors: tuple[WeightError, ...] = ()
 
 
+class _Correlations:
+    """The correlation of each row with the checkpoint's, the mean of the rows taken off, for it is common to all."""
+
+    def __init__(self) -> None:
+        self._rows: list[np.ndarray] = []
+        self._sigmas: list[np.ndarray] = []
+        self._products = np.zeros(3)
+        self._num_values = 0
+
+    def add(self, ours_RI: np.ndarray, theirs_RI: np.ndarray, *, first: int) -> None:
+        """Take the next rows, of which the first has the number ``first``."""
+        mean_I = theirs_RI.mean(0) if len(theirs_RI) > 1 else np.float32(0)
+        ours, theirs = ours_RI - mean_I, theirs_RI - mean_I
+        both_R = np.einsum("ri,ri->r", ours, theirs, dtype=np.float64)
+        ours_R, theirs_R = (np.einsum("ri,ri->r", x, x, dtype=np.float64) for x in (ours, theirs))
+        # Rows of zeros, and rows that are all the same, correlate with nothing.
+        largest = float(np.square(theirs_RI).sum(1).max(initial=0.0))
+        tells_R = theirs_R > 1e-6 * max(largest, 1e-30)
+        sigmas_R = np.sqrt(ours.shape[1]) * both_R / np.sqrt(np.maximum(ours_R * theirs_R, 1e-60))
+        self._rows.append(first + np.flatnonzero(tells_R))
+        self._sigmas.append(sigmas_R[tells_R])
+        self._products += [both_R[tells_R].sum(), ours_R[tells_R].sum(), theirs_R[tells_R].sum()]
+        self._num_values += int(tells_R.sum()) * ours.shape[1]
+
+    def unrelated_rows(self) -> list[int]:
+        """The rows that are not the checkpoint's: all, those of a permutation, or single ones among sure ones."""
+        if not self._num_values:
+            return []
+        rows_R, sigmas_R = np.concatenate(self._rows), np.concatenate(self._sigmas)
+        both, ours, theirs = self._products
+        of_all = np.sqrt(self._num_values) * both / np.sqrt(max(ours * theirs, 1e-60))
+        negative = int((sigmas_R < 0).sum())
+        is_permuted = negative >= max(NEGATIVE_ROWS, NEGATIVE_SHARE * len(rows_R))
+        if of_all >= NONE and not is_permuted and np.median(sigmas_R) < SURE:
+            return []
+        return [int(row) for row in rows_R[sigmas_R < NONE]]
+
+
 @dataclass(slots=True)
 class _Errors:
     """Sums over the rows seen so far, and the worst block."""
@@ -90,8 +128,8 @@ class _Errors:
     worst_block: float = 0.0
     worst_row: int = 0
     largest_excess: float = 0.0  # for an unquantized weight: error minus what its format allows
-    unrelated_rows: list[int] = field(default_factory=list)
     rows: int = 0
+    correlations: _Correlations = field(default_factory=_Correlations)
 
     def add(self, difference: np.ndarray, expected: np.ndarray) -> None:
         self.squared_error += float(np.vdot(difference, difference))
@@ -200,7 +238,7 @@ def _differences(compared: _Compared) -> list[str]:
     weight, errors = compared.weight, compared.errors
     if compared.limits is None or not compared.is_solved:
         return _judge(weight, errors, limits=compared.limits)
-    unrelated = errors.unrelated_rows
+    unrelated = errors.correlations.unrelated_rows()
     if unrelated:
         return [
             f"{weight.name}: row {unrelated[0]} ({len(unrelated)} of {errors.rows} rows) does not correlate with the "
@@ -292,27 +330,11 @@ def _compare(
         else:
             _add_errors(errors, ours, theirs, block_size=limits.block_size, first=rows.start)
             if is_solved:
-                errors.unrelated_rows += [rows.start + row for row in _unrelated(ours, theirs)]
+                errors.correlations.add(ours, theirs, first=rows.start)
         wrong = None if verify is None else verify(weight, rows, ours)
         if wrong is not None:
             break
     return _Compared(weight=weight, errors=errors, limits=limits, is_solved=is_solved, wrong=wrong)
-
-
-def _unrelated(ours_RI: np.ndarray, theirs_RI: np.ndarray) -> list[int]:
-    """The rows that do not correlate with the checkpoint's."""
-    columns = theirs_RI.shape[1]
-    if columns < FEWEST_COLUMNS:
-        return []
-    mean_I = theirs_RI.mean(0) if len(theirs_RI) > 1 else np.float32(0)
-    ours, theirs = ours_RI - mean_I, theirs_RI - mean_I
-    sizes_R = np.linalg.norm(theirs_RI, axis=1)
-    own_R = np.linalg.norm(theirs, axis=1)
-    product_R = np.linalg.norm(ours, axis=1) * own_R
-    correlation_R = np.einsum("ri,ri->r", ours, theirs) / np.maximum(product_R, 1e-30)
-    # Rows of zeros, and rows that are all the same, correlate with nothing.
-    tells_R = own_R > 1e-3 * max(float(sizes_R.max(initial=0.0)), 1e-30)
-    return [int(row) for row in np.flatnonzero(tells_R & (correlation_R < UNRELATED / math.sqrt(columns)))]
 
 
 def _add_excess(

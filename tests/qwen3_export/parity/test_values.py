@@ -7,9 +7,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
+import torch
 
 from qwen3_export.graph import ALL_ROWS, DerivedWeight, Graph, Kind, Role
-from qwen3_export.parity.values import Limits, ValueCheck, compare_values
+from qwen3_export.parity.values import Limits, ValueCheck, _Correlations, compare_values
+from qwen3_export.quantizers.ggml import GGML_FORMATS
+from qwen3_export.quantizers.gptq.hessian import Moments
+from qwen3_export.quantizers.gptq.solver import gptq
 from qwen3_export.quantizers.weights.digests import value_digests
 
 LIMITS = Limits(tensor=0.3, block=0.9, block_size=16)
@@ -111,7 +115,7 @@ def named(texts: tuple[str, ...]) -> set[str]:
     return {text.partition(":")[0] for text in texts}
 
 
-@pytest.mark.parametrize("by", [0.5, 1.0, 1.5])
+@pytest.mark.parametrize("by", [0.5, 1.5, 4.0])
 def test_a_solver_may_go_as_far_as_it_likes(model_graph: Callable[[str], Graph], by: float) -> None:
     """Its values are known by their digest; without one they are a note."""
     graph = model_graph("moe")
@@ -190,7 +194,23 @@ def row_of_zeros(graph: Graph) -> dict[str, np.ndarray]:
     return {name: values}
 
 
-WRONG = [transposed, rows_permuted, two_rows_swapped, columns_permuted, of_another_layer, negated, row_of_zeros]
+def half_of_the_rows_rolled(graph: Graph) -> dict[str, np.ndarray]:
+    name = graph[Role(Kind.UP_PROJ, 1)].name
+    values = graph.weights[name].read().copy()
+    values[256:] = np.roll(values[256:], 1, axis=0)
+    return {name: values}
+
+
+WRONG = [
+    half_of_the_rows_rolled,
+    transposed,
+    rows_permuted,
+    two_rows_swapped,
+    columns_permuted,
+    of_another_layer,
+    negated,
+    row_of_zeros,
+]
 
 
 @pytest.mark.parametrize("wrong", WRONG, ids=lambda wrong: wrong.__name__)
@@ -221,3 +241,22 @@ def test_rows_that_are_all_the_same_tell_nothing(model_graph: Callable[[str], Gr
     for values in (np.zeros_like, np.ones_like):
         same = with_values(graph, {name: values(graph.weights[name].read())})
         assert solved(same, {name: far_off(graph.weights[name].read(), by=0.01)}).differences == ()
+
+
+def test_a_solver_that_corrects_others_errors_goes_beyond_every_limit() -> None:
+    """A weak expert: what the layers before it have lost is larger than all that it adds itself."""
+    random = np.random.default_rng(0)
+    weights = torch.from_numpy(random.normal(0, 0.02, (64, 256)).astype(np.float32))
+    inputs = torch.from_numpy(random.normal(size=(40, 256)) * np.linspace(0.1, 2, 256))
+    lost = torch.from_numpy(random.normal(0, 1.0, (40, 64)))
+    moments = Moments(hessian_II=(inputs.T @ inputs).float(), residual_OI=(lost.T @ inputs).float())
+    found = gptq(weights, moments, GGML_FORMATS["Q4_K"])
+    stored = GGML_FORMATS["Q4_K"].dequantize(found.codes_OI, found.params)
+    assert found.method == "gptq"
+    assert np.linalg.norm(stored - weights.numpy()) > np.linalg.norm(weights.numpy())
+    correlations = _Correlations()
+    correlations.add(stored, weights.numpy(), first=0)
+    assert correlations.unrelated_rows() == []
+    correlations = _Correlations()
+    correlations.add(np.roll(stored, 1, axis=0), weights.numpy(), first=0)
+    assert len(correlations.unrelated_rows()) > 60
