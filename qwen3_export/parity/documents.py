@@ -43,7 +43,7 @@ def document_differences(folder: Path, tokenizer: Tokenizer, *, first_of: Sequen
         found = {first: found[first]}
     for name, template in found.items():
         if name == SETTINGS and template is None:
-            yield f"{name}: has no chat template"
+            yield f"{name}: has no chat template" if (folder / name).exists() else f"{name} is missing"
         elif name == SETTINGS and template is not None and not _says_the_same(template, right):
             yield f"{name}: has another chat template than the checkpoint"
         elif name == TEMPLATE_FILE and right.text is not None:

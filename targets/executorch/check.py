@@ -293,6 +293,8 @@ def program_differences(program: Program, graph: Graph, tokenizer: Tokenizer, *,
         found = [found] if isinstance(wanted, list) and not isinstance(found, list) else found
         if found != wanted:
             yield f"{name} gives {found}, the checkpoint has {wanted}"
+    if program.num_logits not in (None, config.vocab_size):
+        yield f"forward gives logits for {program.num_logits} tokens, the checkpoint has {config.vocab_size}"
     sequence, context = (program.constant(name) for name in ("get_max_seq_len", "get_max_context_len"))
     if not is_own and (sequence is None or context is None):
         return

@@ -119,6 +119,15 @@ class Program:
             return None
         return int(shape[1]) if len(shape) == 2 and shape[0] == 1 else None
 
+    @property
+    def num_logits(self) -> int | None:
+        """The size of the vocabulary, by the last dimension of what ``forward`` gives; None where it says no shape."""
+        try:
+            shape = tuple(self._program.metadata("forward").output_tensor_meta(0).sizes())
+        except Exception:  # there is no forward, or its output is no tensor
+            return None
+        return int(shape[-1]) if shape else None
+
     def constant(self, name: str) -> Any:
         """The value of a constant method: a number, a boolean or a list; None if there is no such method."""
         if name not in self._program.method_names:

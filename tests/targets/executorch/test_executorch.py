@@ -277,7 +277,11 @@ def other_nibbles(program: bytes, export: ExecutorchExport) -> bytes:
 def scales_of_another(program: bytes, export: ExecutorchExport) -> bytes:
     index = read_index(export.out)["weights"]
     up, gate = (index[f"model.layers.0.mlp.{name}_proj"]["scales"] for name in ("up", "gate"))
-    size = export.graph[Role(Kind.UP_PROJ, 0)].shape[0] * (export.graph.config.hidden_size // export.group_size) * 2
+    size = (
+        export.graph[Role(Kind.UP_PROJ, 0)].shape[0]
+        * (export.graph.config.hidden_size // export.options.group_size)
+        * 2
+    )
     return replaced(
         program, np.frombuffer(program[up : up + size], np.uint8), np.frombuffer(program[gate : gate + size], np.uint8)
     )
