@@ -53,7 +53,7 @@ async function run(browser, job) {
     return await page.evaluate((given) => window.run(given).catch((error) => ({ error: String(error) })),
       { ...job, folder: path.basename(job.path) });
   } finally {
-    await page.close();
+    await page.close().catch(() => {});  // a browser that died: what it said before is the news
     server.close();
   }
 }
