@@ -90,7 +90,10 @@ def check_output_folder(
     _check_ancestor(path)
     if left_over(path).exists():
         with _locked_partial_folder(path):
-            recover_folder(path, is_ours)
+            try:
+                recover_folder(path, is_ours)
+            except OSError as error:
+                raise _as_output_error(path, error) from error
     if path.exists():
         _check_may_go(path, path, overwrite=overwrite, is_ours=is_ours, inputs=inputs)
 
