@@ -9,16 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from models import DEMO
+from models import DEMO, begin_with, set_in, write_model
 
 from qwen3_export.checkpoint.model import load
 from qwen3_export.checkpoint.template import ChatTemplate
 from qwen3_export.errors import CheckpointError, ExportError, UnsupportedModelError
 from qwen3_export.generation.dialogue import open_dialogue, open_raw, sampling_for
+from qwen3_export.generation.reference import open_checkpoint
+from qwen3_export.generation.replying import prepare
 from qwen3_export.generation.sampling import GREEDY, NON_THINKING, THINKING, Sampling
 from qwen3_export.generation.speech import Speech, artifact_speech, folder_speech
 
 ASKED = [{"role": "user", "content": "Hello"}]
+SEA = [{"role": "user", "content": "sea"}]
 SPEECH = folder_speech(DEMO)
 SWITCH = SPEECH.template.text
 NEVER = (
@@ -117,6 +120,23 @@ def test_every_end_that_any_file_names_counts(tmp_path: Path) -> None:
     speech = folder_speech(tmp_path)
     assert [token for token in (10, 11, 12, 13, 8156, 8158) if speech.is_end(token)] == [11, 12, 13, 8158]
     assert speech.stated == {"temperature": 0.4}
+
+
+def test_a_checkpoint_stops_where_its_template_ends_a_turn(tmp_path: Path) -> None:
+    """A fine-tune of a Base release names another end."""
+    folder = write_model(tmp_path / "m", num_hidden_layers=1, eos_token_id=8156)
+    set_in(folder / "generation_config.json", eos_token_id=8156)
+    set_in(folder / "tokenizer_config.json", eos_token="<|endoftext|>")
+    with open_checkpoint(load(folder)) as opened:
+        assert [token for token in (8156, 8157, 8158) if opened.speech.is_end(token)] == [8156, 8158]
+
+
+def test_plain_text_begins_as_the_tokenizer_says(tmp_path: Path) -> None:
+    folder = write_model(tmp_path / "m", num_hidden_layers=1)
+    begin_with(folder, "<|im_start|>", 8157)
+    with open_checkpoint(load(folder)) as opened:
+        assert prepare(opened, "sea", is_raw=True).tokens == [8157, *opened.speech.encode("sea")]
+        assert prepare(opened, "sea").tokens == opened.speech.encode(open_dialogue(opened.speech, SEA).text)
 
 
 def test_damaged_tokenizers_are_told(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from qwen3_export.parity.html import save_html
+from qwen3_export.parity.html import save_html, to_html
 from qwen3_export.parity.metrics import NOT_RUN, Comparison
 from qwen3_export.parity.report import (
     NUMBERS,
@@ -114,6 +114,14 @@ def test_text_says_why(report: Report) -> None:
     assert "hidden states part at layer 3 k_rope" in text
     missing = replace(report, runtime=Runtime(name="llama.cpp", version=None), shipped=NOT_RUN)
     assert "llama.cpp is not installed" in to_text(missing)
+
+
+def test_notes_are_told_and_decide_nothing(report: Report) -> None:
+    noted = replace(report, notes=("llama.cpp <b>keeps</b> the spaces",))
+    assert noted.verdict == report.verdict
+    assert to_text(noted).splitlines()[-2] == "note: llama.cpp <b>keeps</b> the spaces"
+    assert "note: llama.cpp &lt;b&gt;keeps&lt;/b&gt; the spaces" in to_html(noted)
+    assert noted.to_dict()["notes"] == list(noted.notes)
 
 
 def test_rich_shows_the_same(report: Report) -> None:
