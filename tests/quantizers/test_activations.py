@@ -14,6 +14,8 @@ from qwen3_export.errors import QuantizationError
 from qwen3_export.graph import Graph, Kind, Role
 from qwen3_export.quantizers.activations import Int8Activations, round_asymmetric, round_symmetric
 from qwen3_export.quantizers.affine import AffineFormat
+from qwen3_export.quantizers.floats import F32
+from qwen3_export.quantizers.weights.protocols import QuantizedWeight
 from qwen3_export.quantizers.weights.rounded import round_graph
 from qwen3_export.reference.model import logits
 
@@ -86,8 +88,16 @@ def test_blocks_round_by_themselves(model_graph: Callable[[str], Graph]) -> None
         Int8Activations(block_size=64).round(x, weight)
     with pytest.raises(QuantizationError):
         Int8Activations(block_size=0)
-    untouched = Int8Activations().round(x, graph[role])
-    assert untouched is x
+    assert Int8Activations().round(x, graph[role]) is x
+
+
+def test_what_is_multiplied_as_floats_is_not_rounded(model_graph: Callable[[str], Graph]) -> None:
+    """Targets store a router as floats, in a class that can hold codes."""
+    graph, x = model_graph("moe"), some_activations()
+    role = Role(Kind.ROUTER, 0)
+    as_floats = round_graph(graph, {graph[role].name: F32})[role]
+    assert isinstance(as_floats, QuantizedWeight)
+    assert Int8Activations(symmetric=False).round(x, as_floats) is x
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
