@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from qwen3_export.calibration.solving import Method
@@ -12,7 +13,7 @@ from qwen3_export.progress import Progress
 from qwen3_export.targets.defaults import before_check, cost_of, measured
 from qwen3_export.targets.lint import Finding
 from qwen3_export.targets.onnx.check import open_subject
-from qwen3_export.targets.onnx.export import OnnxExport, prepare, with_solution
+from qwen3_export.targets.onnx.export import OnnxExport, graph_proto, prepare, with_solution
 from qwen3_export.targets.onnx.export import write as write_folder
 from qwen3_export.targets.onnx.generate import generate
 from qwen3_export.targets.onnx.inspect import inspect
@@ -21,6 +22,7 @@ from qwen3_export.targets.onnx.read import open_onnx, read_graph
 from qwen3_export.targets.onnx.recipes import RECIPES, find_recipe
 from qwen3_export.targets.onnx.shelf import check_place, others_kept
 from qwen3_export.targets.onnx.target import OnnxOptions
+from qwen3_export.targets.onnx.versions import find_needs, oldest_javascript, oldest_runtime
 from qwen3_export.targets.target import RecipeCost
 
 __all__ = [
@@ -52,7 +54,18 @@ def write(plan: OnnxExport, *, overwrite: bool, threads: int | None, progress: P
 def costs(model: Model) -> Iterator[RecipeCost]:
     for recipe in RECIPES.values():
         if not (model.graph.config.is_moe and recipe.float_type == "F16"):
-            yield cost_of(prepare(model, recipe), bytes_per_cached_value=4 if recipe.float_type == "F32" else 2)
+            plan = prepare(model, recipe)
+            found = cost_of(plan, bytes_per_cached_value=4 if recipe.float_type == "F32" else 2)
+            yield replace(found, description=f"{found.description} ({_oldest_releases(plan)})")
+
+
+def _oldest_releases(plan: OnnxExport) -> str:
+    """The oldest releases that run a recipe, each in its own flavour."""
+    for_browsers = prepare(plan.model, plan.recipe, options=OnnxOptions(flavour="transformers.js"))
+    genai, javascript = (find_needs(graph_proto(export).graph) for export in (plan, for_browsers))
+    release = oldest_javascript(javascript)
+    browsers = "no transformers.js" if release is None else f"transformers.js {release}"
+    return f"onnxruntime {oldest_runtime(genai)}, {browsers}"
 
 
 def read(path: Path, graph: Graph) -> Graph:

@@ -31,9 +31,11 @@ from qwen3_export.targets.target import REPORT_FILES, Written
 from qwen3_export.units import human_size
 
 if TYPE_CHECKING:
+    from onnx import ModelProto
+
     from qwen3_export.calibration.solving import Method, Solution
 
-__all__ = ["OnnxExport", "default_path", "is_export_file", "prepare", "with_solution", "write"]
+__all__ = ["OnnxExport", "default_path", "graph_proto", "is_export_file", "prepare", "with_solution", "write"]
 
 # The graph's file, by flavour and recipe; transformers.js finds it by its own names for number types.
 JS_SUFFIXES = {
@@ -120,14 +122,15 @@ class OnnxExport:
 
     @property
     def remarks(self) -> tuple[str, ...]:
-        """Data that browsers take in several files, or not at all, and a folder that is added to."""
+        """A folder that is added to, what browsers take in several files or not at all, and what needs new releases."""
         from qwen3_export.targets.onnx.shelf import others_kept
 
         kept = others_kept(self)
         found = [] if not kept else [f"{self.out} keeps {', '.join(kept)}; {self.graph_file} is added"]
         tokenizer = self.model.tokenizer
         limits = GENAI if self.options.flavour == "genai" else TRANSFORMERS_JS
-        return (*found, *_browser_remarks(self), *tokenizer.notes, *token_remarks(tokenizer, limits))
+        found += [*_browser_remarks(self), *_old_releases(self)]
+        return (*found, *tokenizer.notes, *token_remarks(tokenizer, limits))
 
     def for_method(self, method: Method) -> OnnxExport:  # noqa: ARG002 (formats are the same for all)
         return self
@@ -221,6 +224,11 @@ def write(
 
 def graph_bytes(export: OnnxExport, *, accuracy_level: int | None = None) -> bytes:
     """The graph as protobuf, with its weights in the data file."""
+    return bytes(graph_proto(export, accuracy_level=accuracy_level).SerializeToString())
+
+
+def graph_proto(export: OnnxExport, *, accuracy_level: int | None = None) -> ModelProto:
+    """The graph, with its weights in the data file."""
     import onnx_ir as ir
 
     from qwen3_export.targets.onnx.graph import GraphOptions, build_model
@@ -235,7 +243,7 @@ def graph_bytes(export: OnnxExport, *, accuracy_level: int | None = None) -> byt
         model=export.model.name, recipe=export.recipe.name, flavour=export.options.flavour, solution=export.solution
     )
     model = build_model(export.graph.config, export.plan, options, metadata=metadata)
-    return bytes(ir.to_proto(model).SerializeToString())
+    return ir.to_proto(model)
 
 
 def is_export_file(name: str) -> bool:
@@ -295,6 +303,15 @@ def _browser_remarks(export: OnnxExport) -> Iterator[str]:
         )
     elif len(sizes) > 1:
         yield f"the weights are in {len(sizes)} files, because a browser fetches 2 GB in one piece at most"
+
+
+def _old_releases(export: OnnxExport) -> Iterator[str]:
+    """Which releases of onnxruntime and transformers.js are too old for the graph."""
+    from qwen3_export.targets.onnx.versions import needed_sentences
+
+    is_for_browsers = export.options.flavour == "transformers.js"
+    for text, _ in needed_sentences(graph_proto(export).graph, is_for_browsers=is_for_browsers):
+        yield f"this graph {text}"
 
 
 def _json(document: object) -> bytes:

@@ -12,7 +12,8 @@ from qwen3_export.files.json_file import read_json
 from qwen3_export.generation.opened import Opened
 from qwen3_export.generation.speech import artifact_speech
 from qwen3_export.generation.stepper import ChunkedStepper, Runtime, Stepper
-from qwen3_export.targets.onnx.read import graph_path_of
+from qwen3_export.targets.onnx.names import COS_CACHE
+from qwen3_export.targets.onnx.read import graph_path_of, open_onnx
 from qwen3_export.targets.onnx.run import CacheSize, OnnxSession, runtime_version
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ def generate(path: Path, model: Model | None, *, threads: int | None = None) -> 
     folder = graph_path.parent.parent if graph_path.parent.name == "onnx" else graph_path.parent
     speech = artifact_speech(folder, model)
     genai = _read_if_there(folder / "genai_config.json").get("model", {})
-    context_length = _context_length(folder, genai, model)
+    context_length = _context_length(graph_path, folder, genai, model)
     session = OnnxSession(graph_path, _cache_size(genai, model), threads=threads)
 
     @contextmanager
@@ -43,9 +44,18 @@ def generate(path: Path, model: Model | None, *, threads: int | None = None) -> 
     yield Opened(runtime=Runtime(name=name, context_length=context_length, start=start), speech=speech)
 
 
-def _context_length(folder: Path, genai: Mapping[str, Any], model: Model | None) -> int:
-    """As onnxruntime-genai's config says, or Hugging Face's."""
-    stated = genai.get("context_length", _read_if_there(folder / "config.json").get("max_position_embeddings"))
+def _context_length(graph_path: Path, folder: Path, genai: Mapping[str, Any], model: Model | None) -> int:
+    """The positions of the graph's own RoPE tables, or fewer where onnxruntime-genai's config says so.
+
+    Hugging Face's ``config.json`` may be that of a longer graph in the same folder; it counts where the graph has no
+    tables that we know.
+    """
+    table = open_onnx(graph_path).initializers.get(COS_CACHE)
+    held = None if table is None else table.num_rows
+    stated = genai.get("context_length")
+    if isinstance(stated, int) or held is not None:
+        return min(length for length in (stated, held) if isinstance(length, int))
+    stated = _read_if_there(folder / "config.json").get("max_position_embeddings")
     if stated is None and model is not None:
         stated = model.graph.config.context_length
     if not isinstance(stated, int):

@@ -345,7 +345,13 @@ class _Writer:
 
     def _logits(self, x: ir.Value) -> ir.Value:
         role = Role(Kind.EMBED_TOKENS if self.config.tie_word_embeddings else Kind.LM_HEAD)
-        logits = self._multiply(x, module_name(role), "logits")
+        name = module_name(role)
+        if self.options.is_for_browsers and self.dtype == ir.DataType.FLOAT16:
+            # transformers.js 3.8 takes fp16 logits for whole numbers where JavaScript has no Float16Array.
+            halves = self._multiply(x, name, "logits.fp16")
+            logits = self.build.op("Cast", halves, name="logits", dtype=ir.DataType.FLOAT, to=int(ir.DataType.FLOAT))
+        else:
+            logits = self._multiply(x, name, "logits")
         logits.shape = ir.Shape(["batch_size", "sequence_length", self.config.vocab_size])
         return logits
 

@@ -15,7 +15,7 @@ from qwen3_export.parity.tokenization import TRANSFORMERS_JS, token_remarks
 from qwen3_export.targets.lint import Finding
 from qwen3_export.targets.onnx.metadata_check import metadata_differences
 from qwen3_export.targets.onnx.read import OnnxFile, graph_path_of, open_onnx, tensor_differences
-from qwen3_export.targets.onnx.versions import OLDEST, oldest_runtime
+from qwen3_export.targets.onnx.versions import needed_sentences
 
 __all__ = ["consumers_of", "lint_onnx"]
 
@@ -24,6 +24,7 @@ GENAI, JAVASCRIPT = "onnxruntime-genai", "transformers.js"
 # A browser's ArrayBuffer holds no more, and a protobuf may not.
 MOST_BYTES = 2**31 - 1
 BROWSER_BYTES = 4 << 30
+FLOAT16 = 10  # onnx.TensorProto.DataType
 # What transformers.js names the dimensions of its caches by (its src/models.js).
 JAVASCRIPT_DIMENSIONS = {"batch_size", "past_sequence_length"}
 
@@ -54,12 +55,8 @@ def lint_onnx(path: Path, graph: Graph, tokenizer: Tokenizer, *, consumers: Sequ
                       consumers=everyone)  # fmt: skip
     for text in token_remarks(tokenizer, TRANSFORMERS_JS if JAVASCRIPT in everyone else GENAI_LIMITS):
         yield Finding(text=text, consumers=everyone, is_error=False)
-    if oldest_runtime(file) != OLDEST:
-        yield Finding(
-            text=f"needs onnxruntime {oldest_runtime(file)} or newer, which knows QMoE's accuracy_level",
-            consumers=everyone,
-            is_error=False,
-        )
+    for text, is_error in needed_sentences(file.proto.graph, is_for_browsers=JAVASCRIPT in everyone):
+        yield Finding(text=text, consumers=everyone, is_error=is_error)
     yield from _javascript(file, is_foreign=is_foreign) if JAVASCRIPT in everyone else _genai(file)
 
 
@@ -105,6 +102,13 @@ def _javascript(file: OnnxFile, *, is_foreign: bool) -> Iterator[Finding]:
             text="prompts of different lengths in one call give wrong text, because the graph is wrong for padding on "
             "the left; export it again, or give one prompt a call",
             consumers=(JAVASCRIPT,),
+        )
+    if any(value.name == "logits" and value.type.tensor_type.elem_type == FLOAT16 for value in file.proto.graph.output):
+        yield Finding(
+            text="transformers.js 3.8 makes nonsense of fp16 logits where JavaScript has no Float16Array (Node 22 and "
+            "older); export it again, or use transformers.js 4",
+            consumers=(JAVASCRIPT,),
+            is_error=False,
         )
     large = [path for path in file.data_paths if path.stat().st_size > MOST_BYTES]
     for path in large:

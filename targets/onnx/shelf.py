@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from qwen3_export.errors import OutputError
 from qwen3_export.files.atomic import check_output_folder
 from qwen3_export.parity.documents import read_json
+from qwen3_export.targets.onnx.names import COS_CACHE
 from qwen3_export.targets.onnx.transformers_js import is_same_model, merge_config
 
 if TYPE_CHECKING:
@@ -70,6 +71,7 @@ def keep_others(export: OnnxExport, folder: Path) -> None:
             shutil.copyfile(export.out / name, folder / name)
     path = folder / "config.json"
     merged = merge_config(read_json(path), _kept_entries(read_json(export.out / "config.json"), kept))
+    merged["max_position_embeddings"] = min((export.context_length, *_context_lengths(export.out, kept)))
     path.write_text(json.dumps(merged, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
@@ -80,6 +82,16 @@ def _kept_entries(document: dict[str, object], kept: list[str]) -> dict[str, obj
     names = {name.removeprefix("onnx/") for name in kept}
     own["use_external_data_format"] = {name: count for name, count in counts.items() if name in names}
     return {**document, "transformers.js_config": own}
+
+
+def _context_lengths(folder: Path, graphs: list[str]) -> Iterator[int]:
+    """The positions that graphs hold: config.json states one number for all, which must suit each."""
+    from qwen3_export.targets.onnx.read import open_onnx
+
+    for graph in graphs:
+        table = open_onnx(folder / graph).initializers.get(COS_CACHE)
+        if table is not None:
+            yield table.num_rows
 
 
 def _files_of(folder: Path, graphs: list[str]) -> Iterator[str]:

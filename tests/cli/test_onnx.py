@@ -66,8 +66,30 @@ def test_what_is_there_is_kept(run, tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_text("x")
     assert "a file; give the name of the folder" in run(*arguments[:-1], file).err
-    assert run(*arguments[:-1], tmp_path / "new" / "folder").code == 0
-    assert names(tmp_path) == ["file", "mine", "new"]
+    assert "is a file, where a folder must be" in run(*arguments[:-1], file / "such").err
+    assert names(tmp_path) == ["file", "mine"]
+
+
+def test_folders_above_are_created(run, tmp_path: Path) -> None:
+    out = tmp_path / "web" / "models" / "demo"
+    outcome = run(
+        "onnx", "-m", "demo", "--flavour", "transformers.js", "--context-length", "512", "--no-check", "-o", out
+    )
+    assert outcome.code == 0, outcome.err
+    assert names(out / "onnx") == ["model_q4.onnx", "model_q4.onnx_data"]
+    refused = run("onnx", "-m", "demo", "--context-length", "5000")
+    assert refused.code == 1
+    assert "--context-length 5000: the model's context ends at 2,048 tokens" in refused.err
+
+
+def test_old_releases_are_told(run, tmp_path: Path) -> None:
+    arguments = ("onnx", "-m", "demo", "--flavour", "transformers.js", "--no-check")
+    told = "needs transformers.js 4.0 or newer; older releases lack MatMulNBits for 8 bits"
+    assert told in run(*arguments, "--quant", "int8", "-o", tmp_path / "int8").err
+    assert "transformers.js 4" not in run(*arguments, "--quant", "int4", "-o", tmp_path / "int4").err
+    shown = run("lint", tmp_path / "int8", "-m", "demo")
+    assert shown.code == 0
+    assert told in shown.out + shown.err
 
 
 def test_dry_run_and_refusals(run, tmp_path: Path) -> None:
@@ -90,3 +112,6 @@ def test_recipes_are_listed(run) -> None:
     shown = run("quants", "onnx").out
     assert shown.splitlines()[0].startswith("recipe")
     assert "int4       5.02    6.07 MB" in shown
+    oldest = {line.split()[0]: line.rpartition("(")[2] for line in shown.splitlines()[1:]}
+    assert oldest["int4"] == "onnxruntime 1.23, transformers.js 3.8)"
+    assert oldest["int8"] == oldest["int4_int8"] == "onnxruntime 1.23, transformers.js 4.0)"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,34 @@ def test_browsers_are_told(tmp_path: Path) -> None:
     assert json.loads((export.out / "config.json").read_text())["max_position_embeddings"] == 300
     with doors.generate(export.out, None, threads=None) as opened:
         assert opened.runtime.context_length == 300
+
+
+def test_each_graph_of_a_folder_has_its_own(tmp_path: Path) -> None:
+    """config.json states one number for all: the smallest."""
+    model = load(write_model(tmp_path / "model", "tied", max_position_embeddings=40960))
+    out = tmp_path / "out"
+    for recipe, length in (("int4", 300), ("fp32", 500)):
+        options = OnnxOptions(flavour="transformers.js", context_length=length)
+        write(prepare(model, find_recipe(recipe), out=out, options=options))
+    config = out / "config.json"
+    document = json.loads(config.read_text())
+    assert document["max_position_embeddings"] == 300
+    config.write_text(json.dumps(document | {"max_position_embeddings": 40960}))
+    for name, length in (("model_q4.onnx", 300), ("model.onnx", 500)):
+        with doors.generate(out / "onnx" / name, model, threads=None) as opened:
+            assert opened.runtime.context_length == length
+
+
+def test_apps_may_ask_for_less(exported: Callable[..., Any], tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    shutil.copytree(exported("tied", "int4").folder, folder)
+    path = folder / "genai_config.json"
+    document = json.loads(path.read_text())
+    for stated, length in ((100, 100), (1 << 20, 2048)):
+        document["model"]["context_length"] = stated
+        path.write_text(json.dumps(document))
+        with doors.generate(folder, None, threads=None) as opened:
+            assert opened.runtime.context_length == length
 
 
 def test_more_than_the_model_has_is_refused(exported: Callable[..., Any]) -> None:

@@ -49,7 +49,7 @@ def greedy(given: OnnxSession, texts: Sequence[Sequence[int]], count: int) -> li
 
 @pytest.mark.parametrize(
     ("variant", "recipe", "tolerance"),
-    [("demo", "fp32", 1e-3), ("demo", "fp16", 0.05), ("yarn", "int4", 1e-2), ("moe", "int8", 5e-2)],
+    [("demo", "fp32", 1e-3), ("demo", "fp16", 0.05), ("yarn", "int4", 1e-2), ("moe", "fp32", 1e-3)],
 )
 def test_a_batch_of_three_is_three_texts(
     exported: Callable[..., Any], variant: str, recipe: str, tolerance: float
@@ -111,7 +111,7 @@ def test_the_other_flavour_promises_the_right_alone(exported: Callable[..., Any]
 
 
 def test_lint_finds_nothing_in_ours(exported: Callable[..., Any]) -> None:
-    for recipe in ("int4", "int4_fp16", "int8"):
+    for recipe in ("int4", "int4_fp16", "fp16"):
         written = exported("tied", recipe, **JS)
         graph, tokenizer = written.model.graph, written.model.tokenizer
         found = lint_onnx(written.folder, graph, tokenizer, consumers=("transformers.js",))

@@ -1,7 +1,7 @@
 """Folders in transformers.js, in Node and in headless Chromium: greedy tokens are the reference's.
 
-``npm ci`` in ``browser`` beside this file installs what these tests need; Debian's chromium is the browser. WebGPU runs
-on SwiftShader, a GPU in software, whose attention is right for less than 32 tokens.
+``npm ci`` in ``browser`` beside this file installs what these tests need; Debian's chromium is the browser. The device
+there is the default one, WebAssembly; nothing here runs on WebGPU.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import pytest
 from greedy import NEAR_TIE, assert_greedy
 
 from qwen3_export.targets.onnx.read import open_onnx, read_graph
+from qwen3_export.targets.onnx.versions import find_needs, oldest_javascript
 
 BROWSER = Path(__file__).parent / "browser"
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -25,7 +26,9 @@ NEW_TOKENS = 12
 TIMEOUT = 1200
 
 # Recipe, its name in transformers.js, options, and how far from the best a token's logit may be.
-CASES: list[tuple[str, str, dict[str, Any], float]] = [
+Case = tuple[str, str, dict[str, Any], float]
+MIXTURES: list[Case] = [("fp32", "fp32", {}, 1e-3), ("int4", "q4", {"asymmetric": True}, NEAR_TIE)]
+CASES: list[Case] = [
     ("fp32", "fp32", {}, 1e-3),
     ("fp16", "fp16", {}, 0.05),
     ("int8", "q8", {}, NEAR_TIE),
@@ -51,13 +54,14 @@ def modules() -> Path:
     return BROWSER
 
 
-def jobs(exported: Callable[..., Any], questions: Sequence[str], device: str, count: int) -> list[dict[str, Any]]:
+def jobs(
+    exported: Callable[..., Any], cases: Sequence[Case], questions: Sequence[str], count: int, variant: str = "demo"
+) -> list[dict[str, Any]]:
     found = []
-    for recipe, dtype, options, _ in CASES:
-        written = exported("demo", recipe, **JS, **options)
+    for recipe, dtype, options, _ in cases:
+        written = exported(variant, recipe, **JS, **options)
         prompts = [written.model.tokenizer.render([{"role": "user", "content": text}]) for text in questions]
-        job = {"path": str(written.folder), "dtype": dtype, "device": device, "prompts": prompts, "count": count}
-        found.append(job)
+        found.append({"path": str(written.folder), "dtype": dtype, "prompts": prompts, "count": count})
     return found
 
 
@@ -70,10 +74,16 @@ def run(script: str, *arguments: str, jobs: Sequence[Mapping[str, Any]]) -> list
     return results
 
 
-def assert_all_greedy(exported: Callable[..., Any], results: Sequence[Any], questions: Sequence[str]) -> None:
-    for (recipe, _, options, tolerance), rows in zip(CASES, results, strict=True):
+def assert_all_greedy(
+    exported: Callable[..., Any],
+    cases: Sequence[Case],
+    results: Sequence[Any],
+    questions: Sequence[str],
+    variant: str = "demo",
+) -> None:
+    for (recipe, _, options, tolerance), rows in zip(cases, results, strict=True):
         assert isinstance(rows, list), (recipe, options, rows)
-        written = exported("demo", recipe, **JS, **options)
+        written = exported(variant, recipe, **JS, **options)
         tokenizer = written.model.tokenizer
         graph = read_graph(open_onnx(written.folder), written.model.graph)
         assert len(rows) == len(questions)
@@ -84,14 +94,43 @@ def assert_all_greedy(exported: Callable[..., Any], results: Sequence[Any], ques
             assert_greedy(graph, row["given"], made, tolerance=tolerance)
 
 
+def is_for(exported: Callable[..., Any], case: Case, release: str) -> bool:
+    """Whether ``versions.py`` promises a case for this release."""
+    recipe, _, options, _ = case
+    proto = open_onnx(exported("demo", recipe, **JS, **options).folder).proto
+    return oldest_javascript(find_needs(proto.graph)) == release
+
+
 def test_node(exported: Callable[..., Any], modules: Path) -> None:
     """A batch of three prompts of different lengths."""
-    results = run("node.mjs", "4", jobs=jobs(exported, QUESTIONS, "cpu", NEW_TOKENS))
-    assert_all_greedy(exported, results, QUESTIONS)
+    results = run("node.mjs", "4", jobs=jobs(exported, CASES, QUESTIONS, NEW_TOKENS))
+    assert_all_greedy(exported, CASES, results, QUESTIONS)
+
+
+def test_node_with_the_oldest_release(exported: Callable[..., Any], modules: Path) -> None:
+    """fp16 in transformers.js 3.8, which took fp16 logits for whole numbers in a Node without Float16Array."""
+    cases = [case for case in CASES if case[1].endswith("16")]
+    results = run("node.mjs", "3", jobs=jobs(exported, cases, QUESTIONS, NEW_TOKENS // 2))
+    assert_all_greedy(exported, cases, results, QUESTIONS)
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
 def test_chromium(exported: Callable[..., Any], modules: Path) -> None:
-    """The same batch on the default device, WebAssembly."""
-    results = run("browser.mjs", str(CHROMIUM), "4", jobs=jobs(exported, QUESTIONS, "wasm", NEW_TOKENS))
-    assert_all_greedy(exported, results, QUESTIONS)
+    """The same batch in a browser, then a mixture of experts."""
+    given = jobs(exported, CASES, QUESTIONS, NEW_TOKENS) + jobs(exported, MIXTURES, QUESTIONS, NEW_TOKENS // 2, "moe")
+    results = run("browser.mjs", str(CHROMIUM), "4", jobs=given)
+    assert_all_greedy(exported, CASES, results[: len(CASES)], QUESTIONS)
+    assert_all_greedy(exported, MIXTURES, results[len(CASES) :], QUESTIONS, "moe")
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
+def test_chromium_with_the_oldest_release(exported: Callable[..., Any], modules: Path) -> None:
+    """transformers.js 3.8 loads what it is promised for, and nothing else; once for each number type."""
+    cases = list({case[1]: case for case in reversed(CASES)}.values())
+    results = run("browser.mjs", str(CHROMIUM), "3", jobs=jobs(exported, cases, QUESTIONS, NEW_TOKENS // 2))
+    found = [(case, result, is_for(exported, case, "3.8")) for case, result in zip(cases, results, strict=True)]
+    loaded = [(case, result) for case, result, is_promised in found if is_promised]
+    assert_all_greedy(exported, [case for case, _ in loaded], [result for _, result in loaded], QUESTIONS)
+    refused = {case[1]: result for case, result, is_promised in found if not is_promised}
+    assert refused.keys() == {"q8"}
+    assert refused["q8"]["error"].isdecimal(), refused  # no words: the address of a C++ exception

@@ -1,5 +1,5 @@
-// node browser.mjs CHROMIUM RELEASE JOBS: run each job in headless Chromium, in a page of its own that a server on this
-// machine gives; prints a list of results (or of { error }) as the last line.
+// node browser.mjs CHROMIUM RELEASE JOBS: run the jobs one after another in a page of headless Chromium that a server on
+// this machine gives; prints a list of results (or of { error }) as the last line. All folders lie in one.
 import * as fs from 'node:fs';
 import * as http from 'node:http';
 import { createRequire } from 'node:module';
@@ -13,9 +13,7 @@ const transformers = path.dirname(packageOf(`transformers-${release}`, here));
 const runtime = path.dirname(packageOf('onnxruntime-web', transformers));
 const TYPES = { '.html': 'text/html', '.mjs': 'text/javascript', '.js': 'text/javascript', '.json': 'application/json',
   '.wasm': 'application/wasm' };
-// SwiftShader is a GPU in software, for machines without one.
-const FLAGS = ['--no-sandbox', '--disable-dev-shm-usage', '--enable-unsafe-webgpu', '--use-webgpu-adapter=swiftshader',
-  '--enable-features=Vulkan'];
+const FLAGS = ['--no-sandbox', '--disable-dev-shm-usage', '--disable-gpu'];
 
 function packageOf(name, from) {
   // Not by require.resolve alone: a package's own exports may hide its package.json.
@@ -42,16 +40,20 @@ function serve(models) {
   return new Promise((resolve) => server.listen(0, '127.0.0.1', () => resolve(server)));
 }
 
-async function run(browser, job) {
-  const server = await serve(path.dirname(job.path));
+async function run(browser, jobs) {
+  const server = await serve(path.dirname(jobs[0].path));
   const page = await browser.newPage();
   page.on('console', (message) => console.error('[page]', message.text().slice(0, 400)));
   page.on('pageerror', (error) => console.error('[page]', String(error).slice(0, 400)));
   try {
     await page.goto(`http://127.0.0.1:${server.address().port}/page/page.html`, { timeout: 0 });
     await page.waitForFunction('window.run', { timeout: 0 });
-    return await page.evaluate((given) => window.run(given).catch((error) => ({ error: String(error) })),
-      { ...job, folder: path.basename(job.path) });
+    const results = [];
+    for (const job of jobs) {
+      results.push(await page.evaluate((given) => window.run(given).catch((error) => ({ error: String(error) })),
+        { ...job, folder: path.basename(job.path) }));
+    }
+    return results;
   } finally {
     await page.close().catch(() => {});  // a browser that died: what it said before is the news
     server.close();
@@ -62,8 +64,7 @@ async function run(browser, job) {
 const PATIENCE = 600000;
 const browser = await puppeteer.launch({ executablePath: chromium, headless: true, args: FLAGS, timeout: PATIENCE,
   protocolTimeout: PATIENCE });
-const results = [];
-for (const job of JSON.parse(jobs)) results.push(await run(browser, job));
+const results = await run(browser, JSON.parse(jobs));
 await browser.close();
 console.log(JSON.stringify(results));
 process.exit(0);

@@ -8,6 +8,6 @@ const results = [];
 for (const job of JSON.parse(jobs)) {
   transformers.env.allowRemoteModels = false;
   transformers.env.localModelPath = path.dirname(job.path);
-  results.push(await generate(transformers, { ...job, folder: path.basename(job.path), device: 'cpu' }));
+  results.push(await generate(transformers, { ...job, folder: path.basename(job.path) }));
 }
 console.log(JSON.stringify(results));
