@@ -2,9 +2,10 @@
 
     damaged(folder, model, {"model.onnx": range(200), "genai_config.json": range(50)}, commands=("inspect", "lint"))
 
-Seed 0 removes the file. Each case is opened in a process that may die: a native runtime can end it, and then the next
-process goes on behind that case. What must never come is an error that is not one of ours (a traceback for the user), a
-case that takes longer than ``SECONDS``, or more memory than ``MOST_BYTES`` above what the sound artifact takes.
+Seed 0 removes the file, and seed 1 puts a folder in its place. Each case is opened in a process that may die: a native
+runtime can end it, and then the next process goes on behind that case. What must never come is an error that is not one
+of ours (a traceback for the user), a case that takes longer than ``SECONDS``, or more memory than ``MOST_BYTES`` above
+what the sound artifact takes.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from fuzzing import damaged_bytes, damaged_json
 
 __all__ = ["Ending", "damaged", "mutated", "unforeseen"]
 
+REMOVED, FOLDER = 0, 1
 SECONDS = 60
 MOST_BYTES = 1_000_000_000
 # Beyond this no address is given: a case that wants all memory must not take the machine's.
@@ -178,6 +180,8 @@ def _message_type(name: str) -> type[Any]:
 def _commands(path: Path, model: Any) -> dict[str, Callable[[], list[str]]]:
     """Each command as a function that gives what it found wrong."""
     from qwen3_export import api
+    from qwen3_export.parity.markdown import to_markdown
+    from qwen3_export.parity.summary import to_text
     from qwen3_export.targets.lint import lint_artifact
     from qwen3_export.targets.registry import target_of
 
@@ -192,7 +196,15 @@ def _commands(path: Path, model: Any) -> dict[str, Callable[[], list[str]]]:
         api.generate(path, "Hi", model=model, max_new_tokens=2)
         return []
 
-    return {"inspect": inspect, "lint": lint, "check": lambda: list(api.check(path, model).reasons), "run": run}
+    def check() -> list[str]:
+        report = api.check(path, model)
+        for ending in ("json", "html", "xml"):
+            report.save(path.parent / f"report.{ending}", overwrite=True)
+        assert to_text(report)
+        assert to_markdown([report])
+        return report.reasons
+
+    return {"inspect": inspect, "lint": lint, "check": check, "run": run}
 
 
 def work() -> None:
@@ -211,11 +223,12 @@ def work() -> None:
     addresses = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (addresses + MOST_ADDRESSES, resource.RLIM_INFINITY))
     for name, seed in asked["cases"]:
-        sound = (folder / name).read_bytes()
-        if seed:
-            (place / name).write_bytes(mutated(sound, name, seed))
-        else:
-            (place / name).unlink()
+        sound, path = (folder / name).read_bytes(), place / name
+        path.unlink()
+        if seed == FOLDER:
+            path.mkdir()
+        elif seed != REMOVED:
+            path.write_bytes(mutated(sound, name, seed))
         for command in asked["commands"]:
             case = {"name": name, "seed": seed, "command": command}
             _say(case)
@@ -225,7 +238,9 @@ def work() -> None:
             _say({**case, "kind": kind, "told": told})
             if kind == "memory":
                 sys.exit(3)
-        (place / name).write_bytes(sound)
+        if path.is_dir():
+            path.rmdir()
+        path.write_bytes(sound)
 
 
 def _ending(command: Callable[[], list[str]]) -> tuple[str, str]:

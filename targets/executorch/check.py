@@ -234,9 +234,9 @@ def program_path(path: Path) -> Path:
     """The program that is meant by a folder or a file."""
     if path.is_file():
         return path
-    if (path / PROGRAM).exists():
+    if (path / PROGRAM).is_file():
         return path / PROGRAM
-    found = sorted(path.glob("*.pte"))
+    found = sorted(file for file in path.glob("*.pte") if file.is_file())
     if not found:
         raise CheckpointError(f"{path}: holds no {PROGRAM}; name the program, or the folder that an export has written")
     if len(found) > 1:
