@@ -82,7 +82,7 @@ def damaged(
             f"import sys, qwen3_export; sys.path.append({str(Path(__file__).parent)!r}); import damage; damage.work()"
         )
         command = [sys.executable, "-c", begin, json.dumps(asked), str(scratch)]
-        environment = os.environ | {"OMP_WAIT_POLICY": "PASSIVE"}
+        environment = os.environ | {"OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": "1"}
         process = subprocess.run(
             command, capture_output=True, text=True, errors="replace", env=environment, check=False
         )

@@ -95,7 +95,13 @@ MOE: Mapping[str, Any] = {
 }
 
 # Narrow layers, for tests that open an artifact hundreds of times.
-TINY: Mapping[str, Any] = {"hidden_size": 64, "intermediate_size": 64, "head_dim": 32, "num_attention_heads": 4}
+TINY: Mapping[str, Any] = {
+    "hidden_size": 64,
+    "intermediate_size": 64,
+    "head_dim": 32,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 256,
+}
 
 YARN: Mapping[str, Any] = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 512}
 
