@@ -61,8 +61,9 @@ def read_calibration_record(metadata: Mapping[str, str]) -> dict[str, Any] | Non
 
 
 def recorded(metadata: Mapping[str, str], key: str) -> str:
-    """The metadata under a key such as ``recipe``; ``unknown`` if there is none."""
-    return metadata.get(PREFIX + key, "unknown")
+    """The metadata under a key such as ``recipe``; ``unknown`` if there is none, or no text."""
+    found: object = metadata.get(PREFIX + key)
+    return found if isinstance(found, str) else "unknown"
 
 
 def calibration_or_none(metadata: Mapping[str, str]) -> dict[str, Any] | None:

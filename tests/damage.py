@@ -1,10 +1,11 @@
-"""Damage an artifact's files in hundreds of seeded ways, and see how every command ends on them.
+"""Damage the files of an artifact in hundreds of seeded ways, and see how every command ends on them.
 
-    damaged(folder, "Data/model.mlmodel", model, range(200), commands=("inspect", "lint"))
+    damaged(folder, model, {"model.onnx": range(200), "genai_config.json": range(50)}, commands=("inspect", "lint"))
 
-Each case is opened in a process that may die: a native runtime can end it, and then the next process goes on behind
-that case. What must never come is an error that is not one of ours (a traceback for the user), a case that takes longer
-than ``SECONDS``, or more memory than ``MOST_BYTES`` above what the sound artifact takes.
+Seed 0 removes the file, and seed 1 puts a folder in its place. Each case is opened in a process that may die: a native
+runtime can end it, and then the next process goes on behind that case. What must never come is an error that is not one
+of ours (a traceback for the user), a case that takes longer than ``SECONDS``, or more memory than ``MOST_BYTES`` above
+what the sound artifact takes.
 """
 
 from __future__ import annotations
@@ -18,157 +19,124 @@ import signal
 import subprocess
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Ending", "damaged", "mutated", "mutated_message"]
+from fuzzing import damaged_bytes, damaged_json
 
-SECONDS = 240
+__all__ = ["Ending", "damaged", "mutated", "unforeseen"]
+
+REMOVED, FOLDER = 0, 1
+SECONDS = 60
 MOST_BYTES = 1_000_000_000
-NUMBERS = (0, 1, 0x7F, 0x80, 0xFF, 0xFFFF, 0x7FFFFFFF, 0xFFFFFFFF, 0x7FFFFFFFFFFFFFFF)
+# Beyond this no address is given: a case that wants all memory must not take the machine's.
+MOST_ADDRESSES = 16_000_000_000
 # Most of a file is weights; damage there changes values, and only its first bytes and last ones say what they are.
 ENDS = 8192
+# How often a way into a message ends at a level.
+STOPS = 0.1
+MOST_TOLD = 1500
+FORESEEN = ("sound", "refused", "fails")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ending:
-    """How a command ended on a case: ``sound``, ``refused``, ``crash`` (of the process), or ``traceback``."""
+    """How a command ended on a case, and what was told.
 
+    ``kind`` is ``sound``, ``refused`` (a sentence), ``fails`` (a report or findings), ``crash`` (of the process),
+    ``hang``, ``memory`` or ``traceback``.
+    """
+
+    name: str
     seed: int
     command: str
     kind: str
     told: str
 
 
-def mutated(data: bytes, seed: int) -> bytes:
-    """The file with one kind of damage; the same for the same seed."""
-    chance = random.Random(seed)
-    changed = bytearray(data)
-    way = chance.choice((_cut, _flip, _flip, _overwrite, _number, _number, _remove, _insert, _random, _repeat))
-    return bytes(way(changed, chance))
-
-
-def mutated_message(data: bytes, kind: type[Any], seed: int) -> bytes:
-    """A protobuf that can be read, with some of its fields dropped, repeated or set to other values."""
-    chance = random.Random(seed)
-    message = kind.FromString(data)
-    held = list(_messages(message))
-    for _ in range(chance.choice((1, 1, 2, 5))):
-        _mutate_field(chance.choice(held), chance)
-    return bytes(message.SerializeToString())
+def mutated(data: bytes, name: str, seed: int) -> bytes:
+    """The file with one kind of damage; the same for the same name and seed."""
+    chance = random.Random(f"{name} {seed}")
+    if name.endswith(".json") and chance.random() < 0.9:
+        return damaged_json(json.loads(data), chance)
+    if name.endswith((".onnx", ".mlmodel")) and chance.random() < 0.7:
+        return _damaged_message(data, _message_type(name), chance)
+    if len(data) <= 2 * ENDS or chance.random() < 0.2:
+        return damaged_bytes(data, chance)
+    if chance.random() < 0.5:
+        return damaged_bytes(data[:ENDS], chance) + data[ENDS:]
+    return data[:-ENDS] + damaged_bytes(data[-ENDS:], chance)
 
 
 def damaged(
-    folder: Path,
-    name: str,
-    model: Path | str,
-    seeds: Iterable[int],
-    *,
-    commands: Sequence[str],
-    scratch: Path,
-    in_fields: bool = False,
+    folder: Path, model: Path | str, cases: Mapping[str, Iterable[int]], *, commands: Sequence[str], scratch: Path
 ) -> list[Ending]:
-    """Every seed's damage to the file ``name`` of an artifact, opened by every command.
-
-    ``in_fields`` damages the fields of a protobuf, which stays one that can be read.
-    """
-    left, endings = list(seeds), []
+    """Every seed's damage to each file of an artifact (by its path within the folder), opened by every command."""
+    left, endings = [[name, seed] for name, seeds in cases.items() for seed in seeds], []
     while left:
-        asked = {"folder": str(folder), "name": name, "model": str(model), "seeds": left, "commands": list(commands)}
-        asked["in_fields"] = in_fields
+        asked = {"folder": str(folder), "model": str(model), "cases": left, "commands": list(commands)}
         # The package first: this folder has a folder of its name.
         begin = (
             f"import sys, qwen3_export; sys.path.append({str(Path(__file__).parent)!r}); import damage; damage.work()"
         )
         command = [sys.executable, "-c", begin, json.dumps(asked), str(scratch)]
-        environment = os.environ | {"OMP_WAIT_POLICY": "PASSIVE"}
-        with subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace", env=environment
-        ) as process:
-            out, err = process.communicate()
-        lines = [json.loads(line[1:]) for line in out.splitlines() if line.startswith("\x01")]
+        environment = os.environ | {"OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": "1"}
+        process = subprocess.run(
+            command, capture_output=True, text=True, errors="replace", env=environment, check=False
+        )
+        lines = [json.loads(line[1:]) for line in process.stdout.splitlines() if line.startswith("\x01")]
         endings += [Ending(**line) for line in lines if "kind" in line]
-        begun = [line for line in lines if "kind" not in line]
         if process.returncode == 0:
             return endings
-        assert begun, f"the process died before it began: {err[-2000:]}"
-        last = begun[-1]
-        kind = "hang" if process.returncode == -signal.SIGALRM else "crash"
-        told = f"exit {process.returncode}: {err[-300:]}"
-        endings.append(Ending(seed=last["seed"], command=last["command"], kind=kind, told=told))
-        left = left[left.index(last["seed"]) + 1 :]
+        assert lines, f"the process died before it began: {process.stderr[-2000:]}"
+        last = lines[-1]
+        if "kind" not in last:
+            kind = "hang" if process.returncode == -signal.SIGALRM else "crash"
+            endings.append(Ending(**last, kind=kind, told=f"exit {process.returncode}: {process.stderr[-300:]}"))
+        left = left[left.index([last["name"], last["seed"]]) + 1 :]
     return endings
 
 
-def _cut(data: bytearray, chance: random.Random) -> bytearray:
-    return data[: chance.choice((0, 1, 4, 64, len(data) - 1, chance.randrange(len(data))))]
+def unforeseen(endings: Iterable[Ending]) -> list[Ending]:
+    """Those that ended neither well nor in one sentence of ours."""
+    return [
+        ending
+        for ending in endings
+        if ending.kind not in FORESEEN
+        or (ending.kind == "refused" and ("\n" in ending.told or len(ending.told) > 1500))
+    ]
 
 
-def _flip(data: bytearray, chance: random.Random) -> bytearray:
-    for _ in range(chance.choice((1, 1, 3, 30))):
-        data[_place(data, chance)] ^= 1 << chance.randrange(8)
-    return data
+def _damaged_message(data: bytes, kind: type[Any], chance: random.Random) -> bytes:
+    """A protobuf that can be read, with some of its fields dropped or set to other values."""
+    message = kind.FromString(data)
+    for _ in range(chance.choice((1, 1, 2, 5))):
+        _mutate_field(_descend(message, chance), chance)
+    return bytes(message.SerializeToString())
 
 
-def _overwrite(data: bytearray, chance: random.Random) -> bytearray:
-    at, count = _place(data, chance), chance.choice((1, 8, 64, 1024))
-    data[at : at + count] = chance.randbytes(len(data[at : at + count]))
-    return data
+def _descend(message: Any, chance: random.Random) -> Any:
+    """The message, or one somewhere in it."""
+    while chance.random() > STOPS:
+        inner = [list(_held(field, value)) for field, value in message.ListFields() if field.message_type is not None]
+        inner = [parts for parts in inner if parts]
+        if not inner:
+            return message
+        # Mostly into the longest list: operations, nodes, tensors.
+        parts = max(inner, key=len) if chance.random() < 0.7 else chance.choice(inner)
+        message = chance.choice(parts)
+    return message
 
 
-def _number(data: bytearray, chance: random.Random) -> bytearray:
-    size, at = chance.choice((1, 2, 4, 8)), _place(data, chance)
-    value = chance.choice(NUMBERS) & ((1 << 8 * size) - 1)
-    data[at : at + size] = value.to_bytes(size, "little")[: len(data) - at]
-    return data
-
-
-def _remove(data: bytearray, chance: random.Random) -> bytearray:
-    at = _place(data, chance)
-    del data[at : at + chance.choice((1, 4, 64, 4096))]
-    return data
-
-
-def _insert(data: bytearray, chance: random.Random) -> bytearray:
-    at = _place(data, chance)
-    data[at:at] = chance.randbytes(chance.choice((1, 4, 64, 4096)))
-    return data
-
-
-def _random(data: bytearray, chance: random.Random) -> bytearray:
-    return bytearray(chance.randbytes(chance.choice((16, 1000, min(len(data), 100_000)))))
-
-
-def _repeat(data: bytearray, chance: random.Random) -> bytearray:
-    """A part of the file in another part's place."""
-    at, source, count = _place(data, chance), _place(data, chance), chance.choice((8, 64, 512))
-    part = data[source : source + count]
-    data[at : at + len(part)] = part
-    return data
-
-
-def _place(data: bytearray, chance: random.Random) -> int:
-    if len(data) <= 2 * ENDS or chance.random() < 0.3:
-        return chance.randrange(len(data))
-    near = chance.randrange(ENDS)
-    return near if chance.random() < 0.5 else len(data) - 1 - near
-
-
-def _messages(message: Any) -> Iterator[Any]:
-    """A message and all that it holds; of maps with messages, their values."""
-    yield message
-    for field, value in message.ListFields():
-        if field.message_type is None:
-            continue
-        if field.message_type.GetOptions().map_entry:
-            values = list(value.values())
-            parts = values if values and hasattr(values[0], "ListFields") else []
-        else:
-            parts = value if hasattr(value, "add") else [value]
-        for part in parts:
-            yield from _messages(part)
+def _held(field: Any, value: Any) -> Iterator[Any]:
+    if field.message_type.GetOptions().map_entry:
+        yield from (part for part in value.values() if hasattr(part, "ListFields"))
+    elif hasattr(value, "add"):
+        yield from value
+    else:
+        yield value
 
 
 def _mutate_field(message: Any, chance: random.Random) -> None:
@@ -185,7 +153,7 @@ def _mutate_field(message: Any, chance: random.Random) -> None:
     if isinstance(one, str):
         new = chance.choice(("", "x", one + "_", one[: len(one) // 2], "../" + one, "const", "matmul"))
     elif isinstance(one, bytes):
-        new = bytes(mutated(one, chance.randrange(1 << 30))) if one else b"x"
+        new = damaged_bytes(one, chance)
     elif isinstance(one, float):
         new = chance.choice((0.0, -1.0, float("nan"), float("inf")))
     else:
@@ -199,7 +167,7 @@ def _mutate_field(message: Any, chance: random.Random) -> None:
         message.ClearField(field.name)
 
 
-def _kind_of(name: str) -> type[Any]:
+def _message_type(name: str) -> type[Any]:
     if name.endswith(".onnx"):
         import onnx
 
@@ -209,66 +177,90 @@ def _kind_of(name: str) -> type[Any]:
     return Model_pb2.Model  # type: ignore[no-any-return]
 
 
-def _commands(path: Path, model: Any) -> dict[str, Callable[[], object]]:
+def _commands(path: Path, model: Any) -> dict[str, Callable[[], list[str]]]:
+    """Each command as a function that gives what it found wrong."""
     from qwen3_export import api
+    from qwen3_export.parity.markdown import to_markdown
+    from qwen3_export.parity.summary import to_text
     from qwen3_export.targets.lint import lint_artifact
     from qwen3_export.targets.registry import target_of
 
-    def inspect() -> object:
-        found = target_of(path).doors.inspect(path)
-        return found.facts, list(found.tensors()), found.template
+    def inspect() -> list[str]:
+        list(target_of(path).doors.inspect(path).tensors())
+        return []
 
-    def run() -> object:
-        return api.generate(path, "Hi", model=model, max_new_tokens=2)
+    def lint() -> list[str]:
+        return [found.text for found in lint_artifact(target_of(path), path, model).findings if found.is_error]
 
-    return {
-        "inspect": inspect,
-        "lint": lambda: lint_artifact(target_of(path), path, model),
-        "check": lambda: api.check(path, model),
-        "run": run,
-    }
+    def run() -> list[str]:
+        api.generate(path, "Hi", model=model, max_new_tokens=2)
+        return []
+
+    def check() -> list[str]:
+        report = api.check(path, model)
+        for ending in ("json", "html", "xml"):
+            report.save(path.parent / f"report.{ending}", overwrite=True)
+        assert to_text(report)
+        assert to_markdown([report])
+        return report.reasons
+
+    return {"inspect": inspect, "lint": lint, "check": check, "run": run}
 
 
 def work() -> None:
-    """What a process does: every case that it is asked for, told line by line."""
+    """Do a process's part: every case that it is asked for, told line by line."""
     asked, scratch = json.loads(sys.argv[1]), Path(sys.argv[2])
     from qwen3_export.checkpoint.model import load
-    from qwen3_export.errors import ExportError
 
-    model = load(asked["model"])
-    folder, name = Path(asked["folder"]), asked["name"]
+    folder = Path(asked["folder"])
     place = scratch / "damaged" / folder.name
     shutil.rmtree(place.parent, ignore_errors=True)
     shutil.copytree(folder, place)
-    data = (folder / name).read_bytes()
-    for opened in (_commands(place, model)[command] for command in asked["commands"]):
-        opened()  # the sound artifact, for what it takes
+    commands = _commands(place, load(asked["model"]))
+    for command in asked["commands"]:
+        commands[command]()  # the sound artifact, for what it takes
     limit = _peak_bytes() + MOST_BYTES
-    for seed in asked["seeds"]:
-        new = mutated_message(data, _kind_of(name), seed) if asked["in_fields"] else mutated(data, seed)
-        (place / name).write_bytes(new)
-        commands = _commands(place, model)
+    addresses = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (addresses + MOST_ADDRESSES, resource.RLIM_INFINITY))
+    for name, seed in asked["cases"]:
+        sound, path = (folder / name).read_bytes(), place / name
+        path.unlink()
+        if seed == FOLDER:
+            path.mkdir()
+        elif seed != REMOVED:
+            path.write_bytes(mutated(sound, name, seed))
         for command in asked["commands"]:
-            _say({"seed": seed, "command": command})
-            signal.alarm(SECONDS)
-            try:
-                commands[command]()
-                kind, told = "sound", ""
-            except ExportError as error:
-                kind, told = "refused", str(error)
-            except Exception:  # what must not come
-                kind, told = "traceback", traceback.format_exc()[-1500:]
-            signal.alarm(0)
+            case = {"name": name, "seed": seed, "command": command}
+            _say(case)
+            kind, told = _ending(commands[command])
             if _peak_bytes() > limit:
                 kind, told = "memory", f"{_peak_bytes() / 1e9:.2f} GB; {told}"
-            _say({"seed": seed, "command": command, "kind": kind, "told": told})
+            _say({**case, "kind": kind, "told": told})
             if kind == "memory":
                 sys.exit(3)
+        if path.is_dir():
+            path.rmdir()
+        path.write_bytes(sound)
+
+
+def _ending(command: Callable[[], list[str]]) -> tuple[str, str]:
+    from qwen3_export.errors import ExportError
+
+    signal.alarm(SECONDS)
+    try:
+        found = command()
+    except ExportError as error:
+        return "refused", str(error)
+    except BaseException:  # what must not come; a panic of tokenizers is no Exception
+        return "traceback", traceback.format_exc()[-1500:]
+    finally:
+        signal.alarm(0)
+    return ("fails", found[0]) if found else ("sound", "")
 
 
 def _peak_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def _say(line: dict[str, object]) -> None:
+def _say(line: Mapping[str, object]) -> None:
     print("\x01" + json.dumps(line), flush=True)

@@ -33,6 +33,7 @@ __all__ = [
     "DENSE",
     "KNOWN_TOKENS",
     "MOE",
+    "TINY",
     "VARIANTS",
     "Variant",
     "begin_with",
@@ -91,6 +92,15 @@ MOE: Mapping[str, Any] = {
     "mlp_only_layers": [],
     "output_router_logits": False,
     "router_aux_loss_coef": 0.001,
+}
+
+# Narrow layers, for tests that open an artifact hundreds of times.
+TINY: Mapping[str, Any] = {
+    "hidden_size": 64,
+    "intermediate_size": 64,
+    "head_dim": 32,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 256,
 }
 
 YARN: Mapping[str, Any] = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 512}

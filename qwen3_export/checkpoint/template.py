@@ -33,6 +33,7 @@ __all__ = [
     "ChatTemplate",
     "named_tokens",
     "read_template",
+    "read_text",
     "templates_in",
     "token_content",
 ]
@@ -138,10 +139,10 @@ def _template_files(folder: Path) -> dict[str, str]:
     paths = {path.stem: path for path in sorted(more.glob("*.jinja"))} if more.is_dir() else {}
     if (folder / TEMPLATE_FILE).exists():
         paths = {DEFAULT: folder / TEMPLATE_FILE, **paths}
-    return {name: _read(path) for name, path in paths.items()}
+    return {name: read_text(path) for name, path in paths.items()}
 
 
-def _read(path: Path) -> str:
+def read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-__all__ = ["guard"]
+__all__ = ["artifact", "guard", "opens_artifact"]
 
 COMMANDS = frozenset({"check", "lint", "inspect", "run"})
 PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -29,7 +29,7 @@ def guard(arguments: Sequence[str]) -> None:
 
     Where this is not possible (not Linux, or threads are running already), the one process goes on.
     """
-    if not _opens_artifact(arguments) or not _can_fork():
+    if not opens_artifact(arguments) or not _can_fork():
         return
     sys.stdout.flush()
     sys.stderr.flush()
@@ -60,8 +60,7 @@ def _wait(child: int, waited: set[signal.Signals]) -> int:
 
 def _sentence(number: int, arguments: Sequence[str]) -> str:
     name = signal.Signals(number).name
-    words = [word for word in arguments if not word.startswith("-")]
-    path = next((word for word in words[1:] if Path(word).exists()), "the artifact")
+    path = artifact(arguments)
     if number == signal.SIGKILL:
         return f"{path}: the process that read it was killed ({name}), most likely for want of memory"
     return (
@@ -70,7 +69,14 @@ def _sentence(number: int, arguments: Sequence[str]) -> str:
     )
 
 
-def _opens_artifact(arguments: Sequence[str]) -> bool:
+def artifact(arguments: Sequence[str]) -> str:
+    """The artifact's path as it was typed."""
+    words = [word for word in arguments if not word.startswith("-")]
+    return next((word for word in words[1:] if Path(word).exists()), "the artifact")
+
+
+def opens_artifact(arguments: Sequence[str]) -> bool:
+    """Whether these are the arguments of a command that reads an artifact."""
     command = next((word for word in arguments if not word.startswith("-")), "")
     return command in COMMANDS and not {"--help", "-h"} & set(arguments)
 

@@ -20,7 +20,7 @@ from qwen3_export import __version__
 from qwen3_export.cli import calibrate, check, inspect, lint, quants, report, run
 from qwen3_export.cli.console import say
 from qwen3_export.cli.export import export_class, export_command
-from qwen3_export.cli.guard import guard
+from qwen3_export.cli.guard import artifact, guard, opens_artifact
 from qwen3_export.cli.interrupted import Interrupted
 from qwen3_export.cli.wording import as_options
 from qwen3_export.errors import ExportError
@@ -70,6 +70,12 @@ def main() -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except Exception as error:
+        if not opens_artifact(sys.argv[1:]):
+            raise
+        if os.environ.get(DEBUG_VARIABLE):
+            say(traceback.format_exc())
+        _fail(f"{artifact(sys.argv[1:])}: {_unforeseen(error)}")
 
 
 def _version(on: bool) -> None:
@@ -94,6 +100,15 @@ def _interrupt(number: int, _frame: FrameType | None) -> None:
     # A second Ctrl-C while the first is being cleaned up must not cut the cleaning short.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     raise Interrupted(number)
+
+
+def _unforeseen(error: Exception) -> str:
+    """The last line of defence: an error that reading an artifact should not have raised."""
+    reason = " ".join(str(error).split()) or "without a reason"
+    return (
+        f"reading it ended in {type(error).__name__} ({reason}); the file is damaged or of an unknown make, or this is "
+        "a fault of qwen3-export (--debug shows where)"
+    )
 
 
 def _fail(sentence: str, *, code: int = 1) -> None:

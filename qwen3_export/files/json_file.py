@@ -15,7 +15,7 @@ from typing import Any
 from qwen3_export.errors import CheckpointError
 from qwen3_export.files.shown import shown
 
-__all__ = ["Fields", "parse_json", "read_json"]
+__all__ = ["Fields", "object_in", "parse_json", "read_json"]
 
 # Tokenizers have some ten megabytes; larger documents are damaged, or meant to fill the memory.
 MAX_BYTES = 100_000_000
@@ -55,6 +55,13 @@ def parse_json(data: bytes, *, has_unique_keys: bool = False) -> Any:
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
     return document
+
+
+def object_in(document: object, *names: str) -> dict[str, Any]:
+    """The object under these names, one within the other; an empty one where there is no object."""
+    for name in names:
+        document = document.get(name) if isinstance(document, dict) else None
+    return document if isinstance(document, dict) else {}
 
 
 class Fields:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from qwen3_export.checkpoint.template import DEFAULT, TEMPLATE_FILE, ChatTemplate, named_tokens, templates_in
+from qwen3_export.checkpoint.template import DEFAULT, TEMPLATE_FILE, ChatTemplate, named_tokens, read_text, templates_in
 from qwen3_export.checkpoint.tokenizer import Tokenizer
+from qwen3_export.errors import CheckpointError
+from qwen3_export.files import json_file
 from qwen3_export.parity.dialogues import same_text
 from qwen3_export.parity.prompts import tokenization_text
 
@@ -34,7 +35,11 @@ def document_differences(folder: Path, tokenizer: Tokenizer, *, first_of: Sequen
     right = tokenizer.template
     if right is None:
         return
-    found = {name: _template_in(folder, name) for name in first_of or BOTH}
+    try:
+        found = {name: _template_in(folder, name) for name in first_of or BOTH}
+    except CheckpointError as error:
+        yield str(error)
+        return
     if first_of:
         first = next((name for name in first_of if found[name] is not None), None)
         if first is None:
@@ -60,11 +65,11 @@ def _says_the_same(template: ChatTemplate, right: ChatTemplate) -> bool:
     return template == right or same_text(template, right)
 
 
-def read_json(path: Path) -> Any:
-    """The document, or None if it cannot be read."""
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The object that a file holds, or None if it cannot be read, or holds something else."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        return json_file.read_json(path)
+    except CheckpointError:
         return None
 
 
@@ -74,7 +79,7 @@ def _template_in(folder: Path, name: str) -> ChatTemplate | None:
     if name == SETTINGS:
         stated = templates_in(settings.get("chat_template"), folder)
     else:
-        stated = {DEFAULT: (folder / name).read_text(encoding="utf-8")} if (folder / name).exists() else {}
+        stated = {DEFAULT: read_text(folder / name)} if (folder / name).exists() else {}
     return ChatTemplate(templates=stated, tokens=named_tokens(folder, settings)) if stated else None
 
 

@@ -77,15 +77,16 @@ def open_subject(path: Path, graph: Graph, tokenizer: Tokenizer, *, threads: int
     file = open_coreml(path)
     missing = tensor_differences(file, graph)
     is_foreign = bool(missing) and PREFIX + "version" not in file.metadata
-    problems = interface_differences(file, graph) if is_foreign else metadata_differences(file, graph, tokenizer)
+    interface = interface_differences(file, graph)
+    problems = interface if is_foreign else metadata_differences(file, graph, tokenizer)
     return CoremlSubject(
         file=file,
         original=graph,
         stored=None if missing else read_graph(file, graph),
         is_foreign=is_foreign,
         problems=tuple(problems if is_foreign else [*problems, *missing]),
-        # A foreign package is run only where its inputs and states are the usual ones.
-        can_run=not (is_foreign and problems),
+        # A package is run only where its inputs and states are the usual ones; states of another size can fill memory.
+        can_run=not interface,
     )
 
 
@@ -102,7 +103,7 @@ class CoremlSubject:
 
     @property
     def max_tokens(self) -> int:
-        return min(longest_text(self.original), context_length(self.file) or 1)
+        return max(1, min(longest_text(self.original), context_length(self.file)))
 
     @property
     def unrun(self) -> tuple[Exact, Shipped]:

@@ -42,7 +42,7 @@ def generate(path: Path, model: Model | None, *, threads: int | None = None) -> 
         yield ChunkedStepper(lambda tokens, _past: stream.append(tokens), positions=positions, chunk=CHUNK)
 
     longest = context_length(file)
-    if not longest:
+    if longest < 1:
         raise CheckpointError(f"{file.package}: its mask does not say how long a sequence may be")
     name = CORE_ML.format(version=coremltools_version()) if on_mac else EXECUTOR
     yield Opened(runtime=Runtime(name=name, context_length=longest, start=start), speech=artifact_speech(folder, model))

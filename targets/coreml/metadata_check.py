@@ -104,7 +104,7 @@ def _ranges(file: CoremlFile, name: str) -> list[tuple[int, int]]:
 
 def _states(file: CoremlFile, config: Qwen3Config) -> Iterator[str]:
     longest = context_length(file)
-    if longest > config.context_length:
+    if not 0 < longest <= config.context_length:
         yield f"the package takes {longest} positions, the checkpoint has {config.context_length}"
     expected = (config.num_hidden_layers, 1, config.num_key_value_heads, config.head_dim)
     for feature in file.spec.description.state:
@@ -145,6 +145,8 @@ def _scalars(file: CoremlFile) -> Iterator[tuple[str, float]]:
 
 def _tables(file: CoremlFile, config: Qwen3Config) -> Iterator[str]:
     length = context_length(file)
+    if not 0 < length <= config.context_length:  # told of already, and tables of any size would be made
+        return
     turn = rotation(config, start=0, count=length)
     tables = {COS_TABLE: turn.cos.numpy(), SIN_TABLE: turn.sin.numpy()}
     if _mask(file) == ATTENTION_MASK:

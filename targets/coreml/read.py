@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 
 from qwen3_export.errors import CheckpointError, QuantizationError
+from qwen3_export.files.damage import told_as_damage
 from qwen3_export.files.inside import inside
 from qwen3_export.graph import Graph, Kind, Role, Weight
 from qwen3_export.targets.coreml.blobs import ELEMENTS, Blob, read_record
 from qwen3_export.targets.coreml.extra import require_coremltools
-from qwen3_export.targets.coreml.mil.damage import told_as_damage
 from qwen3_export.targets.coreml.names import HEAD_PART, MODEL_FILE, PACKAGE, WEIGHT_FILE, mil_name
 from qwen3_export.targets.coreml.stored import StoredWeight, join_parts, stored_weight
 

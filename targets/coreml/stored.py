@@ -107,8 +107,8 @@ StoredWeight = CoremlWeight | SplitWeight
 
 
 def stored_weight(role: Role, parts: Mapping[str, Blob], path: Path) -> CoremlWeight:
-    """The weight whose parts lie in these places of weight.bin."""
-    codes = next(parts[part] for part in (VALUES, CODES, INDICES) if part in parts)
+    """The weight whose parts lie in these places of weight.bin. Raises KeyError where a part is missing."""
+    codes = parts[next((part for part in (VALUES, CODES) if part in parts), INDICES)]
     return CoremlWeight(role=role, shape=codes.shape, number_format=format_of(parts), parts=parts, path=path)
 
 

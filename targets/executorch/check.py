@@ -67,7 +67,7 @@ from qwen3_export.targets.executorch.stored import (
 )
 from qwen3_export.targets.executorch.tokens import observe_tokenizer
 
-__all__ = ["ExecutorchSubject", "open_subject", "program_differences", "program_path"]
+__all__ = ["ExecutorchSubject", "open_subject", "positions_of", "program_differences", "program_path"]
 
 # Measured: 2e-12 for fp32. For int8 activations half of the floor on the demo model, 7 % on its first two layers.
 FP32_CONVERSION_BOUND, INT8_CONVERSION_FLOORS = 1e-9, 1.0
@@ -170,7 +170,7 @@ class ExecutorchSubject:
         """RoPE's tables and eps, which lie in the program where the index says; and the tokens of the runners."""
         assert self.program is not None
         assert self.index is not None
-        context = int(self.program.constant("get_max_context_len") or 1)
+        context = positions_of(self.program, self.original)
         wrong = constant_differences(self.file, self.original, self.index, context=context)
         found = observe_tokenizer(self.file.parent, self.tokenizer, is_full=job.is_full)
         return Observed(problems=(*wrong, *found.problems), notes=found.notes)
@@ -224,13 +224,19 @@ class ExecutorchSubject:
         return Shipped(numbers=shipped.numbers, judged_decode=decode)
 
 
+def positions_of(program: Program, graph: Graph) -> int:
+    """The positions of the cache as the program says, at most the checkpoint's: tables of that length are compared."""
+    stated = program.constant("get_max_context_len")
+    return min(max(stated, 1), graph.config.context_length) if isinstance(stated, int) else 1
+
+
 def program_path(path: Path) -> Path:
     """The program that is meant by a folder or a file."""
     if path.is_file():
         return path
-    if (path / PROGRAM).exists():
+    if (path / PROGRAM).is_file():
         return path / PROGRAM
-    found = sorted(path.glob("*.pte"))
+    found = sorted(file for file in path.glob("*.pte") if file.is_file())
     if not found:
         raise CheckpointError(f"{path}: holds no {PROGRAM}; name the program, or the folder that an export has written")
     if len(found) > 1:

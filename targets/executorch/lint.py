@@ -10,7 +10,7 @@ from qwen3_export.graph import Graph
 from qwen3_export.parity.documents import document_differences, read_json
 from qwen3_export.parity.tokenization import EXECUTORCH as LIMITS
 from qwen3_export.parity.tokenization import token_remarks
-from qwen3_export.targets.executorch.check import program_differences, program_path
+from qwen3_export.targets.executorch.check import positions_of, program_differences, program_path
 from qwen3_export.targets.executorch.recipes import untied
 from qwen3_export.targets.executorch.run import Program
 from qwen3_export.targets.executorch.stored import INDEX, constant_differences, read_index
@@ -50,9 +50,8 @@ def lint_executorch(path: Path, graph: Graph, tokenizer: Tokenizer) -> Iterator[
         *document_differences(program_file.parent, tokenizer),
     ]
     if is_own:
-        context = program.constant("get_max_context_len")
         document = read_index(program_file.parent)
-        texts += constant_differences(program_file, whole, document, context=context if isinstance(context, int) else 1)
+        texts += constant_differences(program_file, whole, document, context=positions_of(program, whole))
     if (read_json(program_file.parent / "tokenizer.json") or {}).get("normalizer") is not None:
         texts.append("tokenizer.json has a normalizer, with which runners lose accents; export again, or make it null")
     for text in texts:

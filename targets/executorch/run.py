@@ -146,7 +146,8 @@ class Program:
         """The logits [V] of the last token; the first token is at position ``start``."""
         self._load_forward()
         try:
-            out = self._forward.execute([torch.tensor([list(tokens)]), torch.tensor([start])])[0]
+            with native_remarks_dropped():
+                out = self._forward.execute([torch.tensor([list(tokens)]), torch.tensor([start])])[0]
             logits = np.array(out.float().numpy()[0])
         except Exception as error:
             raise CheckpointError(f"ExecuTorch cannot run the program ({error})") from error

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qwen3_export.errors import ExportError
-from qwen3_export.files.json_file import read_json
+from qwen3_export.files.json_file import Fields, read_json
 from qwen3_export.generation.opened import Opened
 from qwen3_export.generation.speech import artifact_speech
 from qwen3_export.generation.stepper import ChunkedStepper, Runtime, Stepper
@@ -23,6 +23,7 @@ __all__ = ["generate"]
 
 # The graph gives the logits of every position: 80 MB for so many tokens of Qwen3's vocabulary.
 CHUNK = 128
+GENAI = "genai_config.json"
 
 
 @contextmanager
@@ -31,9 +32,9 @@ def generate(path: Path, model: Model | None, *, threads: int | None = None) -> 
     graph_path = graph_path_of(path)
     folder = graph_path.parent.parent if graph_path.parent.name == "onnx" else graph_path.parent
     speech = artifact_speech(folder, model)
-    genai = _read_if_there(folder / "genai_config.json").get("model", {})
+    genai = Fields(_read_if_there(folder / GENAI), folder / GENAI).object("model") or {}
     context_length = _context_length(graph_path, folder, genai, model)
-    session = OnnxSession(graph_path, _cache_size(genai, model), threads=threads)
+    session = OnnxSession(graph_path, _cache_size(folder, genai, model), threads=threads)
 
     @contextmanager
     def start(positions: int) -> Iterator[Stepper]:
@@ -52,21 +53,23 @@ def _context_length(graph_path: Path, folder: Path, genai: Mapping[str, Any], mo
     """
     table = open_onnx(graph_path).initializers.get(COS_CACHE)
     held = None if table is None else table.num_rows
-    stated = genai.get("context_length")
-    if isinstance(stated, int) or held is not None:
-        return min(length for length in (stated, held) if isinstance(length, int))
-    stated = _read_if_there(folder / "config.json").get("max_position_embeddings")
+    stated = Fields(genai, folder / GENAI).integer("context_length")
+    if stated is not None or held is not None:
+        return min(length for length in (stated, held) if length is not None)
+    config = folder / "config.json"
+    stated = Fields(_read_if_there(config), config).integer("max_position_embeddings")
     if stated is None and model is not None:
         stated = model.graph.config.context_length
-    if not isinstance(stated, int):
+    if stated is None:
         raise ExportError(f"{folder}: no config says how long the context is; name the checkpoint with `model`")
     return stated
 
 
-def _cache_size(genai: Mapping[str, Any], model: Model | None) -> CacheSize | None:
+def _cache_size(folder: Path, genai: Mapping[str, Any], model: Model | None) -> CacheSize | None:
     """What a graph need not say itself: onnxruntime-genai's builder gives a cache's last axis a name, and no size."""
-    decoder = genai.get("decoder", {})
-    heads, head_dim = decoder.get("num_key_value_heads"), decoder.get("head_size")
+    path = folder / GENAI
+    decoder = Fields(Fields(genai, path).object("decoder") or {}, path)
+    heads, head_dim = decoder.integer("num_key_value_heads"), decoder.integer("head_size")
     if model is not None:
         heads, head_dim = model.graph.config.num_key_value_heads, model.graph.config.head_dim
     return None if heads is None or head_dim is None else CacheSize(num_key_value_heads=heads, head_dim=head_dim)

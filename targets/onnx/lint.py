@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from qwen3_export.calibration.provenance import PREFIX
 from qwen3_export.checkpoint.tokenizer import Tokenizer
+from qwen3_export.files.json_file import object_in
+from qwen3_export.files.shown import shown
 from qwen3_export.graph import Graph
 from qwen3_export.parity.documents import read_json
 from qwen3_export.parity.tokenization import GENAI as GENAI_LIMITS
@@ -65,17 +66,19 @@ def _genai(file: OnnxFile) -> Iterator[Finding]:
     if document is None:
         yield Finding(text="genai_config.json is missing, or cannot be read", consumers=(GENAI,))
         return
-    decoder: dict[str, Any] = document.get("model", {}).get("decoder", {})
+    decoder = object_in(document, "model", "decoder")
     named, held = decoder.get("filename"), file.graph_path.name
     if named != held:
-        yield Finding(text=f"genai_config.json names the graph {named}, the folder holds {held}", consumers=(GENAI,))
+        yield Finding(
+            text=f"genai_config.json names the graph {shown(named)}, the folder holds {held}", consumers=(GENAI,)
+        )
     proto = file.proto.graph
     for part, values in (("inputs", proto.input), ("outputs", proto.output)):
         names = {value.name for value in values}
-        for name in decoder.get(part, {}).values():
+        for name in object_in(decoder, part).values():
             first = str(name).replace("%d", "0")
             if first not in names:
-                yield Finding(text=f"genai_config.json names {first}, which is none of the graph's {part}",
+                yield Finding(text=f"genai_config.json names {shown(first)}, which is none of the graph's {part}",
                               consumers=(GENAI,))  # fmt: skip
 
 
@@ -126,8 +129,7 @@ def _javascript(file: OnnxFile, *, is_foreign: bool) -> Iterator[Finding]:
 
 def _data_files(file: OnnxFile) -> Iterator[str]:
     """What config.json says of the data files, against the files that the graph names."""
-    config = read_json(file.folder / "config.json") or {}
-    own = config.get("transformers.js_config") or {}
+    own = object_in(read_json(file.folder / "config.json"), "transformers.js_config")
     told = own.get("use_external_data_format") or 0
     name = file.graph_path.name
     if isinstance(told, dict):

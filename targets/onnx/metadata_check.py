@@ -14,7 +14,9 @@ import numpy as np
 from qwen3_export.checkpoint.template import TEMPLATE_FILE
 from qwen3_export.checkpoint.tokenizer import Tokenizer
 from qwen3_export.config import Qwen3Config
+from qwen3_export.files.json_file import object_in
 from qwen3_export.files.positional import read_exactly
+from qwen3_export.files.shown import shown
 from qwen3_export.graph import Graph
 from qwen3_export.parity.documents import SETTINGS, document_differences, read_json
 from qwen3_export.rope import rotation
@@ -30,6 +32,8 @@ Attributes = Mapping[str, Any]
 
 # Only this many positions of the RoPE tables are compared.
 COMPARED_POSITIONS = 4096
+# How much of a list is shown in a message.
+MOST_TOLD = 8
 
 
 def metadata_differences(file: OnnxFile, graph: Graph, tokenizer: Tokenizer, *, is_foreign: bool = False) -> list[str]:
@@ -133,8 +137,7 @@ def _genai(file: OnnxFile, config: Qwen3Config, tokenizer: Tokenizer) -> Iterato
     if document is None:
         yield f"{path.name} cannot be read"
         return
-    model = document.get("model", {})
-    decoder = model.get("decoder", {})
+    model, decoder = object_in(document, "model"), object_in(document, "model", "decoder")
     eos = model.get("eos_token_id")
     expected = {
         "vocab_size": (model.get("vocab_size"), config.vocab_size),
@@ -147,22 +150,22 @@ def _genai(file: OnnxFile, config: Qwen3Config, tokenizer: Tokenizer) -> Iterato
     }
     for key, (found, wanted) in expected.items():
         if found != wanted:
-            yield f"{path.name}: {key} is {found}, the checkpoint has {wanted}"
+            yield f"{path.name}: {key} is {_told(found)}, the checkpoint has {wanted}"
     yield from _lengths(file, document, config)
 
 
 def _lengths(file: OnnxFile, document: Mapping[str, Any], config: Qwen3Config) -> Iterator[str]:
     """How long a text may be: what is stated, what the RoPE tables hold, and what the model is good for."""
-    stated = document.get("model", {}).get("context_length")
+    stated = object_in(document, "model").get("context_length")
     table = file.initializers.get(COS_CACHE)
     held = config.context_length if table is None else table.num_rows
     if not isinstance(stated, int):
-        yield f"genai_config.json: context_length is {stated}, the checkpoint has {config.context_length}"
+        yield f"genai_config.json: context_length is {shown(stated)}, the checkpoint has {config.context_length}"
     elif table is not None and stated != held:
-        yield f"genai_config.json: context_length is {stated}, the graph's RoPE tables hold {held} positions"
+        yield f"genai_config.json: context_length is {shown(stated)}, the graph's RoPE tables hold {held} positions"
     elif stated > held:
-        yield f"genai_config.json: context_length is {stated}, the checkpoint has {held}"
-    longest = document.get("search", {}).get("max_length")
+        yield f"genai_config.json: context_length is {shown(stated)}, the checkpoint has {held}"
+    longest = object_in(document, "search").get("max_length")
     if isinstance(longest, int) and isinstance(stated, int) and longest > stated:
         yield f"genai_config.json: max_length is {longest}, more than its context_length {stated}"
 
@@ -180,7 +183,7 @@ def _ends(file: OnnxFile, tokenizer: Tokenizer) -> Iterator[str]:
     found = stated if isinstance(stated, list) else [stated]
     missing = [token for token in tokenizer.generation.eos_token_ids if token not in found]
     if missing:
-        yield f"generation_config.json: eos_token_id {stated} lacks {', '.join(map(str, missing))}"
+        yield f"generation_config.json: eos_token_id {_told(stated)} lacks {', '.join(map(str, missing))}"
 
 
 def _javascript(path: Path, config: Qwen3Config) -> Iterator[str]:
@@ -192,4 +195,9 @@ def _javascript(path: Path, config: Qwen3Config) -> Iterator[str]:
         return
     for key in ("vocab_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "hidden_size"):
         if document.get(key) != getattr(config, key):
-            yield f"{path.name}: {key} is {document.get(key)}, the checkpoint has {getattr(config, key)}"
+            yield f"{path.name}: {key} is {shown(document.get(key))}, the checkpoint has {getattr(config, key)}"
+
+
+def _told(value: object) -> str:
+    """A value of a config for a message; a list with what it holds, cut short."""
+    return f"[{', '.join(map(shown, value[:MOST_TOLD]))}]" if isinstance(value, list) else shown(value)

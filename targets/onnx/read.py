@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from qwen3_export.errors import CheckpointError, MissingExtraError, QuantizationError
+from qwen3_export.files.damage import told_as_damage
 from qwen3_export.files.inside import inside
 from qwen3_export.files.positional import read_exactly
 from qwen3_export.files.shown import shown
@@ -195,11 +197,10 @@ def open_onnx(folder: Path) -> OnnxFile:
     if folder.is_file() and path.parent.name == "onnx":
         root = path.parent.parent
     file = OnnxFile(folder=root, graph_path=path, proto=proto)
-    try:
+    _check_texts(file)
+    with told_as_damage(path):
         _check_length(file)
         _ = file.attributes
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path}: its graph contradicts itself ({error}); get the folder again") from error
     return file
 
 
@@ -358,6 +359,24 @@ def graph_path_of(folder: Path) -> Path:
     if len(found) > 1:
         raise CheckpointError(f"{folder}: holds {len(found)} graphs; name one of them, such as {found[0]}")
     return found[0]
+
+
+def _check_texts(file: OnnxFile) -> None:
+    """Refuse names that are not UTF-8, which protobuf gives as bytes."""
+    graph = file.proto.graph
+    named: Iterator[Any] = chain(graph.node, graph.initializer, graph.input, graph.output)
+    texts = chain(
+        (message.name for message in named),
+        (text for node in graph.node for text in (node.op_type, node.domain, *node.input, *node.output)),
+        (attribute.name for node in graph.node for attribute in node.attribute),
+        (text for tensor in graph.initializer for entry in tensor.external_data for text in (entry.key, entry.value)),
+        (text for entry in file.proto.metadata_props for text in (entry.key, entry.value)),
+        (size.dim_param for value in graph.input for size in value.type.tensor_type.shape.dim),
+    )
+    wrong = next((text for text in texts if not isinstance(text, str)), None)
+    if wrong is not None:
+        told = shown(wrong.decode(errors="replace"))
+        raise CheckpointError(f"{file.graph_path}: has a name or a record that is not UTF-8 ({told}); get it again")
 
 
 def _check_length(file: OnnxFile) -> None:

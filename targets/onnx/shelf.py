@@ -14,10 +14,11 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from qwen3_export.errors import OutputError
 from qwen3_export.files.atomic import check_output_folder
+from qwen3_export.files.json_file import object_in
 from qwen3_export.parity.documents import read_json
 from qwen3_export.targets.onnx.names import COS_CACHE
 from qwen3_export.targets.onnx.transformers_js import is_same_model, merge_config
@@ -70,15 +71,15 @@ def keep_others(export: OnnxExport, folder: Path) -> None:
         except OSError:  # a file system without links
             shutil.copyfile(export.out / name, folder / name)
     path = folder / "config.json"
-    merged = merge_config(read_json(path), _kept_entries(read_json(export.out / "config.json"), kept))
+    merged = merge_config(read_json(path) or {}, _kept_entries(read_json(export.out / "config.json") or {}, kept))
     merged["max_position_embeddings"] = min((export.context_length, *_context_lengths(export.out, kept)))
     path.write_text(json.dumps(merged, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _kept_entries(document: dict[str, object], kept: list[str]) -> dict[str, object]:
+def _kept_entries(document: dict[str, Any], kept: list[str]) -> dict[str, Any]:
     """The old config without graphs that are no longer there."""
-    own = dict(document["transformers.js_config"])  # type: ignore[call-overload]
-    counts = own.get("use_external_data_format") or {}
+    own = dict(object_in(document, "transformers.js_config"))
+    counts = object_in(own, "use_external_data_format")
     names = {name.removeprefix("onnx/") for name in kept}
     own["use_external_data_format"] = {name: count for name, count in counts.items() if name in names}
     return {**document, "transformers.js_config": own}
@@ -108,7 +109,7 @@ def _holds_this_model(export: OnnxExport) -> bool:
     """Whether a folder for transformers.js has the same config and tokenizer."""
     document = read_json(export.out / "config.json")
     own = read_json(export.model.folder / "config.json")
-    if not isinstance(document, dict) or not isinstance(document.get("transformers.js_config"), dict):
+    if document is None or own is None or not isinstance(document.get("transformers.js_config"), dict):
         return False
     tokenizers = (read_json(folder / "tokenizer.json") for folder in (export.out, export.model.folder))
     return is_same_model(document, own) and next(tokenizers) == next(tokenizers)

@@ -57,6 +57,29 @@ def test_exit_codes_and_output_are_the_command_s_own(code: int) -> None:
     assert ended(f"print(7); sys.exit({code})", "run", "x") == (code, "7\n", "")
 
 
+UNFORESEEN = """
+from qwen3_export.cli import main
+def app():
+    raise {error}
+main.app = app
+main.main()
+"""
+
+
+def test_an_error_that_nobody_foresaw_is_told_in_a_sentence(tmp_path: Path) -> None:
+    work = UNFORESEEN.format(error='ValueError("one\\ntwo")')
+    code, out, err = ended(work, "check", str(tmp_path), "-m", "demo")
+    assert (code, out) == (1, "")
+    assert err.startswith(f"qwen3-export: {tmp_path}: reading it ended in ValueError (one two)")
+    assert len(err.splitlines()) == 1
+    code, _, err = ended(work, "calibrate", str(tmp_path))  # opens no artifact: the mistake is ours
+    assert "Traceback" in err
+
+
+def test_a_reader_that_has_gone_is_no_damage(tmp_path: Path) -> None:
+    assert ended(UNFORESEEN.format(error="BrokenPipeError()"), "check", str(tmp_path))[2] == ""
+
+
 def test_other_commands_stay_in_one_process() -> None:
     work = "print(os.getppid())"
     own = str(os.getpid())

@@ -38,16 +38,17 @@ def heat_tables(errors: Errors, *, caption: str) -> Markup:
     return join(parts)
 
 
-def output_errors(recorded: Mapping[str, float]) -> dict[tuple[str, int | None], float]:
+def output_errors(recorded: Mapping[str, object]) -> dict[tuple[str, int | None], float]:
     """Relative errors of outputs by (role, layer), from what an artifact records by the names of its weights.
 
-    Names may be the checkpoint's or llama.cpp's; other names are passed over. An artifact records ratios of squares;
-    the result has their square roots. Experts of a layer are averaged before the root is taken.
+    Names may be the checkpoint's or llama.cpp's; other names, and what is no number, are passed over. An artifact
+    records ratios of squares; the result has their square roots. Experts of a layer are averaged before the root is
+    taken.
     """
     gathered: dict[tuple[str, int | None], list[float]] = {}
     for name, error in recorded.items():
         place = _place(name)
-        if place is not None:
+        if place is not None and isinstance(error, float):
             gathered.setdefault(place, []).append(error)
     return {place: math.sqrt(max(0.0, sum(found) / len(found))) for place, found in gathered.items()}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from qwen3_export.files.json_file import object_in
 from qwen3_export.parity.html.curves import curve_figure
 from qwen3_export.parity.html.heat import formats_table, heat_tables, output_errors
 from qwen3_export.parity.html.markup import Markup, definitions, join, tag
@@ -63,7 +64,7 @@ def _evidence(report: Report, headings: _Headings) -> Iterator[Markup]:
         yield headings.section("Over the positions of a text", tag("p", _about_curves()), curve_figure(report.curves))
     if report.weight_errors:
         yield headings.section("Error by layer and role", *_weights(report))
-    measured = output_errors((report.calibration or {}).get("tensor_errors", {}))
+    measured = output_errors(object_in(report.calibration, "tensor_errors"))
     if measured:
         yield headings.section("Error of the outputs", *_outputs(report, measured))
     yield headings.section("Decoding", *_decode(report))
@@ -171,7 +172,9 @@ def _weights(report: Report) -> list[Markup]:
 
 def _outputs(report: Report, measured: dict[tuple[str, int | None], float]) -> list[Markup]:
     calibration = report.calibration or {}
-    text = f"{calibration.get('tokens') or 0:,} tokens of {calibration.get('dataset') or 'a text that is not named'}"
+    tokens, dataset = calibration.get("tokens"), calibration.get("dataset")
+    count = f"{tokens:,}" if isinstance(tokens, int) else "an unknown number of"
+    text = f"{count} tokens of {dataset if isinstance(dataset, str) and dataset else 'a text that is not named'}"
     return [
         tag("p", f"What storing a weight costs its output, as {report.method} recorded it on {text}."),
         heat_tables(measured, caption="Root mean square of the output's error, in % of the output's"),

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from qwen3_export.errors import CheckpointError, UnsupportedModelError
+from qwen3_export.files.damage import told_as_damage
 from qwen3_export.files.inside import inside
 from qwen3_export.files.json_file import parse_json
 from qwen3_export.targets.coreml.extra import require_coremltools
@@ -33,7 +34,6 @@ from qwen3_export.targets.coreml.mil.arithmetic import Overflow, arithmetic
 from qwen3_export.targets.coreml.mil.blobs import check_blob
 from qwen3_export.targets.coreml.mil.calls import SpecVersion
 from qwen3_export.targets.coreml.mil.constants import Constants
-from qwen3_export.targets.coreml.mil.damage import told_as_damage
 from qwen3_export.targets.coreml.mil.execute import Execution, Watch
 from qwen3_export.targets.coreml.mil.features import Feature, checked, feature_of
 from qwen3_export.targets.coreml.mil.plan import plan_of

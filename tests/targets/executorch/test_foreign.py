@@ -32,11 +32,11 @@ class Plain(nn.Module):
 
 
 class Small(nn.Module):
-    """Tokens and a position, as ExecuTorch's own export takes them, and a vocabulary of its own size."""
+    """Tokens and a position, as ExecuTorch's own export takes them, and any number of logits."""
 
-    def __init__(self, vocabulary: int) -> None:
+    def __init__(self, outputs: int) -> None:
         super().__init__()
-        self.embed, self.head = nn.Embedding(vocabulary, 8), nn.Linear(8, vocabulary)
+        self.embed, self.head = nn.Embedding(8192, 8), nn.Linear(8, outputs)
 
     def forward(self, tokens: Tensor, input_pos: Tensor) -> Tensor:
         return self.head(self.embed(tokens)[:, -1] + input_pos.float())  # type: ignore[no-any-return]

@@ -13,7 +13,7 @@ __all__ = ["told_as_damage"]
 
 @contextmanager
 def told_as_damage(path: Path) -> Iterator[None]:
-    """Turn what reading a contradictory program raises (a missing name, a size that does not fit) into CheckpointError.
+    """Turn what reading a contradictory file raises (a missing name, a size that does not fit) into CheckpointError.
 
     A protobuf that can be parsed may still lack any part, or hold any number.
     """
@@ -31,6 +31,4 @@ def told_as_damage(path: Path) -> Iterator[None]:
         ValueError,
     ) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise CheckpointError(
-            f"{path}: the program is damaged ({reason}); copy the whole package again, or export it again"
-        ) from error
+        raise CheckpointError(f"{path}: is damaged ({reason}); copy or export it again") from error
