@@ -50,8 +50,8 @@ def test_onnx_folders(run, tmp_path: Path) -> None:
     (tmp_path / "genai" / "genai_config.json").write_text(json.dumps(config))
     told = run("lint", "genai", "-m", "demo")
     assert told.code == 3
-    assert "names the graph other.onnx, the folder holds model.onnx" in told.out
-    assert "names past.0.key, which is none of the graph's inputs" in told.out
+    assert 'names the graph "other.onnx", the folder holds model.onnx' in told.out
+    assert 'names "past.0.key", which is none of the graph\'s inputs' in told.out
     assert run("onnx", "-m", "demo", "--flavour", "transformers.js", "--no-check", "-o", "web").code == 0
     assert run("lint", "web", "-m", "demo").out == "transformers.js: ok\n"
     web = json.loads((tmp_path / "web" / "config.json").read_text())

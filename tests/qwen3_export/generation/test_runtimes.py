@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
@@ -138,10 +137,7 @@ def test_an_onnx_graph_whose_caches_have_names_for_sizes(
     onnx.save(proto, str(folder / "model.onnx"))
     assert replies(open_artifact(folder)) == expected
     (folder / "genai_config.json").unlink()
-    with pytest.raises(ExportError, match="how long the context is; name the checkpoint with `model`"):
-        replies(open_artifact(folder))
     assert replies(open_artifact(folder, model)) == expected
-    shutil.copyfile(DEMO / "config.json", folder / "config.json")
     with pytest.raises(CheckpointError, match="how large its caches are; name the checkpoint with `model`"):
         replies(open_artifact(folder))
 
