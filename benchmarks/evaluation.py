@@ -37,7 +37,6 @@ def read_windows(path: Path, model: Model, *, per_source: int | None) -> Windows
     return {source: texts[:: math.ceil(len(texts) / (per_source or len(texts)))] for source, texts in found.items()}
 
 
-@torch.inference_mode()
 def compare(
     original: Graph,
     stored: Graph,
@@ -46,6 +45,26 @@ def compare(
     round_activations: RoundActivations | None = None,
 ) -> dict[str, float]:
     """Compare two graphs over some texts in fp32, rounding the stored graph's activations if a runtime would."""
+    kld_P, same, losses = _compared(original, stored, texts, round_activations)
+    return {
+        "mean_kld": float(kld_P.mean()),
+        "p99_kld": float(torch.quantile(kld_P, 0.99)),
+        "same_top1": same / len(kld_P),
+        "perplexity_ratio": math.exp(float(losses.mean())),
+    }
+
+
+def klds_by_text(original: Graph, stored: Graph, texts: Sequence[Sequence[int]]) -> list[float]:
+    """The mean KL divergence of each text."""
+    kld_P, _, _ = _compared(original, stored, texts, None)
+    return [float(part.mean()) for part in torch.split(kld_P, [len(text) for text in texts])]
+
+
+@torch.inference_mode()
+def _compared(
+    original: Graph, stored: Graph, texts: Sequence[Sequence[int]], round_activations: RoundActivations | None
+) -> tuple[torch.Tensor, int, torch.Tensor]:
+    """KL divergence of each position, how often the likeliest tokens are the same, and differences of losses."""
     tokens = [torch.tensor(text) for text in texts]
     following_P = torch.cat([torch.cat((text[1:], torch.tensor([-1]))) for text in tokens])
     reference_PD, candidate_PD = (
@@ -61,13 +80,7 @@ def compare(
         known = torch.nonzero(following_P[block] >= 0)[:, 0]
         chosen = following_P[block][known]
         losses.append(log_p[known, chosen] - log_q[known, chosen])
-    kld_P = torch.cat(klds).double()
-    return {
-        "mean_kld": float(kld_P.mean()),
-        "p99_kld": float(torch.quantile(kld_P, 0.99)),
-        "same_top1": same / len(kld_P),
-        "perplexity_ratio": math.exp(float(torch.cat(losses).double().mean())),
-    }
+    return torch.cat(klds).double(), same, torch.cat(losses).double()
 
 
 def _blocks(positions: int) -> Iterator[slice]:

@@ -118,7 +118,7 @@ def _run(
         seconds=seconds,
         cpu_seconds=made["cpu_seconds"],
         peak_memory_bytes=made["peak_memory_bytes"],
-        llama_kld=_through_llama(out, model.graph, windows) if arguments.llama else None,
+        llama_kld=through_llama(out, model.graph, windows) if arguments.llama else None,
         by_source={source: result["mean_kld"] for source, result in found.items()},
     )
     out.unlink()
@@ -173,7 +173,7 @@ def mean_squares(graph: Graph, windows: Sequence[np.ndarray]) -> dict[str, np.nd
     return found
 
 
-def _through_llama(file: Path, original: Graph, windows: Windows) -> float:
+def through_llama(file: Path, original: Graph, windows: Windows) -> float:
     """KL divergence of llama.cpp running the file, against the checkpoint in fp32."""
     from qwen3_export.parity.metrics import kl_divergence
     from qwen3_export.targets.gguf.llama import open_model

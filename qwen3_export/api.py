@@ -12,7 +12,6 @@ from typing import Any
 from qwen3_export.calibration.solving import Method
 from qwen3_export.calibration.tokens import Calibration, read_calibration
 from qwen3_export.checkpoint.model import Model, load
-from qwen3_export.errors import ExportError
 from qwen3_export.generation.replying import reply
 from qwen3_export.graph import Graph
 from qwen3_export.parallel import use_threads
@@ -21,7 +20,7 @@ from qwen3_export.parity.report import Gates, Report
 from qwen3_export.progress import SILENT, Progress
 from qwen3_export.targets import exporting
 from qwen3_export.targets.options import make_options
-from qwen3_export.targets.registry import TARGETS, find_target, open_artifact, target_of
+from qwen3_export.targets.registry import TARGETS, find_target, open_artifact, planned_target, target_of
 from qwen3_export.targets.target import Plan, Target
 
 __all__ = [
@@ -102,7 +101,7 @@ def export(
     (the sample that ships with the package by default). An earlier export is replaced only with ``overwrite``, anything
     else never. A calibrated run that was interrupted goes on from ``work_dir`` (beside the output by default).
     """
-    doors = find_target(_target_name(plan)).doors
+    doors = planned_target(plan).doors
     folder = None if work_dir is None else Path(work_dir)
     return exporting.export(
         doors,
@@ -182,11 +181,3 @@ def generate(
             seed=seed,
             **sampling,
         )
-
-
-def _target_name(plan: Plan) -> str:
-    """The target whose kind of plan this is."""
-    for target in TARGETS.values():
-        if isinstance(plan.options, target.options):
-            return target.name
-    raise ExportError(f"{type(plan).__name__}: not a plan of any target; make one with qwen3_export.plan")

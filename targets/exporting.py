@@ -5,16 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import get_args
+from typing import cast, get_args
 
 from qwen3_export.calibration.forecast import Forecast, check_disk
 from qwen3_export.calibration.solving import Method, Solution, forecast_solving, solve
 from qwen3_export.calibration.tokens import Calibration, read_calibration
 from qwen3_export.errors import OptionError
+from qwen3_export.files.atomic import check_output
+from qwen3_export.files.recognise import is_allocation
 from qwen3_export.files.unfinished import remove_runs
 from qwen3_export.parallel import use_threads
 from qwen3_export.progress import SILENT, Progress
-from qwen3_export.targets.options import TargetOptions
+from qwen3_export.targets.allocating import AllocatingDoors, allocated
+from qwen3_export.targets.options import AllocatingOptions, TargetOptions
+from qwen3_export.targets.registry import planned_target
 from qwen3_export.targets.target import Doors, Plan
 
 __all__ = ["check_method", "check_text", "export", "forecast", "needs_text"]
@@ -50,8 +54,16 @@ def export(
     if text is not None and plan.options.needs_text:
         use_threads(threads)
         plan = doors.measured(plan, text, progress=progress)
-    with _solved(doors, plan, method, text, work_dir, resume=resume, threads=threads, progress=progress) as ready:
-        return doors.write(ready, overwrite=overwrite, threads=threads, progress=progress)
+    folder = work_dir or plan.out.with_name(f"{plan.out.name}.work")
+    if text is not None:
+        plan = _allocated(
+            doors, plan, method, text, folder, overwrite=overwrite, resume=resume, threads=threads, progress=progress
+        )
+    with _solved(doors, plan, method, text, folder, resume=resume, threads=threads, progress=progress) as ready:
+        written = doors.write(ready, overwrite=overwrite, threads=threads, progress=progress)
+    if work_dir is None and needs_text(method, plan.options):
+        remove_runs(folder)
+    return written
 
 
 def forecast(plan: Plan, method: Method, text: Calibration, *, threads: int | None = None) -> Forecast:
@@ -77,26 +89,56 @@ def check_text(text: object | None, method: Method, options: TargetOptions) -> N
         raise OptionError("`text` is for `method` gptq and awq; rtn uses no text")
 
 
+def _allocated(
+    doors: Doors,
+    plan: Plan,
+    method: Method,
+    text: Calibration,
+    folder: Path,
+    *,
+    overwrite: bool,
+    resume: bool,
+    threads: int | None,
+    progress: Progress,
+) -> Plan:
+    """The plan in the formats that are chosen on the text, where the options ask for that."""
+    options = plan.options
+    if not isinstance(options, AllocatingOptions) or not options.chooses_formats:
+        return plan
+    use_threads(threads)
+    if options.save_allocation is not None:
+        check_output(options.save_allocation, overwrite=overwrite, is_ours=is_allocation)
+    if not resume:
+        remove_runs(folder, ["sensitivity"])
+    return allocated(
+        cast("AllocatingDoors", doors),
+        plan,
+        text,
+        target=planned_target(plan).name,
+        method=method,
+        work_dir=folder,
+        overwrite=overwrite,
+        threads=threads,
+        progress=progress,
+    )
+
+
 @contextmanager
 def _solved(
     doors: Doors,
     plan: Plan,
     method: Method,
     text: Calibration | None,
-    work_dir: Path | None,
+    folder: Path,
     *,
     resume: bool,
     threads: int | None,
     progress: Progress,
 ) -> Iterator[Plan]:
-    """The plan with solved values (rtn: as it is).
-
-    Its work folder is removed after the block, and kept where the block is left early or the caller named the folder.
-    """
+    """The plan with solved values (rtn: as it is). Unfinished work is in ``folder``, which must stay for the block."""
     if method == ROUNDING or text is None:
         yield plan
         return
-    folder = work_dir or plan.out.with_name(f"{plan.out.name}.work")
     progress.say(f"if it is interrupted, the same command goes on where it ended, from {folder}")
     expected = forecast(plan, method, text, threads=threads)
     progress.say(f"forecast: {expected}")
@@ -105,8 +147,6 @@ def _solved(
     yield doors.with_solution(
         plan, _solve(plan, method, text, folder, resume=resume, threads=threads, progress=progress)
     )
-    if work_dir is None:
-        remove_runs(folder)
 
 
 def _solve(

@@ -14,11 +14,20 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from qwen3_export.errors import OptionError
 
-__all__ = ["OptionText", "TargetOptions", "make_options", "option", "option_texts", "require_choice"]
+__all__ = [
+    "AllocatingOptions",
+    "OptionText",
+    "TargetOptions",
+    "make_options",
+    "option",
+    "option_texts",
+    "require_choice",
+]
 
 KEY = "option"
 
@@ -49,6 +58,40 @@ def option(default: Any, *, help: str, hidden: tuple[str, ...] = (), metavar: st
     """A field of a ``TargetOptions``, with what ``--help`` says of it."""
     text = OptionText(help=help, hidden=hidden, metavar=metavar)
     return dataclasses.field(default=default, metadata={KEY: text})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AllocatingOptions(TargetOptions):
+    """Options of a target whose formats can be given where they count."""
+
+    allocate: bool = option(
+        False, help="Give each tensor the format that loses least, in no more bytes than the recipe takes."
+    )
+    size: str | None = option(
+        None, help="The same, in at most this size instead of the recipe's, such as 2.3G.", metavar="SIZE"
+    )
+    bits_per_weight: float | None = option(
+        None, help="The same, in at most so many bits a weight, such as 4.25.", metavar="BITS"
+    )
+    allocation: Path | None = option(None, help="Take the formats that an earlier export has saved.")  # noqa: RUF009
+    save_allocation: Path | None = option(  # noqa: RUF009 (the two names end as methods do)
+        None, help="Save the formats that are chosen, for --allocation."
+    )
+
+    def __post_init__(self) -> None:
+        asked = [name for name in ("size", "bits_per_weight", "allocation") if getattr(self, name) is not None]
+        asked = ["allocate", *asked] if self.allocate else asked
+        if len(asked) > 1:
+            raise OptionError(f"`{asked[0]}` and `{asked[1]}` exclude each other; give one")
+        if self.save_allocation is not None and not self.chooses_formats:
+            raise OptionError("`save_allocation` saves what is chosen: give `allocate`, `size` or `bits_per_weight`")
+        if self.bits_per_weight is not None and not self.bits_per_weight > 0:
+            raise OptionError(f"`bits_per_weight` {self.bits_per_weight:g}: must be positive")
+
+    @property
+    def chooses_formats(self) -> bool:
+        """Whether formats are chosen by what they cost on the calibration text."""
+        return self.allocate or self.size is not None or self.bits_per_weight is not None
 
 
 def option_texts(options: type[TargetOptions]) -> Iterator[tuple[str, Any, Any, OptionText]]:

@@ -16,13 +16,13 @@ from qwen3_export.targets.coreml.target import COREML
 from qwen3_export.targets.executorch.target import EXECUTORCH
 from qwen3_export.targets.gguf.target import GGUF
 from qwen3_export.targets.onnx.target import ONNX
-from qwen3_export.targets.target import Target
+from qwen3_export.targets.target import Plan, Target
 
 if TYPE_CHECKING:
     from qwen3_export.checkpoint.model import Model
     from qwen3_export.generation.opened import Opened
 
-__all__ = ["TARGETS", "find_target", "is_artifact", "open_artifact", "target_of"]
+__all__ = ["TARGETS", "find_target", "is_artifact", "open_artifact", "planned_target", "target_of"]
 
 TARGETS: Mapping[str, Target] = MappingProxyType({target.name: target for target in (GGUF, ONNX, EXECUTORCH, COREML)})
 
@@ -32,6 +32,14 @@ def find_target(name: str) -> Target:
     if name not in TARGETS:
         raise ExportError(f"{name}: no such target; there is {', '.join(TARGETS)}")
     return TARGETS[name]
+
+
+def planned_target(plan: Plan) -> Target:
+    """The target whose kind of plan this is; ExportError for what is no plan."""
+    for target in TARGETS.values():
+        if isinstance(plan.options, target.options):
+            return target
+    raise ExportError(f"{type(plan).__name__}: not a plan of any target; make one with qwen3_export.plan")
 
 
 def target_of(path: Path) -> Target:

@@ -15,6 +15,7 @@ __all__ = [
     "HTML_MARKER",
     "JUNIT_NAME",
     "STATISTICS_FORMAT",
+    "is_allocation",
     "is_gguf_model",
     "is_html_report",
     "is_imatrix",
@@ -37,6 +38,11 @@ IMATRIX_TYPE = b"general.type" + struct.pack("<IQ", 8, 7) + b"imatrix"
 
 # Enough to find a marker in, and more than any report has.
 HEAD_BYTES, DOCUMENT_BYTES = 4096, 64 << 20
+
+
+def is_allocation(path: Path) -> bool:
+    """A saved choice of formats, in JSON."""
+    return _has_keys(path, "kind", "formats", "shapes", "measured_by_recipe")
 
 
 def is_gguf_model(path: Path) -> bool:

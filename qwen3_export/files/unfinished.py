@@ -14,7 +14,7 @@ from pathlib import Path
 
 __all__ = ["RUN_KINDS", "remove_runs"]
 
-RUN_KINDS = ("statistics", "gptq", "awq")
+RUN_KINDS = ("statistics", "gptq", "awq", "sensitivity")
 
 
 def remove_runs(folder: Path, kinds: Sequence[str] = RUN_KINDS) -> None:

@@ -39,6 +39,7 @@ class Artifact:
     runtime: Runtime
     packages: tuple[str, ...]
     calibration: Mapping[str, Any] | None = None
+    allocation: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,6 +114,7 @@ class Findings:
             floor=replace(numbers.floor.judged(None), bound=None),
             decode=self.decode or decode,
             calibration=artifact.calibration,
+            allocation=artifact.allocation,
             metadata=tuple(self.problems),
             notes=(*self.notes, *(() if self.values is None else self.values.notes)),
             values=() if self.values is None else self.values.differences,

@@ -146,8 +146,9 @@ class Report:
     """Everything a check found.  ``metadata`` and ``values`` list differences from the checkpoint, one sentence
     each, ``notes`` what the runtime cannot do as the checkpoint does; ``gates`` lists user bounds that are not kept;
     ``floor`` is the noise floor behind ``shipped``'s bound; ``calibration`` names a solver's text and each tensor's
-    error, as far as the artifact records them.  ``bounds`` are the user's; ``curves`` are numbers by name over the
-    positions of the texts, ``weight_errors`` how far off each matrix is; ``command`` repeats the check.
+    error, ``allocation`` how formats were chosen, as far as the artifact records them.  ``bounds`` are the user's;
+    ``curves`` are numbers by name over the positions of the texts, ``weight_errors`` how far off each matrix is;
+    ``command`` repeats the check.
     """
 
     artifact: str
@@ -164,6 +165,7 @@ class Report:
     floor: Comparison = NOT_RUN
     decode: Decode = field(default_factory=Decode)
     calibration: Mapping[str, Any] | None = None
+    allocation: Mapping[str, Any] | None = None
     metadata: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     values: tuple[str, ...] = ()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from qwen3_export.parity.markdown import COLUMNS, table_rows
 from qwen3_export.parity.metrics import Comparison
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "HEADS",
+    "describe_allocation",
     "describe_decode",
     "describe_sampling",
     "overview_text",
@@ -43,6 +44,7 @@ def to_text(report: Report) -> str:
     lines = _aligned([HEADS, *summary_rows(report)])
     lines.append(f"decode        {describe_decode(report.decode)}")
     lines += [f"- {reason}" for reason in report.reasons]
+    lines += describe_allocation(report.allocation)
     lines += [f"note: {note}" for note in report.notes]
     lines.append(f"verdict: {report.verdict} ({describe_sampling(report)})")
     return "\n".join(line.rstrip() for line in lines)
@@ -67,9 +69,25 @@ def to_renderable(report: Report) -> Group:
     for *cells, status in summary_rows(report):
         table.add_row(*cells, Text(status, style=COLOURS[status]))
     lines = [f"decode {describe_decode(report.decode)}", *(f"- {reason}" for reason in report.reasons)]
+    lines += describe_allocation(report.allocation)
     lines += [f"note: {note}" for note in report.notes]
     verdict = Text.assemble("verdict: ", (report.verdict, COLOURS[report.verdict]), f" ({describe_sampling(report)})")
     return Group(table, *(Text(line) for line in lines), verdict)
+
+
+def describe_allocation(allocation: Mapping[str, Any] | None) -> list[str]:
+    """A line on how formats were chosen, as the artifact records it; none where they are a recipe's."""
+    if allocation is None:
+        return []
+    measured, by_recipe = (allocation.get(key) for key in ("measured", "measured_by_recipe"))
+    if not isinstance(measured, float):
+        return ["formats: chosen by what they cost"]
+    if not isinstance(by_recipe, float):
+        return [f"formats: chosen by what they cost ({measured:.2e} nats, rounded to nearest, on held-back text)"]
+    both = f"{measured:.2e} nats against {by_recipe:.2e} by the recipe, rounded to nearest, on held-back text"
+    if allocation.get("keeps_recipe") is True:
+        return [f"formats: the recipe's, because chosen ones lose no less ({both})"]
+    return [f"formats: chosen by what they cost ({both})"]
 
 
 def describe_decode(decode: Decode) -> str:

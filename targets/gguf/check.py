@@ -44,6 +44,7 @@ from qwen3_export.targets.gguf.read import (
     GgufFile,
     open_gguf,
     read_graph,
+    recorded_allocation,
     recorded_calibration,
     recorded_digests,
     tensor_differences,
@@ -115,6 +116,7 @@ class GgufSubject:
             runtime=Runtime(name="llama.cpp (llama-cpp-python)", version=llama.runtime_version()),
             packages=PACKAGES,
             calibration=recorded_calibration(file),
+            allocation=recorded_allocation(file),
         )
 
     def read_scales(self) -> Mapping[Fold, NDArray[float32]]:

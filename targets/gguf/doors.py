@@ -13,18 +13,21 @@ from qwen3_export.files.atomic import check_output, write_text
 from qwen3_export.files.recognise import is_gguf_model, is_modelfile
 from qwen3_export.graph import Graph
 from qwen3_export.progress import Progress
+from qwen3_export.targets.allocating import Allocation, Slot, check_request
 from qwen3_export.targets.defaults import before_check
 from qwen3_export.targets.gguf.check import open_subject
 from qwen3_export.targets.gguf.emit import emit
 from qwen3_export.targets.gguf.export import GgufExport, prepare, refuse_imatrix, with_solution
+from qwen3_export.targets.gguf.formats import FORMATS
 from qwen3_export.targets.gguf.generate import generate
 from qwen3_export.targets.gguf.inspect import inspect
 from qwen3_export.targets.gguf.lint import lint_gguf
 from qwen3_export.targets.gguf.modelfile import build_modelfile
 from qwen3_export.targets.gguf.names import check_representable, gguf_tensors
 from qwen3_export.targets.gguf.read import open_gguf, read_graph
-from qwen3_export.targets.gguf.recipes import RECIPES, assign, find_recipe
+from qwen3_export.targets.gguf.recipes import RECIPES, assign, find_recipe, parse_overrides
 from qwen3_export.targets.gguf.sizes import bits_per_weight, total_bytes
+from qwen3_export.targets.gguf.slots import slots_of
 from qwen3_export.targets.gguf.target import GGUF, GgufOptions
 from qwen3_export.targets.lint import Finding
 from qwen3_export.targets.target import RecipeCost
@@ -33,6 +36,7 @@ __all__ = [
     "before_check",
     "check_place",
     "costs",
+    "fitting",
     "generate",
     "inspect",
     "lint",
@@ -40,6 +44,8 @@ __all__ = [
     "open_subject",
     "plan",
     "read",
+    "slots",
+    "with_allocation",
     "with_solution",
     "write",
 ]
@@ -49,11 +55,34 @@ NEEDS = " (needs `imatrix`, or a calibrated `method`)"
 
 def plan(model: Model, recipe: str, *, out: Path | None, options: GgufOptions, method: Method) -> GgufExport:
     refuse_imatrix(options, method)
-    return prepare(model, find_recipe(recipe), out=out, options=options, is_calibrated=method != "rtn")
+    found = prepare(model, find_recipe(recipe), out=out, options=options, is_calibrated=method != "rtn")
+    check_request(found, slots(found))
+    return found
+
+
+def slots(plan: GgufExport) -> tuple[Slot, ...]:
+    options = plan.options
+    overrides = parse_overrides(
+        options.tensor_type, output_type=options.output_type, embedding_type=options.embedding_type
+    )
+    return slots_of(plan.tensors, plan.formats, overrides=overrides)
+
+
+def with_allocation(plan: GgufExport, allocation: Allocation) -> GgufExport:
+    return plan.with_allocation(allocation)
+
+
+def fitting(plan: GgufExport, num_bytes: int) -> GgufExport | None:
+    """The largest recipe whose formats can be chosen, and whose file has at most so many bytes."""
+    recipes = (recipe for recipe in RECIPES.values() if not FORMATS[recipe.base].is_float and not recipe.needs_imatrix)
+    plans = [found for found in map(plan.with_recipe, recipes) if found.num_bytes <= num_bytes]
+    return max(plans, key=lambda found: found.num_bytes, default=None)
 
 
 def measured(plan: GgufExport, text: Calibration, *, progress: Progress) -> GgufExport:
     """Scales between q_norm and k_norm, under which a quantized cache of keys loses less."""
+    if not plan.options.balance_keys:
+        return plan
     graph = plan.checkpoint.graph
     with progress.bar("measuring keys", graph.config.num_hidden_layers) as advance:
         scales = balance_keys(graph, text.windows, progress=lambda _done, _total: advance(1))

@@ -23,14 +23,17 @@ from qwen3_export.quantizers.formats import PackedFormat
 from qwen3_export.quantizers.transforms import Fold, fold
 from qwen3_export.quantizers.weights.digests import digest_name
 from qwen3_export.quantizers.weights.rounded import round_graph
+from qwen3_export.targets.allocating import Allocation, read_allocation
 from qwen3_export.targets.gguf.emit import FilePlan, plan_files
 from qwen3_export.targets.gguf.ends import end_remarks
+from qwen3_export.targets.gguf.formats import FORMATS
 from qwen3_export.targets.gguf.imatrix import Imatrix, check_fits, read_imatrix, rounded_plainly
 from qwen3_export.targets.gguf.metadata import CalibrationOrigin, Provenance, build_metadata
 from qwen3_export.targets.gguf.names import GgufTensor, check_representable, gguf_tensors
 from qwen3_export.targets.gguf.recipes import Recipe, assign, parse_overrides
 from qwen3_export.targets.gguf.sizes import bits_per_weight
-from qwen3_export.targets.gguf.target import GgufOptions
+from qwen3_export.targets.gguf.slots import slots_of
+from qwen3_export.targets.gguf.target import GGUF, GgufOptions
 from qwen3_export.targets.target import Written
 from qwen3_export.units import human_size, parse_size
 
@@ -58,6 +61,7 @@ class GgufExport:
     is_calibrated: bool = False
     imatrix: Imatrix | None = None
     scales: Scales = field(default_factory=lambda: MappingProxyType({}))
+    allocation: Allocation | None = None
 
     @property
     def num_bytes(self) -> int:
@@ -100,14 +104,30 @@ class GgufExport:
         """The plan with scales that are moved before anything is rounded."""
         return self._again(scales=scales)
 
-    def _again(self, *, is_calibrated: bool | None = None, scales: Scales | None = None) -> GgufExport:
+    def with_allocation(self, allocation: Allocation) -> GgufExport:
+        """The plan in formats that were chosen for each tensor."""
+        return self._again(allocation=allocation)
+
+    def with_recipe(self, recipe: Recipe) -> GgufExport:
+        """The plan with another recipe."""
+        return self._again(recipe=recipe)
+
+    def _again(
+        self,
+        *,
+        recipe: Recipe | None = None,
+        is_calibrated: bool | None = None,
+        scales: Scales | None = None,
+        allocation: Allocation | None = None,
+    ) -> GgufExport:
         return prepare(
             self.checkpoint,
-            self.recipe,
+            recipe or self.recipe,
             out=self.out,
             options=self.options,
             is_calibrated=self.is_calibrated if is_calibrated is None else is_calibrated,
             scales=self.scales if scales is None else scales,
+            allocation=allocation or self.allocation,
         )
 
     def rows(self) -> Iterator[str]:
@@ -147,13 +167,14 @@ def prepare(
     options: GgufOptions | None = None,
     is_calibrated: bool = False,
     scales: Scales | None = None,
+    allocation: Allocation | None = None,
 ) -> GgufExport:
     """Choose every tensor's format, round to nearest, and lay out the file.
 
-    ``is_calibrated`` says that a solver will choose the values afterwards (``with_solution``): mixes that depend on
-    an importance matrix count that as one.  ``scales`` are moved first; ``model`` is then that model.  Raises
-    UnsupportedModelError for what llama.cpp cannot represent, QuantizationError for formats that do not fit the rows
-    and for an importance matrix of another model.
+    ``is_calibrated`` says that a solver will choose the values afterwards (``with_solution``): mixes that depend on an
+    importance matrix count that as one.  ``scales`` are moved first; ``model`` is then that model.  ``allocation`` has
+    formats for its tensors, instead of the recipe's.  Raises UnsupportedModelError for what llama.cpp cannot represent,
+    QuantizationError for formats that do not fit the rows and for an importance matrix of another model.
     """
     options, out, checkpoint = options or GgufOptions(), out or default_path(model, recipe), model
     overrides = parse_overrides(
@@ -168,9 +189,16 @@ def prepare(
         check_fits(imatrix, tensors)
     has_imatrix = imatrix is not None or is_calibrated
     formats = assign(recipe, config, tensors, has_imatrix=has_imatrix, overrides=overrides)
+    if allocation is None and options.allocation is not None:
+        allocation = read_allocation(
+            options.allocation, target=GGUF.name, slots=slots_of(tensors, formats, overrides=overrides)
+        )
+    if allocation is not None:
+        formats = {**formats, **_allocated(tensors, allocation)}
     importance = {} if imatrix is None else _importance_by_weight(imatrix, tensors)
     graph = round_graph(model.graph, formats, importance=importance)
-    provenance = replace(_provenance(recipe, imatrix), scales=scales)
+    record = None if allocation is None else allocation.record
+    provenance = replace(_provenance(recipe, imatrix), scales=scales, allocation=record)
     files = plan_files(graph, build_metadata(model, provenance), out, split_max_size=_split_size(options))
     return GgufExport(
         checkpoint=checkpoint,
@@ -185,6 +213,7 @@ def prepare(
         is_calibrated=is_calibrated,
         imatrix=imatrix,
         scales=scales,
+        allocation=allocation,
     )
 
 
@@ -210,10 +239,21 @@ def with_solution(export: GgufExport, solution: Solution) -> GgufExport:
         method=solution.method,
         calibration=origin,
         scales={**export.scales, **solution.scales},
+        allocation=None if export.allocation is None else export.allocation.record,
     )
     metadata = build_metadata(export.model, provenance)
     files = plan_files(solution.graph, metadata, export.out, split_max_size=_split_size(export.options))
     return replace(export, graph=solution.graph, files=tuple(files))
+
+
+def _allocated(tensors: tuple[GgufTensor, ...], allocation: Allocation) -> dict[str, PackedFormat]:
+    """The chosen formats by weight name."""
+    return {
+        member.name: FORMATS[allocation.formats[tensor.name]]
+        for tensor in tensors
+        if tensor.name in allocation.formats
+        for member in tensor.members
+    }
 
 
 def _split_size(options: GgufOptions) -> int | None:

@@ -7,6 +7,7 @@ llama-vocab.cpp). Two of them are always written, because the loader's defaults 
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -27,6 +28,7 @@ from qwen3_export.targets.gguf.ends import adds_bos, adds_eos, bos_token_id, end
 from qwen3_export.targets.gguf.scales import scales_metadata
 
 __all__ = [
+    "ALLOCATION",
     "TENSOR_ERRORS",
     "VALUE_DIGESTS",
     "CalibrationOrigin",
@@ -37,6 +39,7 @@ __all__ = [
 ]
 
 QUANTIZATION_VERSION = 2
+ALLOCATION = "qwen3_export.allocation"
 TENSOR_ERRORS = "qwen3_export.calibration.tensor_errors"
 VALUE_DIGESTS = "qwen3_export.calibration.value_digests"
 
@@ -66,7 +69,7 @@ class CalibrationOrigin:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Provenance:
-    """How the stored values were chosen, recorded in the file."""
+    """How formats and stored values were chosen, recorded in the file."""
 
     recipe: str
     file_type: int
@@ -77,6 +80,7 @@ class Provenance:
     imatrix_datasets: tuple[str, ...] = ()
     imatrix_entries: int = 0
     imatrix_chunks: int = 0
+    allocation: Mapping[str, Any] | None = None
 
 
 def architecture(config: Qwen3Config) -> str:
@@ -301,6 +305,8 @@ def _provenance(provenance: Provenance) -> dict[str, MetaValue]:
         result[TENSOR_ERRORS] = MetaValue(MetaType.FLOAT32, errors, is_array=True)
         if any(origin.value_digests):
             result[VALUE_DIGESTS] = _texts(list(origin.value_digests))
+    if provenance.allocation is not None:
+        result[ALLOCATION] = _text(json.dumps(dict(provenance.allocation)))
     result |= scales_metadata(provenance.scales)
     if provenance.imatrix_file is not None:
         result["quantize.imatrix.file"] = _text(provenance.imatrix_file)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from qwen3_export.targets.options import TargetOptions, option
+from qwen3_export.targets.options import AllocatingOptions, option
 from qwen3_export.targets.target import Target
 
 __all__ = ["GGUF", "GgufOptions", "starts_as_gguf"]
@@ -14,7 +14,7 @@ MAGIC = b"GGUF"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class GgufOptions(TargetOptions):
+class GgufOptions(AllocatingOptions):
     """Options of a GGUF export."""
 
     imatrix: Path | None = option(None, help="An importance matrix of llama.cpp (.gguf or .dat).")
@@ -33,8 +33,8 @@ class GgufOptions(TargetOptions):
 
     @property
     def needs_text(self) -> bool:
-        """Keys are measured on the calibration text, whatever the method."""
-        return self.balance_keys
+        """Keys and formats are measured on the calibration text, whatever the method."""
+        return self.balance_keys or self.chooses_formats
 
 
 def owns(path: Path) -> bool:
@@ -67,6 +67,8 @@ GGUF = Target(
     examples=(
         "--model demo --quant q4_k_m",
         "--model demo --quant q4_k_m --method gptq",
+        "--model demo --quant q4_k_m --method gptq --allocate    (the best file in that recipe's size)",
+        "--model Qwen3-4B --method gptq --size 2.3G",
         "--model Qwen3-1.7B --quant q4_k_m --imatrix imatrix.gguf",
         "--model Qwen3-1.7B --quant q4_k_m --balance-keys    (for llama.cpp's -ctk q8_0 and q4_0)",
         "--model ./my-finetune --quant q5_k_m --tensor-type attn_v=q8_0 --out app/model.gguf",

@@ -1,0 +1,109 @@
+"""Compare formats given where they count with the recipe's own, at the same bytes, on text that no choice has seen.
+
+    python benchmarks/allocation.py --model demo --quant q4_k_m q3_k_m q2_k --calibration calibration.txt \\
+        --samples 64 --windows WINDOWS.json [--method gptq] [--llama] [--work FOLDER]
+
+WINDOWS is as in quality.py. Each file is made by the command, in its own process. Every number is the mean over the
+sources; the interval is that of the paired difference in percent, 95 %, by bootstrap over windows within each source.
+Seconds are of the whole export without its check.
+
+Shapes: P positions, V vocabulary
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from evaluation import Windows, klds_by_text, read_windows
+from quality import through_llama
+
+from qwen3_export.checkpoint.model import Model, load
+from qwen3_export.targets.gguf.read import open_gguf, read_graph
+
+RESAMPLES = 2000
+
+# Mean KL divergence of each window, by source.
+Losses = Mapping[str, np.ndarray]
+
+
+def main() -> None:
+    arguments = _arguments()
+    model = load(arguments.model)
+    windows = read_windows(arguments.windows, model, per_source=None)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = arguments.work or Path(scratch)
+        folder.mkdir(parents=True, exist_ok=True)
+        for recipe in arguments.quant:
+            plain, chosen = (_made(arguments, recipe, folder, allocates=allocates) for allocates in (False, True))
+            losses = [_losses(path, model, windows) for path, _ in (plain, chosen)]
+            before, after = (_mean(found) for found in losses)
+            low, high = _interval(*losses)
+            change = f"{100 * (after / before - 1):+.1f} %, {low:+.1f} to {high:+.1f}"
+            line = f"{recipe:8} {before:.3e} -> {after:.3e} ({change})"
+            sizes = f"{plain[0].stat().st_size:,} -> {chosen[0].stat().st_size:,} bytes"
+            print(f"{line}, {sizes}, {plain[1]:.0f} -> {chosen[1]:.0f} s", flush=True)
+            if arguments.llama:
+                through = [through_llama(path, model.graph, windows) for path, _ in (plain, chosen)]
+                print(f"{'':8} through llama.cpp {through[0]:.3e} -> {through[1]:.3e}", flush=True)
+
+
+def _made(arguments: argparse.Namespace, recipe: str, folder: Path, *, allocates: bool) -> tuple[Path, float]:
+    """The file that the command makes, and its seconds."""
+    out = folder / f"{recipe}-{'chosen' if allocates else 'recipe'}.gguf"
+    command = [sys.executable, "-m", "qwen3_export.cli.main", "gguf", "--model", arguments.model, "--quant", recipe]
+    command += ["--method", arguments.method, "--out", str(out), "--no-check", "--force"]
+    if allocates:
+        command.append("--allocate")
+    if allocates or arguments.method != "rtn":
+        command += ["--calibration", str(arguments.calibration)] if arguments.calibration else []
+        command += ["--samples", str(arguments.samples)]
+    started = time.perf_counter()
+    subprocess.run(command, check=True, capture_output=True)
+    return out, time.perf_counter() - started
+
+
+def _losses(path: Path, model: Model, windows: Windows) -> Losses:
+    stored = read_graph(open_gguf(path), model.graph)
+    return {source: np.array(klds_by_text(model.graph, stored, texts)) for source, texts in windows.items()}
+
+
+def _mean(losses: Losses) -> float:
+    return statistics.fmean(float(found.mean()) for found in losses.values())
+
+
+def _interval(before: Losses, after: Losses) -> tuple[float, float]:
+    """The 95 % interval of the difference in percent; windows are drawn again within each source, the same for both."""
+    generator, found = np.random.default_rng(0), []
+    for _ in range(RESAMPLES):
+        drawn = {source: generator.integers(0, len(losses), len(losses)) for source, losses in before.items()}
+        was, now = (
+            _mean({source: losses[drawn[source]] for source, losses in side.items()}) for side in (before, after)
+        )
+        found.append(100 * (now / was - 1))
+    low, high = np.percentile(found, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="demo")
+    parser.add_argument("--quant", nargs="+", default=["q4_k_m"])
+    parser.add_argument("--method", default="gptq", choices=("rtn", "awq", "gptq"))
+    parser.add_argument("--calibration", type=Path)
+    parser.add_argument("--samples", type=int, default=128)
+    parser.add_argument("--windows", type=Path, required=True)
+    parser.add_argument("--llama", action="store_true")
+    parser.add_argument("--work", type=Path, help="keep the files here")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

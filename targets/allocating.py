@@ -1,0 +1,357 @@
+"""Formats given where they count: measure what each would cost, choose within a size, and verify the choice.
+
+A part of the calibration text is held back. On the other part the loss of every weight in every format is estimated
+(``calibration.sensitivity``), and the best choice within the bytes is taken (``quantizers.allocation``). Then recipe
+and choice are compared on the text that was held back, by the KL divergence of the whole model with its values rounded
+to nearest. Where the choice does not lose less, the recipe is kept.
+
+A target takes part with the doors of ``AllocatingDoors``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from qwen3_export import __version__
+from qwen3_export.calibration.sensitivity.run import Sensitivity, measure_sensitivity
+from qwen3_export.calibration.solving import Method
+from qwen3_export.calibration.tokens import Calibration
+from qwen3_export.errors import OptionError, QuantizationError
+from qwen3_export.files.atomic import write_text
+from qwen3_export.files.json_file import Fields, read_json
+from qwen3_export.files.recognise import is_allocation
+from qwen3_export.files.shown import shown
+from qwen3_export.graph import Graph
+from qwen3_export.parity.metrics import kl_divergence
+from qwen3_export.progress import Progress
+from qwen3_export.quantizers.allocation import Choice, allocate, total_loss
+from qwen3_export.quantizers.formats import NumberFormat
+from qwen3_export.reference.model import forward, head_logits
+from qwen3_export.targets.options import AllocatingOptions
+from qwen3_export.targets.target import Plan
+from qwen3_export.units import human_size, parse_size
+
+__all__ = ["AllocatingDoors", "Allocation", "Slot", "allocated", "check_request", "mean_kld", "read_allocation"]
+
+# Tokens on which formats are measured, and on which the choice is verified; in pieces of so many.
+MEASURED_TOKENS, VERIFIED_TOKENS, PIECE = 8192, 8192, 256
+# One window of so many is held back.
+HELD_BACK = 4
+# Positions whose logits are held at once.
+POSITIONS_PER_BLOCK = 256
+# A choice is made again if metadata makes the file too long.
+ATTEMPTS = 4
+
+KIND, VERSION = "qwen3-export allocation", 1
+
+Windows = Sequence[NDArray[np.int64]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Slot:
+    """What must have one format in the artifact: its weights, and the formats that it may have, with their bytes.
+
+    ``planned`` is the name of the recipe's format. ``formats`` has it too, where the slot may have others.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    weights: tuple[str, ...]
+    formats: Mapping[str, NumberFormat]
+    num_bytes: Mapping[str, int]
+    planned: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Allocation:
+    """A choice of formats by the artifact's tensor names, and how it was made.
+
+    Losses are in nats a position: ``expected`` and ``expected_by_recipe`` are the estimates, ``measured`` and
+    ``measured_by_recipe`` were measured on text that the choice did not see, with values rounded to nearest; None where
+    there was nothing to compare with. ``keeps_recipe`` says that the recipe's formats won.
+    """
+
+    target: str
+    recipe: str
+    formats: Mapping[str, str]
+    shapes: Mapping[str, Sequence[int]]
+    dataset: str
+    sha256: str
+    num_tokens: int
+    expected: float
+    expected_by_recipe: float | None = None
+    measured: float | None = None
+    measured_by_recipe: float | None = None
+    keeps_recipe: bool = False
+
+    def as_dict(self) -> dict[str, Any]:
+        """The document that ``save_allocation`` writes."""
+        return {"kind": KIND, "version": VERSION, "written_by": f"qwen3-export {__version__}", **asdict(self)}
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What artifacts and reports say of it: all but the formats, which the artifact has."""
+        found = asdict(self)
+        return {key: value for key, value in found.items() if key not in ("target", "recipe", "formats", "shapes")}
+
+    def save(self, path: Path, *, overwrite: bool) -> None:
+        """Write it as JSON, for ``read_allocation``."""
+        text = json.dumps(self.as_dict(), indent=1) + "\n"
+        write_text(path, text, overwrite=overwrite, is_ours=is_allocation)
+
+
+class AllocatingDoors(Protocol):
+    """The functions of a target whose formats can be chosen, besides ``target.Doors``."""
+
+    def slots(self, plan: Any) -> tuple[Slot, ...]:
+        """What a format can be chosen for; a format that the user asked for stays, and has no slot."""
+        ...
+
+    def with_allocation(self, plan: Any, allocation: Allocation) -> Plan:
+        """The plan in these formats."""
+        ...
+
+    def fitting(self, plan: Any, num_bytes: int) -> Plan | None:
+        """The plan with the largest recipe of at most so many bytes; None if there is none."""
+        ...
+
+
+def read_allocation(path: Path, *, target: str, slots: Sequence[Slot]) -> Allocation:
+    """Read a saved choice for another export of the same shapes: of the same model, or of a sibling.
+
+    Raises OptionError for a file of another kind, of another model, or with a format that the target lacks.
+    """
+    document = read_json(path)
+    fields = Fields(document, path)
+    if fields.text("kind") != KIND or fields.integer("version") != VERSION:
+        raise OptionError(f"`allocation` {path}: not a saved choice of formats; `save_allocation` writes one")
+    if fields.text("target") != target:
+        raise OptionError(f"`allocation` {path}: is for {shown(fields.text('target'))}, not for {target}")
+    formats, shapes = fields.object("formats") or {}, fields.object("shapes") or {}
+    known = {slot.name: slot for slot in slots}
+    for name in (*sorted(known.keys() - formats.keys()), *sorted(formats.keys() - known.keys())):
+        raise OptionError(f"`allocation` {path}: is another model's (only one of the two has {shown(name)})")
+    for name, slot in known.items():
+        if shapes.get(name) != list(slot.shape):
+            raise OptionError(
+                f"`allocation` {path}: is another model's ({name} is {shown(shapes.get(name))} there, and "
+                f"{list(slot.shape)} here)"
+            )
+        if formats[name] not in slot.formats:
+            raise OptionError(
+                f"`allocation` {path}: {name} cannot have the format {shown(formats[name])}; use one of "
+                f"{', '.join(slot.formats)}"
+            )
+    return Allocation(
+        target=target,
+        recipe=fields.text("recipe") or "unknown",
+        formats=formats,
+        shapes=shapes,
+        dataset=fields.text("dataset") or "unknown",
+        sha256=fields.text("sha256") or "unknown",
+        num_tokens=fields.integer("num_tokens") or 0,
+        expected=fields.number("expected") or 0.0,
+        expected_by_recipe=fields.number("expected_by_recipe"),
+        measured=fields.number("measured"),
+        measured_by_recipe=fields.number("measured_by_recipe"),
+        keeps_recipe=bool(fields.boolean("keeps_recipe")),
+    )
+
+
+def check_request(plan: Plan, slots: Sequence[Slot]) -> None:
+    """Refuse a size that no choice of formats has, before anything is measured."""
+    options = cast("AllocatingOptions", plan.options)
+    if not options.chooses_formats:
+        return
+    if not slots:
+        raise OptionError(f"{plan.recipe.name}: no tensor is left whose format could be chosen; leave `allocate` out")
+    limit = _limit(plan, options)
+    low, high = (_bytes_with(plan, slots, pick) for pick in (min, max))
+    what = (
+        f"`size` {options.size}" if options.bits_per_weight is None else f"`bits_per_weight` {options.bits_per_weight}"
+    )
+    if limit < low:
+        raise OptionError(f"{what}: the smallest formats take {human_size(low)} ({low:,} bytes); allow more")
+    if limit > high and not options.allocate:
+        raise OptionError(f"{what}: the largest formats take {human_size(high)} ({high:,} bytes); ask for less")
+
+
+def allocated(
+    doors: AllocatingDoors,
+    plan: Plan,
+    text: Calibration,
+    *,
+    target: str,
+    method: Method,
+    work_dir: Path,
+    overwrite: bool,
+    threads: int | None,
+    progress: Progress,
+) -> Plan:
+    """The plan with the formats that lose least within its size, or as it was where these do not lose less.
+
+    ``method`` will choose the values: a solver leaves less of an error where inputs are alike, so formats count there
+    less. What was measured is kept in ``work_dir`` until the export is written.
+    """
+    options = cast("AllocatingOptions", plan.options)
+    limit = _limit(plan, options)
+    base = plan if options.allocate else doors.fitting(plan, limit)
+    start = base or plan
+    slots = doors.slots(start)
+    measured_on, held_back = _parts(text.windows)
+    with progress.bar("measuring formats", 100) as advance:
+        sensitivity = measure_sensitivity(
+            plan.model.graph,
+            {weight: tuple(slot.formats.values()) for slot in slots for weight in slot.weights},
+            measured_on,
+            work_dir=work_dir,
+            threads=threads,
+            progress=_percent(advance),
+        )
+    is_solved = method == "gptq"
+
+    def choice(budget: int) -> Allocation:
+        chosen = allocate(_choices(slots, sensitivity, is_solved=is_solved), budget)
+        return Allocation(
+            target=target,
+            recipe=start.recipe.name,
+            formats={name: found.format for name, found in chosen.items()},
+            shapes={slot.name: list(slot.shape) for slot in slots},
+            expected=total_loss(chosen),
+            expected_by_recipe=None if base is None else _planned_loss(slots, sensitivity, is_solved=is_solved),
+            dataset=text.source,
+            sha256=text.digest,
+            num_tokens=sensitivity.num_tokens,
+        )
+
+    found, allocation = _within(doors, start, slots, limit, choice)
+    progress.say("comparing recipe and choice on text that the choice has not seen")
+    measured = mean_kld(plan.model.graph, _rounded(found), held_back)
+    by_recipe = None if base is None else mean_kld(plan.model.graph, _rounded(base), held_back)
+    keeps = base is not None and by_recipe is not None and not measured < by_recipe
+    allocation = replace(allocation, measured=measured, measured_by_recipe=by_recipe, keeps_recipe=keeps)
+    if keeps:
+        planned = {slot.name: slot.planned for slot in slots}
+        allocation = replace(allocation, formats=planned)
+    progress.say(_told(allocation, start))
+    if options.save_allocation is not None:
+        allocation.save(options.save_allocation, overwrite=overwrite)
+    return doors.with_allocation(start, allocation)
+
+
+def mean_kld(original: Graph, candidate: Graph, windows: Windows) -> float:
+    """The mean KL divergence in nats of one graph from another over all positions of some windows, in fp32."""
+    tokens = [torch.from_numpy(np.asarray(window_T, np.int64)) for window_T in windows]
+    reference_PD, candidate_PD = (torch.cat(forward(graph, tokens)) for graph in (original, candidate))
+    total = 0.0
+    for first in range(0, len(reference_PD), POSITIONS_PER_BLOCK):
+        block = slice(first, first + POSITIONS_PER_BLOCK)
+        found = kl_divergence(head_logits(original, reference_PD[block]), head_logits(candidate, candidate_PD[block]))
+        total += float(found.double().sum())
+    return total / len(reference_PD)
+
+
+def _within(
+    doors: AllocatingDoors, start: Plan, slots: Sequence[Slot], limit: int, choice: Callable[[int], Allocation]
+) -> tuple[Plan, Allocation]:
+    """The choice, and the plan with it, in no more than ``limit`` bytes; what is not in slots takes its share."""
+    planned = sum(slot.num_bytes[slot.planned] for slot in slots)
+    budget = limit - (start.num_bytes - planned)
+    for _ in range(ATTEMPTS):
+        allocation = choice(budget)
+        found = doors.with_allocation(start, allocation)
+        if found.num_bytes <= limit:
+            return found, allocation
+        taken = sum(slot.num_bytes[allocation.formats[slot.name]] for slot in slots)
+        budget = limit - (found.num_bytes - taken)
+    raise QuantizationError(f"no choice of formats was found within {limit:,} bytes; allow more")
+
+
+def _limit(plan: Plan, options: AllocatingOptions) -> int:
+    """The most bytes of the artifact."""
+    if options.size is not None:
+        return parse_size(options.size, parameter="size")
+    if options.bits_per_weight is not None:
+        parameters = plan.model.graph.num_parameters
+        stored = plan.bits_per_weight * parameters / 8
+        return int(plan.num_bytes - stored + options.bits_per_weight * parameters / 8)
+    return plan.num_bytes
+
+
+def _bytes_with(plan: Plan, slots: Sequence[Slot], pick: Callable[..., int]) -> int:
+    """The artifact's bytes with each slot in its smallest or largest format."""
+    return plan.num_bytes + sum(pick(slot.num_bytes.values()) - slot.num_bytes[slot.planned] for slot in slots)
+
+
+def _choices(slots: Sequence[Slot], sensitivity: Sensitivity, *, is_solved: bool) -> dict[str, list[Choice]]:
+    return {
+        slot.name: [
+            Choice(
+                format=name,
+                num_bytes=slot.num_bytes[name],
+                loss=sum(sensitivity.loss(weight, name, is_solved=is_solved) for weight in slot.weights),
+            )
+            for name in slot.formats
+        ]
+        for slot in slots
+    }
+
+
+def _planned_loss(slots: Sequence[Slot], sensitivity: Sensitivity, *, is_solved: bool) -> float:
+    return sum(sensitivity.loss(weight, slot.planned, is_solved=is_solved) for slot in slots for weight in slot.weights)
+
+
+def _parts(windows: Windows) -> tuple[Windows, Windows]:
+    """Pieces to measure on, and pieces that are held back; evenly spaced, some thousand tokens each."""
+    held = windows[HELD_BACK - 1 :: HELD_BACK]
+    if held:
+        seen = [window_T for i, window_T in enumerate(windows) if i % HELD_BACK != HELD_BACK - 1]
+    else:  # a short text: its last part is held back
+        pieces = _pieces(windows)
+        seen, held = pieces[: -max(1, len(pieces) // HELD_BACK)], pieces[-max(1, len(pieces) // HELD_BACK) :]
+    return _spread(_pieces(seen), MEASURED_TOKENS), _spread(_pieces(held), VERIFIED_TOKENS)
+
+
+def _pieces(windows: Windows) -> list[NDArray[np.int64]]:
+    return [window_T[first : first + PIECE] for window_T in windows for first in range(0, len(window_T), PIECE)]
+
+
+def _spread(pieces: Windows, tokens: int) -> Windows:
+    """About so many tokens of pieces, evenly spaced."""
+    count = min(len(pieces), max(1, tokens // PIECE))
+    return [pieces[i] for i in np.linspace(0, len(pieces) - 1, count).round().astype(int).tolist()]
+
+
+def _rounded(plan: Plan) -> Graph:
+    """The graph of a plan whose values are rounded to nearest."""
+    graph: Graph = cast("Any", plan).graph
+    return graph
+
+
+def _told(allocation: Allocation, start: Plan) -> str:
+    assert allocation.measured is not None
+    if allocation.measured_by_recipe is None:
+        return f"the chosen formats lose {allocation.measured:.2e} nats; no recipe is small enough to compare with"
+    both = f"{allocation.measured:.2e} nats instead of {allocation.measured_by_recipe:.2e} by {start.recipe.name}"
+    if allocation.keeps_recipe:
+        return f"note: the chosen formats lose {both}, so the recipe's are kept"
+    return f"the chosen formats lose {both}, rounded to nearest"
+
+
+def _percent(advance: Callable[[int], None]) -> Callable[[int, int], None]:
+    told = 0
+
+    def tell(done: int, total: int) -> None:
+        nonlocal told
+        advance(100 * done // total - told)
+        told = 100 * done // total
+
+    return tell
