@@ -151,3 +151,26 @@ def test_balanced_keys_are_the_same_function(run, text: Path, tmp_path: Path) ->
     assert report["quantization"]["mean_kld"] < 1e-4
     refused = run("gguf", "-m", "demo", "-q", "q8_0", "--calibration", text, "--dry-run")
     assert "--calibration is for" in refused.err
+
+
+def test_formats_where_they_count(run, text: Path, tmp_path: Path) -> None:
+    model = write_model(tmp_path / "m", num_hidden_layers=1)
+    options = ("gguf", "--model", model, "--calibration", text, "--sequence-length", "64", "--samples", "16")
+    outcome = run(*options, "--allocate", "--quant", "q3_k_m", "--save-allocation", "choice.json", "-o", "a.gguf")
+    assert outcome.code == 0, outcome.err
+    assert "formats: chosen by what they cost" in outcome.out
+    assert "qwen3_export.allocation" in run("inspect", "a.gguf").out
+    assert json.loads(Path("a.report.json").read_text())["allocation"]["measured"] > 0
+    again = run("gguf", "-m", model, "-q", "q3_k_m", "--allocation", "choice.json", "--no-check", "-o", "b.gguf")
+    assert again.code == 0, again.err
+    assert Path("b.gguf").stat().st_size == Path("a.gguf").stat().st_size
+    for arguments, told in (
+        (("--size", "10K"), "--size 10K: the smallest formats take"),
+        (("--bits-per-weight", "20"), "--bits-per-weight 20.0: the largest formats take"),
+        (("--size", "1M", "--allocate"), "--allocate and --size exclude each other"),
+        (("--allocation", "a.report.json"), "--allocation"),
+    ):
+        refused = run("gguf", "-m", model, *arguments, "-o", "c.gguf")
+        assert refused.code == 1
+        assert told in refused.err
+        assert not Path("c.gguf").exists()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import replace
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -122,6 +123,31 @@ def test_notes_are_told_and_decide_nothing(report: Report) -> None:
     assert to_text(noted).splitlines()[-2] == "note: llama.cpp <b>keeps</b> the spaces"
     assert "note: llama.cpp &lt;b&gt;keeps&lt;/b&gt; the spaces" in to_html(noted)
     assert noted.to_dict()["notes"] == list(noted.notes)
+
+
+@pytest.mark.parametrize(
+    ("record", "told"),
+    [
+        (None, None),
+        (
+            {"measured": 0.002, "measured_by_recipe": 0.003, "keeps_recipe": False},
+            "formats: chosen by what they cost (2.00e-03 nats against 3.00e-03 by the recipe",
+        ),
+        (
+            {"measured": 0.003, "measured_by_recipe": 0.002, "keeps_recipe": True},
+            "formats: the recipe's, because chosen ones lose no less (3.00e-03 nats against 2.00e-03",
+        ),
+        ({"measured": 0.003, "measured_by_recipe": None}, "formats: chosen by what they cost (3.00e-03 nats"),
+        ({"measured": "much"}, "formats: chosen by what they cost"),
+    ],
+)
+def test_how_formats_were_chosen(report: Report, record: dict[str, object] | None, told: str | None) -> None:
+    found = replace(report, allocation=record)
+    assert found.verdict == report.verdict
+    for text in (to_text(found), unescape(to_html(found))):
+        assert ("formats: " in text) == (told is not None)
+        assert told is None or told in text
+    assert found.to_dict()["allocation"] == record
 
 
 def test_rich_shows_the_same(report: Report) -> None:
