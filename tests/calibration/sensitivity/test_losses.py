@@ -32,7 +32,7 @@ def model() -> Model:
 
 def test_estimates_are_near_what_is_measured(model: Model, tmp_path: Path) -> None:
     graph = model.graph.truncated(0, 2)
-    windows = read_calibration(None, model.tokenizer, num_samples=12, sequence_length=128).windows
+    windows = read_calibration(None, model.tokenizer, num_samples=6, sequence_length=128).windows
     names = [weight.name for weight in graph if len(weight.shape) == 2]
     assert len(names) == 15
     found = measure_sensitivity(graph, dict.fromkeys(names, FORMATS), windows, work_dir=tmp_path, threads=2)

@@ -99,12 +99,12 @@ def test_scattering_in_every_mode(programs: Any, mode: str, axis: int, seed: int
     for place in np.ndindex(spread_shape):
         to = (*place[:at], int(places[place[at]]), *place[at + 1 :])
         expected[to] = MODES[mode](expected[to], updates[place])
-    np.testing.assert_allclose(found["scatter"], expected, rtol=1e-6)
-    np.testing.assert_allclose(found["each"], expected, rtol=1e-6)
+    np.testing.assert_allclose(found["scatter"], expected, rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(found["each"], expected, rtol=1e-6, atol=1e-6)
     expected = x.astype(np.float64)
     for pair, row in zip(pairs, rows, strict=True):
         expected[tuple(pair)] = [MODES[mode](old, new) for old, new in zip(expected[tuple(pair)], row, strict=True)]
-    np.testing.assert_allclose(found["nd"], expected, rtol=1e-6)
+    np.testing.assert_allclose(found["nd"], expected, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["gather", "gather_along_axis", "gather_nd"])
