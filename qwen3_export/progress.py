@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
-__all__ = ["SILENT", "Advance", "Progress"]
+__all__ = ["SILENT", "Advance", "Progress", "percent"]
 
 Advance = Callable[[int], None]
 
@@ -21,6 +21,18 @@ class Progress(Protocol):
     def bar(self, title: str, total: int) -> AbstractContextManager[Advance]:
         """A function that is called with the amount of each step, ``total`` in all."""
         ...
+
+
+def percent(advance: Advance) -> Callable[[int, int], None]:
+    """Fill a bar of 100 by what is called with the steps that are done, and all steps."""
+    told = 0
+
+    def tell(done: int, total: int) -> None:
+        nonlocal told
+        advance(100 * done // total - told)
+        told = 100 * done // total
+
+    return tell
 
 
 class _Silent:

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, Protocol, cast
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from qwen3_export import __version__
@@ -30,11 +29,10 @@ from qwen3_export.files.json_file import Fields, read_json
 from qwen3_export.files.recognise import is_allocation
 from qwen3_export.files.shown import shown
 from qwen3_export.graph import Graph
-from qwen3_export.parity.metrics import kl_divergence
-from qwen3_export.progress import Progress
+from qwen3_export.parity.compare import compare_shipped
+from qwen3_export.progress import Progress, percent
 from qwen3_export.quantizers.allocation import Choice, allocate, total_loss
 from qwen3_export.quantizers.formats import NumberFormat
-from qwen3_export.reference.model import forward, head_logits
 from qwen3_export.targets.options import AllocatingOptions
 from qwen3_export.targets.target import Plan
 from qwen3_export.units import human_size, parse_size
@@ -45,8 +43,6 @@ __all__ = ["AllocatingDoors", "Allocation", "Slot", "allocated", "check_request"
 MEASURED_TOKENS, VERIFIED_TOKENS, PIECE = 8192, 8192, 256
 # One window of so many is held back.
 HELD_BACK = 4
-# Positions whose logits are held at once.
-POSITIONS_PER_BLOCK = 256
 # A choice is made again if metadata makes the file too long.
 ATTEMPTS = 4
 
@@ -169,8 +165,6 @@ def read_allocation(path: Path, *, target: str, slots: Sequence[Slot]) -> Alloca
 def check_request(plan: Plan, slots: Sequence[Slot]) -> None:
     """Refuse a size that no choice of formats has, before anything is measured."""
     options = cast("AllocatingOptions", plan.options)
-    if not options.chooses_formats:
-        return
     if not slots:
         raise OptionError(f"{plan.recipe.name}: no tensor is left whose format could be chosen; leave `allocate` out")
     limit = _limit(plan, options)
@@ -214,7 +208,7 @@ def allocated(
             measured_on,
             work_dir=work_dir,
             threads=threads,
-            progress=_percent(advance),
+            progress=percent(advance),
         )
     is_solved = method == "gptq"
 
@@ -249,14 +243,9 @@ def allocated(
 
 def mean_kld(original: Graph, candidate: Graph, windows: Windows) -> float:
     """The mean KL divergence in nats of one graph from another over all positions of some windows, in fp32."""
-    tokens = [torch.from_numpy(np.asarray(window_T, np.int64)) for window_T in windows]
-    reference_PD, candidate_PD = (torch.cat(forward(graph, tokens)) for graph in (original, candidate))
-    total = 0.0
-    for first in range(0, len(reference_PD), POSITIONS_PER_BLOCK):
-        block = slice(first, first + POSITIONS_PER_BLOCK)
-        found = kl_divergence(head_logits(original, reference_PD[block]), head_logits(candidate, candidate_PD[block]))
-        total += float(found.double().sum())
-    return total / len(reference_PD)
+    compared = compare_shipped(original, candidate, [window_T.tolist() for window_T in windows], run=None)
+    assert compared.quantization.mean_kld is not None
+    return compared.quantization.mean_kld
 
 
 def _within(
@@ -344,14 +333,3 @@ def _told(allocation: Allocation, start: Plan) -> str:
     if allocation.keeps_recipe:
         return f"note: the chosen formats lose {both}, so the recipe's are kept"
     return f"the chosen formats lose {both}, rounded to nearest"
-
-
-def _percent(advance: Callable[[int], None]) -> Callable[[int, int], None]:
-    told = 0
-
-    def tell(done: int, total: int) -> None:
-        nonlocal told
-        advance(100 * done // total - told)
-        told = 100 * done // total
-
-    return tell

@@ -15,7 +15,7 @@ from qwen3_export.files.atomic import check_output
 from qwen3_export.files.recognise import is_allocation
 from qwen3_export.files.unfinished import remove_runs
 from qwen3_export.parallel import use_threads
-from qwen3_export.progress import SILENT, Progress
+from qwen3_export.progress import SILENT, Progress, percent
 from qwen3_export.targets.allocating import AllocatingDoors, allocated
 from qwen3_export.targets.options import AllocatingOptions, TargetOptions
 from qwen3_export.targets.registry import planned_target
@@ -160,13 +160,6 @@ def _solve(
     progress: Progress,
 ) -> Solution:
     with progress.bar("solving", 100) as advance:
-        told = 0
-
-        def tell(done: int, total: int) -> None:
-            nonlocal told
-            advance(100 * done // total - told)
-            told = 100 * done // total
-
         solution = solve(
             method,
             plan.model.graph,
@@ -175,7 +168,7 @@ def _solve(
             work_dir=folder,
             resume=resume,
             threads=threads,
-            progress=tell,
+            progress=percent(advance),
         )
     for note in solution.notes:
         progress.say(f"note: {note}")

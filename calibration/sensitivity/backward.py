@@ -5,7 +5,7 @@ y of a weight says how an error Δy there changes the distribution: to second or
 of (g · Δy)² over the drawn tokens (the Fisher information). One pass gives these gradients for all weights.
 
 Memory holds the residual stream before each layer, one layer of weights (or one expert), and the inputs and gradients
-of half a layer. Layers are computed once forwards, and once more on the way back.
+of half a layer. Layers are computed once forwards, and again on the way back.
 
 Shapes: T tokens of one window, D hidden, I in, O out, P positions (or tokens routed to one expert), V vocabulary, N
 heads, K kv heads, H head_dim

@@ -90,8 +90,7 @@ def looked_up_losses(
     gradient_PD = torch.cat(list(passed.gradients))
     together = _rows_together(formats, weight.shape[0])
     groups = np.unique(tokens_P // together)
-    picked_R = (groups[:, None] * together + np.arange(together)).ravel()
-    picked_R = picked_R[picked_R < weight.shape[0]]
+    picked_R = _rows_of(groups, together, weight.shape[0])
     places = torch.from_numpy(np.searchsorted(picked_R, tokens_P))
     weights_RD = _read_rows(weight, picked_R)
     losses = {}
@@ -136,8 +135,7 @@ def _evenly(rows: int, formats: Formats, most: int) -> np.ndarray:
     groups = -(-rows // together)
     wanted = min(groups, max(1, most // together))
     picked = np.unique(np.linspace(0, groups - 1, wanted).round().astype(np.int64))
-    found = (picked[:, None] * together + np.arange(together)).ravel()
-    return found[found < rows]
+    return _rows_of(picked, together, rows)
 
 
 def _likeliest(mass_V: Tensor, formats: Formats) -> np.ndarray:
@@ -148,8 +146,13 @@ def _likeliest(mass_V: Tensor, formats: Formats) -> np.ndarray:
     padded[: len(mass_V)] = mass_V
     wanted = min(groups, max(1, MAX_HEAD_ROWS // together))
     picked = torch.topk(padded.view(groups, together).sum(dim=1), wanted).indices.sort().values.numpy()
-    found = (picked[:, None] * together + np.arange(together)).ravel()
-    return found[found < len(mass_V)]
+    return _rows_of(picked, together, len(mass_V))
+
+
+def _rows_of(groups: np.ndarray, together: int, rows: int) -> np.ndarray:
+    """The rows of some groups of ``together`` neighbours; the last group may be short."""
+    found = (groups[:, None] * together + np.arange(together)).ravel()
+    return found[found < rows]
 
 
 def _rows_together(formats: Formats, rows: int) -> int:

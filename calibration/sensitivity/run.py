@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from qwen3_export.calibration.digests import run_key
 from qwen3_export.calibration.sensitivity.backward import Passed, backward
@@ -31,8 +32,8 @@ from qwen3_export.quantizers.formats import NumberFormat
 
 __all__ = ["Sensitivity", "measure_sensitivity"]
 
-# Raise it when a change makes results differ from those of older runs.
-VERSION = 1
+# Raise it when a change makes results differ from those of older runs, or their files.
+VERSION = 2
 
 Candidates = Mapping[str, Sequence[NumberFormat]]
 """The formats that a weight may have, by the weight's name; weights that are not to be measured are left out."""
@@ -110,8 +111,9 @@ class _Run:
     num_tokens: int
     threads: int
     part: str = ""
-    last: tuple[int, float] = (0, 1.0)
-    found: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
+    losses: dict[str, dict[str, float]] = field(default_factory=dict)
+    left: dict[str, float] = field(default_factory=dict)
+    last: tuple[Tensor, float] | None = None
 
     @property
     def is_complete(self) -> bool:
@@ -127,38 +129,43 @@ class _Run:
         if formats is None or self._file(part).exists():
             return
         weight = self.graph[role]
-        losses = self._losses(weight, formats, passed)
+        losses = self._measured(weight, formats, passed)
         if not all(math.isfinite(loss) for loss in losses.values()):
             raise CheckpointError(f"{name}: its activations or gradients are not finite on this text; use another text")
-        self.found[name] = {"losses": losses}
+        self.losses[name] = losses
         if role.kind is not Kind.EMBED_TOKENS or not passed.gradients:
-            self.found[name]["left"] = {"": self._left(passed)}
+            self.left[name] = self._left(passed)
 
     def close(self) -> None:
         """Write the results of the part that ends here."""
         if self.part and not self._file(self.part).exists():
-            write_text(self._file(self.part), json.dumps(self.found), overwrite=True, is_ours=is_work_file)
-        self.found = {}
+            found = json.dumps({"losses": self.losses, "left": self.left})
+            write_text(self._file(self.part), found, overwrite=True, is_ours=is_work_file)
+        self.losses, self.left, self.last = {}, {}, None
 
     def result(self) -> Sensitivity:
         losses: dict[str, dict[str, float]] = {}
         left: dict[str, float] = {}
         for part in self._parts():
-            for name, found in json.loads(self._file(part).read_text(encoding="utf-8")).items():
+            found = json.loads(self._file(part).read_text(encoding="utf-8"))
+            left |= found["left"]
+            for name, by_format in found["losses"].items():
                 before = losses.setdefault(name, {})
-                for number_format, loss in found["losses"].items():
+                for number_format, loss in by_format.items():
                     before[number_format] = before.get(number_format, 0.0) + loss
-                left |= {name: found["left"][""]} if "left" in found else {}
         return Sensitivity(losses=losses, left=left, num_tokens=self.num_tokens)
 
     def _left(self, passed: Passed) -> float:
-        """The share that a solver leaves; weights with the same inputs come one after the other."""
-        inputs = passed.inputs[0].data_ptr()
-        if self.last[0] != inputs:
+        """The share that a solver leaves; weights with the same inputs come one after the other.
+
+        The inputs are held, or the next ones could come to lie at the same address.
+        """
+        inputs = passed.inputs[0]
+        if self.last is None or self.last[0].data_ptr() != inputs.data_ptr():
             self.last = inputs, left_by_solver(passed)
         return self.last[1]
 
-    def _losses(self, weight: Weight, formats: Sequence[NumberFormat], passed: Passed) -> dict[str, float]:
+    def _measured(self, weight: Weight, formats: Sequence[NumberFormat], passed: Passed) -> dict[str, float]:
         if not passed.gradients:
             return head_losses(self.graph, formats, passed, threads=self.threads)
         measure = looked_up_losses if weight.role.kind is Kind.EMBED_TOKENS else weight_losses

@@ -17,7 +17,7 @@ from qwen3_export.targets.allocating import Allocation, Slot, check_request
 from qwen3_export.targets.defaults import before_check
 from qwen3_export.targets.gguf.check import open_subject
 from qwen3_export.targets.gguf.emit import emit
-from qwen3_export.targets.gguf.export import GgufExport, prepare, refuse_imatrix, with_solution
+from qwen3_export.targets.gguf.export import GgufExport, overrides_of, prepare, refuse_imatrix, with_solution
 from qwen3_export.targets.gguf.formats import FORMATS
 from qwen3_export.targets.gguf.generate import generate
 from qwen3_export.targets.gguf.inspect import inspect
@@ -25,7 +25,7 @@ from qwen3_export.targets.gguf.lint import lint_gguf
 from qwen3_export.targets.gguf.modelfile import build_modelfile
 from qwen3_export.targets.gguf.names import check_representable, gguf_tensors
 from qwen3_export.targets.gguf.read import open_gguf, read_graph
-from qwen3_export.targets.gguf.recipes import RECIPES, assign, find_recipe, parse_overrides
+from qwen3_export.targets.gguf.recipes import RECIPES, assign, find_recipe
 from qwen3_export.targets.gguf.sizes import bits_per_weight, total_bytes
 from qwen3_export.targets.gguf.slots import slots_of
 from qwen3_export.targets.gguf.target import GGUF, GgufOptions
@@ -56,16 +56,13 @@ NEEDS = " (needs `imatrix`, or a calibrated `method`)"
 def plan(model: Model, recipe: str, *, out: Path | None, options: GgufOptions, method: Method) -> GgufExport:
     refuse_imatrix(options, method)
     found = prepare(model, find_recipe(recipe), out=out, options=options, is_calibrated=method != "rtn")
-    check_request(found, slots(found))
+    if options.chooses_formats:
+        check_request(found, slots(found))
     return found
 
 
 def slots(plan: GgufExport) -> tuple[Slot, ...]:
-    options = plan.options
-    overrides = parse_overrides(
-        options.tensor_type, output_type=options.output_type, embedding_type=options.embedding_type
-    )
-    return slots_of(plan.tensors, plan.formats, overrides=overrides)
+    return slots_of(plan.tensors, plan.formats, overrides=overrides_of(plan.options))
 
 
 def with_allocation(plan: GgufExport, allocation: Allocation) -> GgufExport:

@@ -30,7 +30,7 @@ from qwen3_export.targets.gguf.formats import FORMATS
 from qwen3_export.targets.gguf.imatrix import Imatrix, check_fits, read_imatrix, rounded_plainly
 from qwen3_export.targets.gguf.metadata import CalibrationOrigin, Provenance, build_metadata
 from qwen3_export.targets.gguf.names import GgufTensor, check_representable, gguf_tensors
-from qwen3_export.targets.gguf.recipes import Recipe, assign, parse_overrides
+from qwen3_export.targets.gguf.recipes import Overrides, Recipe, assign, parse_overrides
 from qwen3_export.targets.gguf.sizes import bits_per_weight
 from qwen3_export.targets.gguf.slots import slots_of
 from qwen3_export.targets.gguf.target import GGUF, GgufOptions
@@ -39,7 +39,7 @@ from qwen3_export.units import human_size, parse_size
 
 Scales = Mapping[Fold, NDArray[np.float32]]
 
-__all__ = ["GgufExport", "default_path", "prepare", "refuse_imatrix", "with_solution"]
+__all__ = ["GgufExport", "default_path", "overrides_of", "prepare", "refuse_imatrix", "with_solution"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -177,9 +177,7 @@ def prepare(
     QuantizationError for formats that do not fit the rows and for an importance matrix of another model.
     """
     options, out, checkpoint = options or GgufOptions(), out or default_path(model, recipe), model
-    overrides = parse_overrides(
-        options.tensor_type, output_type=options.output_type, embedding_type=options.embedding_type
-    )
+    overrides = overrides_of(options)
     imatrix = None if options.imatrix is None else read_imatrix(options.imatrix)
     config, scales = model.graph.config, scales or {}
     check_representable(config)
@@ -215,6 +213,11 @@ def prepare(
         scales=scales,
         allocation=allocation,
     )
+
+
+def overrides_of(options: GgufOptions) -> Overrides:
+    """The formats that the user asked for."""
+    return parse_overrides(options.tensor_type, output_type=options.output_type, embedding_type=options.embedding_type)
 
 
 def refuse_imatrix(options: GgufOptions, method: Method) -> None:

@@ -18,7 +18,7 @@ from qwen3_export.graph import Kind
 from qwen3_export.targets.gguf.formats import FORMATS
 from qwen3_export.targets.gguf.names import GgufTensor
 
-__all__ = ["Overrides", "check_overrides", "is_always_f32", "override_for", "parse_overrides"]
+__all__ = ["Overrides", "check_overrides", "has_tied_head", "is_always_f32", "override_for", "parse_overrides"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +54,11 @@ def parse_overrides(
         output_type=output_type and _format_name(output_type, option="`output_type`"),
         embedding_type=embedding_type and _format_name(embedding_type, option="`embedding_type`"),
     )
+
+
+def has_tied_head(tensors: Sequence[GgufTensor]) -> bool:
+    """Whether the embedding is the output projection too."""
+    return all(tensor.kind is not Kind.LM_HEAD for tensor in tensors)
 
 
 def is_always_f32(tensor: GgufTensor) -> bool:

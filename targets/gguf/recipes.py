@@ -25,6 +25,7 @@ from qwen3_export.targets.gguf.names import GgufTensor
 from qwen3_export.targets.gguf.overrides import (
     Overrides,
     check_overrides,
+    has_tied_head,
     is_always_f32,
     override_for,
     parse_overrides,
@@ -58,7 +59,7 @@ def assign(
     QuantizationError for an override that cannot be applied, and if llama.cpp requires an importance matrix.
     """
     check_overrides(overrides, tensors)
-    is_tied = all(tensor.kind is not Kind.LM_HEAD for tensor in tensors)
+    is_tied = has_tied_head(tensors)
     formats: dict[str, PackedFormat] = {}
     for tensor in tensors:
         wanted = override_for(tensor, overrides, is_tied=is_tied)

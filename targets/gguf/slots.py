@@ -12,7 +12,7 @@ from qwen3_export.quantizers.formats import PackedFormat
 from qwen3_export.targets.allocating import Slot
 from qwen3_export.targets.gguf.formats import FORMATS
 from qwen3_export.targets.gguf.names import GgufTensor
-from qwen3_export.targets.gguf.overrides import Overrides, is_always_f32, override_for
+from qwen3_export.targets.gguf.overrides import Overrides, has_tied_head, is_always_f32, override_for
 from qwen3_export.targets.gguf.sizes import tensor_bytes
 
 __all__ = ["slots_of"]
@@ -25,7 +25,7 @@ def slots_of(
     tensors: Sequence[GgufTensor], formats: Mapping[str, PackedFormat], *, overrides: Overrides
 ) -> tuple[Slot, ...]:
     """A slot for each tensor that the recipe quantizes and the user has no format for; ``formats`` are the recipe's."""
-    is_tied = all(tensor.base != "output" for tensor in tensors)
+    is_tied = has_tied_head(tensors)
     found = []
     for tensor in tensors:
         planned = formats[tensor.members[0].name]
