@@ -23,7 +23,7 @@ from qwen3_export import __version__
 from qwen3_export.calibration.sensitivity.run import Sensitivity, measure_sensitivity
 from qwen3_export.calibration.solving import Method
 from qwen3_export.calibration.tokens import Calibration
-from qwen3_export.errors import OptionError, QuantizationError
+from qwen3_export.errors import CalibrationError, OptionError, QuantizationError
 from qwen3_export.files.atomic import write_text
 from qwen3_export.files.json_file import Fields, read_json
 from qwen3_export.files.recognise import is_allocation
@@ -305,6 +305,11 @@ def _parts(windows: Windows) -> tuple[Windows, Windows]:
         seen = [window_T for i, window_T in enumerate(windows) if i % HELD_BACK != HELD_BACK - 1]
     else:  # a short text: its last part is held back
         pieces = _pieces(windows)
+        if len(pieces) < 2:
+            raise CalibrationError(
+                f"{sum(map(len, windows))} tokens are too few to choose formats and to verify the choice; more than "
+                f"{PIECE} are needed: give more text, or more windows of it"
+            )
         seen, held = pieces[: -max(1, len(pieces) // HELD_BACK)], pieces[-max(1, len(pieces) // HELD_BACK) :]
     return _spread(_pieces(seen), MEASURED_TOKENS), _spread(_pieces(held), VERIFIED_TOKENS)
 

@@ -14,7 +14,7 @@ from qwen3_export import api
 from qwen3_export.calibration.sensitivity import run as sensitivity_run
 from qwen3_export.calibration.tokens import Calibration
 from qwen3_export.checkpoint.model import Model, load
-from qwen3_export.errors import ExportError, OptionError, OutputError
+from qwen3_export.errors import CalibrationError, ExportError, OptionError, OutputError
 from qwen3_export.graph import Kind
 from qwen3_export.targets import allocating
 from qwen3_export.targets.gguf.read import GgufFile, open_gguf, recorded_allocation
@@ -111,6 +111,18 @@ def test_any_size(written: Callable[..., GgufFile], model: Model) -> None:
 def test_sizes_that_nothing_has(model: Model, options: dict[str, Any], told: str) -> None:
     with pytest.raises(OptionError, match=told):
         api.plan(model, "gguf", "q4_k_m", **options)
+
+
+def test_a_text_that_cannot_be_divided(model: Model, text: Path, tmp_path: Path) -> None:
+    for count, length in ((1, 256), (1, 64)):
+        words = api.calibration_text(text, model, sequence_length=length, num_samples=count)
+        plan = api.plan(model, "gguf", "q4_k_m", out=tmp_path / "m.gguf", allocate=True)
+        with pytest.raises(CalibrationError, match="too few to choose formats and to verify"):
+            api.export(plan, text=words)
+        assert not list(tmp_path.iterdir())
+    words = api.calibration_text(text, model, sequence_length=300, num_samples=1)
+    seen, held = allocating._parts(words.windows)
+    assert [len(piece) for piece in (*seen, *held)] == [256, 44]
 
 
 def test_floats_have_no_formats_to_choose(model: Model) -> None:
