@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "PREFIX",
+    "allocation_or_none",
     "calibration_or_none",
     "describe",
     "read_calibration_record",
@@ -31,8 +32,15 @@ __all__ = [
 PREFIX = "qwen3_export."
 
 
-def describe(*, model: str, recipe: str, solution: Solution | None, **more: str) -> dict[str, str]:
-    """The metadata of an export."""
+def describe(
+    *,
+    model: str,
+    recipe: str,
+    solution: Solution | None,
+    allocation: Mapping[str, Any] | None = None,
+    **more: str,
+) -> dict[str, str]:
+    """The metadata of an export; ``allocation`` is the record of how formats were chosen, where they were."""
     found = {"version": __version__, "model": model, "recipe": recipe, "method": "rtn", **more}
     if solution is not None:
         calibration = {"dataset": solution.dataset, "sha256": solution.sha256, "tokens": solution.num_tokens}
@@ -44,6 +52,8 @@ def describe(*, model: str, recipe: str, solution: Solution | None, **more: str)
         found["calibration"] = json.dumps({**calibration, "tensor_errors": dict(solution.errors)})
         found |= {"scales": json.dumps(scales)} if scales else {}
         found |= {"value_digests": json.dumps(dict(solution.digests))} if solution.digests else {}
+    if allocation is not None:
+        found["allocation"] = json.dumps(dict(allocation))
     return {PREFIX + key: value for key, value in found.items()}
 
 
@@ -58,6 +68,15 @@ def read_calibration_record(metadata: Mapping[str, str]) -> dict[str, Any] | Non
         raise CheckpointError(
             f"{PREFIX}calibration of the artifact cannot be read ({error}); export it again"
         ) from error
+
+
+def allocation_or_none(metadata: Mapping[str, str]) -> dict[str, Any] | None:
+    """How formats were chosen; None where they were the recipe's, or the record cannot be read."""
+    try:
+        found = json.loads(metadata[PREFIX + "allocation"])
+    except (KeyError, ValueError, TypeError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def recorded(metadata: Mapping[str, str], key: str) -> str:

@@ -11,10 +11,11 @@ A target takes part with the doors of ``AllocatingDoors``.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +29,7 @@ from qwen3_export.files.atomic import write_text
 from qwen3_export.files.json_file import Fields, read_json
 from qwen3_export.files.recognise import is_allocation
 from qwen3_export.files.shown import shown
-from qwen3_export.graph import Graph
+from qwen3_export.graph import Graph, Weight
 from qwen3_export.parity.compare import compare_shipped
 from qwen3_export.progress import Progress, percent
 from qwen3_export.quantizers.allocation import Choice, allocate, total_loss
@@ -37,7 +38,18 @@ from qwen3_export.targets.options import AllocatingOptions
 from qwen3_export.targets.target import Plan
 from qwen3_export.units import human_size, parse_size
 
-__all__ = ["AllocatingDoors", "Allocation", "Slot", "allocated", "check_request", "mean_kld", "read_allocation"]
+__all__ = [
+    "AllocatingDoors",
+    "Allocation",
+    "Slot",
+    "allocated",
+    "check_request",
+    "chosen_formats",
+    "largest",
+    "mean_kld",
+    "read_allocation",
+    "slot_of",
+]
 
 # Tokens on which formats are measured, and on which the choice is verified; in pieces of so many.
 MEASURED_TOKENS, VERIFIED_TOKENS, PIECE = 8192, 8192, 256
@@ -49,6 +61,7 @@ ATTEMPTS = 4
 KIND, VERSION = "qwen3-export allocation", 1
 
 Windows = Sequence[NDArray[np.int64]]
+AnyPlan = TypeVar("AnyPlan", bound=Plan)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,6 +131,30 @@ class AllocatingDoors(Protocol):
     def fitting(self, plan: Any, num_bytes: int) -> Plan | None:
         """The plan with the largest recipe of at most so many bytes; None if there is none."""
         ...
+
+
+def slot_of(weight: Weight, formats: Iterable[NumberFormat], *, planned: NumberFormat) -> Slot:
+    """The slot of a weight that has its format to itself, in a target that adds nothing to a format's own bytes."""
+    known = {found.name: found for found in (*formats, planned)}
+    count = math.prod(weight.shape)
+    return Slot(
+        name=weight.name,
+        shape=weight.shape,
+        weights=(weight.name,),
+        formats=known,
+        num_bytes={name: round(count * found.bits_per_weight(weight.shape) / 8) for name, found in known.items()},
+        planned=planned.name,
+    )
+
+
+def chosen_formats(slots: Sequence[Slot], allocation: Allocation) -> dict[str, Any]:
+    """The chosen formats by weight name, to take the place of the recipe's."""
+    return {weight: slot.formats[allocation.formats[slot.name]] for slot in slots for weight in slot.weights}
+
+
+def largest(plans: Iterable[AnyPlan], num_bytes: int) -> AnyPlan | None:
+    """The largest plan of at most so many bytes; None if there is none."""
+    return max((plan for plan in plans if plan.num_bytes <= num_bytes), key=lambda plan: plan.num_bytes, default=None)
 
 
 def read_allocation(path: Path, *, target: str, slots: Sequence[Slot]) -> Allocation:

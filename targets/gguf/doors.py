@@ -13,7 +13,7 @@ from qwen3_export.files.atomic import check_output, write_text
 from qwen3_export.files.recognise import is_gguf_model, is_modelfile
 from qwen3_export.graph import Graph
 from qwen3_export.progress import Progress
-from qwen3_export.targets.allocating import Allocation, Slot, check_request
+from qwen3_export.targets.allocating import Allocation, Slot, check_request, largest
 from qwen3_export.targets.defaults import before_check
 from qwen3_export.targets.gguf.check import open_subject
 from qwen3_export.targets.gguf.emit import emit
@@ -72,8 +72,7 @@ def with_allocation(plan: GgufExport, allocation: Allocation) -> GgufExport:
 def fitting(plan: GgufExport, num_bytes: int) -> GgufExport | None:
     """The largest recipe whose formats can be chosen, and whose file has at most so many bytes."""
     recipes = (recipe for recipe in RECIPES.values() if not FORMATS[recipe.base].is_float and not recipe.needs_imatrix)
-    plans = [found for found in map(plan.with_recipe, recipes) if found.num_bytes <= num_bytes]
-    return max(plans, key=lambda found: found.num_bytes, default=None)
+    return largest(map(plan.with_recipe, recipes), num_bytes)
 
 
 def measured(plan: GgufExport, text: Calibration, *, progress: Progress) -> GgufExport:

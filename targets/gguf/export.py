@@ -23,7 +23,7 @@ from qwen3_export.quantizers.formats import PackedFormat
 from qwen3_export.quantizers.transforms import Fold, fold
 from qwen3_export.quantizers.weights.digests import digest_name
 from qwen3_export.quantizers.weights.rounded import round_graph
-from qwen3_export.targets.allocating import Allocation, read_allocation
+from qwen3_export.targets.allocating import Allocation, chosen_formats, read_allocation
 from qwen3_export.targets.gguf.emit import FilePlan, plan_files
 from qwen3_export.targets.gguf.ends import end_remarks
 from qwen3_export.targets.gguf.formats import FORMATS
@@ -187,12 +187,11 @@ def prepare(
         check_fits(imatrix, tensors)
     has_imatrix = imatrix is not None or is_calibrated
     formats = assign(recipe, config, tensors, has_imatrix=has_imatrix, overrides=overrides)
+    slots = slots_of(tensors, formats, overrides=overrides)
     if allocation is None and options.allocation is not None:
-        allocation = read_allocation(
-            options.allocation, target=GGUF.name, slots=slots_of(tensors, formats, overrides=overrides)
-        )
+        allocation = read_allocation(options.allocation, target=GGUF.name, slots=slots)
     if allocation is not None:
-        formats = {**formats, **_allocated(tensors, allocation)}
+        formats = {**formats, **chosen_formats(slots, allocation)}
     importance = {} if imatrix is None else _importance_by_weight(imatrix, tensors)
     graph = round_graph(model.graph, formats, importance=importance)
     record = None if allocation is None else allocation.record
@@ -247,16 +246,6 @@ def with_solution(export: GgufExport, solution: Solution) -> GgufExport:
     metadata = build_metadata(export.model, provenance)
     files = plan_files(solution.graph, metadata, export.out, split_max_size=_split_size(export.options))
     return replace(export, graph=solution.graph, files=tuple(files))
-
-
-def _allocated(tensors: tuple[GgufTensor, ...], allocation: Allocation) -> dict[str, PackedFormat]:
-    """The chosen formats by weight name."""
-    return {
-        member.name: FORMATS[allocation.formats[tensor.name]]
-        for tensor in tensors
-        if tensor.name in allocation.formats
-        for member in tensor.members
-    }
 
 
 def _split_size(options: GgufOptions) -> int | None:
