@@ -26,7 +26,6 @@ from qwen3_export.quantizers.weights.rounded import round_graph
 from qwen3_export.targets.allocating import Allocation, chosen_formats, read_allocation
 from qwen3_export.targets.gguf.emit import FilePlan, plan_files
 from qwen3_export.targets.gguf.ends import end_remarks
-from qwen3_export.targets.gguf.formats import FORMATS
 from qwen3_export.targets.gguf.imatrix import Imatrix, check_fits, read_imatrix, rounded_plainly
 from qwen3_export.targets.gguf.metadata import CalibrationOrigin, Provenance, build_metadata
 from qwen3_export.targets.gguf.names import GgufTensor, check_representable, gguf_tensors
