@@ -56,6 +56,14 @@ class Forecast:
             f"{human_size(self.disk_bytes)} of disk for unfinished work"
         )
 
+    def then(self, later: Forecast) -> Forecast:
+        """Two runs one after the other, in one folder."""
+        return Forecast(
+            seconds=self.seconds + later.seconds,
+            memory_bytes=max(self.memory_bytes, later.memory_bytes),
+            disk_bytes=self.disk_bytes + later.disk_bytes,
+        )
+
 
 def block_tokens(graph: Graph) -> int:
     """How many tokens pass through a layer at a time: their hidden states take about as much memory as the layer."""

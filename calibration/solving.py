@@ -20,7 +20,7 @@ from qwen3_export.calibration.awq.forecast import awq_forecast
 from qwen3_export.calibration.awq.run import awq_graph
 from qwen3_export.calibration.forecast import Forecast
 from qwen3_export.calibration.gptq.forecast import gptq_forecast
-from qwen3_export.calibration.gptq.sequential import gptq_graph
+from qwen3_export.calibration.gptq.sequential import SequentialSettings, gptq_graph
 from qwen3_export.calibration.tokens import Calibration
 from qwen3_export.errors import ExportError
 from qwen3_export.files.unfinished import remove_runs
@@ -39,6 +39,9 @@ Formats = Mapping[str, NumberFormat]
 """The number format of each weight, by the weight's name."""
 
 Progress = Callable[[int, int], None]
+
+# Tokens on which a solver measures how errors of different outputs count together.
+OUTPUT_TOKENS = 8192
 
 
 class _Origin(TypedDict):
@@ -75,12 +78,14 @@ def solve(
     calibration: Calibration,
     *,
     work_dir: Path,
+    ties_outputs: bool = False,
     resume: bool = True,
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> Solution:
     """Choose the values of every weight in the format that ``formats`` gives for its name.
 
+    With ``ties_outputs`` gptq first measures how errors of different outputs count together; awq has no use for that.
     Results are kept in ``work_dir`` as they come, and the solution reads some of them from there, so the folder must
     stay until the export is written. With ``resume`` an interrupted run is continued. Raises ExportError for an unknown
     ``method``.
@@ -93,7 +98,10 @@ def solve(
     if method == "awq":
         found = awq_graph(graph, formats, windows, work_dir=work_dir, progress=progress)
         return Solution(graph=found.graph, method=method, errors=found.errors, scales=found.scales, **origin)
-    solved, report = gptq_graph(graph, formats, windows, work_dir=work_dir, threads=threads, progress=progress)
+    settings = _settings(ties_outputs=ties_outputs)
+    solved, report = gptq_graph(
+        graph, formats, windows, work_dir=work_dir, settings=settings, threads=threads, progress=progress
+    )
     errors = {weight.name: weight.error for weight in report.weights}
     digests = value_digests(solved, errors)
     notes = tuple(report.notes)
@@ -101,13 +109,29 @@ def solve(
 
 
 def forecast_solving(
-    method: str, graph: Graph, formats: Formats, calibration: Calibration, *, threads: int | None = None
+    method: str,
+    graph: Graph,
+    formats: Formats,
+    calibration: Calibration,
+    *,
+    ties_outputs: bool = False,
+    threads: int | None = None,
 ) -> Forecast:
     """Estimate the time, memory and disk that ``solve`` will take."""
     _check_method(method)
     if method == "awq":
         return awq_forecast(graph, formats, calibration.windows)
-    return gptq_forecast(graph, formats, calibration.windows, threads=threads or default_threads())
+    return gptq_forecast(
+        graph,
+        formats,
+        calibration.windows,
+        settings=_settings(ties_outputs=ties_outputs),
+        threads=threads or default_threads(),
+    )
+
+
+def _settings(*, ties_outputs: bool) -> SequentialSettings:
+    return SequentialSettings(output_tokens=OUTPUT_TOKENS if ties_outputs else 0)
 
 
 def _check_method(method: str) -> None:

@@ -21,6 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qwen3_export import __version__
+from qwen3_export.calibration.forecast import Forecast
+from qwen3_export.calibration.sensitivity.forecast import sensitivity_forecast
 from qwen3_export.calibration.sensitivity.run import Sensitivity, measure_sensitivity
 from qwen3_export.calibration.solving import Method
 from qwen3_export.calibration.tokens import Calibration
@@ -30,6 +32,7 @@ from qwen3_export.files.json_file import Fields, read_json
 from qwen3_export.files.recognise import is_allocation
 from qwen3_export.files.shown import shown
 from qwen3_export.graph import Graph, Weight
+from qwen3_export.parallel import default_threads
 from qwen3_export.parity.compare import compare_shipped
 from qwen3_export.progress import Progress, percent
 from qwen3_export.quantizers.allocation import Choice, allocate, total_loss
@@ -45,6 +48,7 @@ __all__ = [
     "allocated",
     "check_request",
     "chosen_formats",
+    "forecast_measuring",
     "largest",
     "mean_kld",
     "read_allocation",
@@ -215,6 +219,18 @@ def check_request(plan: Plan, slots: Sequence[Slot]) -> None:
         raise OptionError(f"{what}: the largest formats take {human_size(high)} ({high:,} bytes); ask for less")
 
 
+def forecast_measuring(doors: AllocatingDoors, plan: Plan, text: Calibration, *, threads: int | None) -> Forecast:
+    """What it takes to measure all formats on the text, and to compare the choice with the recipe."""
+    measured_on, held_back = _parts(text.windows)
+    return sensitivity_forecast(
+        plan.model.graph,
+        _candidates(doors.slots(plan)),
+        num_tokens=sum(map(len, measured_on)),
+        verified=sum(map(len, held_back)),
+        threads=threads or default_threads(),
+    )
+
+
 def allocated(
     doors: AllocatingDoors,
     plan: Plan,
@@ -241,7 +257,7 @@ def allocated(
     with progress.bar("measuring formats", 100) as advance:
         sensitivity = measure_sensitivity(
             plan.model.graph,
-            {weight: tuple(slot.formats.values()) for slot in slots for weight in slot.weights},
+            _candidates(slots),
             measured_on,
             work_dir=work_dir,
             threads=threads,
@@ -315,6 +331,11 @@ def _limit(plan: Plan, options: AllocatingOptions) -> int:
 def _bytes_with(plan: Plan, slots: Sequence[Slot], pick: Callable[..., int]) -> int:
     """The artifact's bytes with each slot in its smallest or largest format."""
     return plan.num_bytes + sum(pick(slot.num_bytes.values()) - slot.num_bytes[slot.planned] for slot in slots)
+
+
+def _candidates(slots: Sequence[Slot]) -> dict[str, tuple[NumberFormat, ...]]:
+    """The formats that each weight may have."""
+    return {weight: tuple(slot.formats.values()) for slot in slots for weight in slot.weights}
 
 
 def _choices(slots: Sequence[Slot], sensitivity: Sensitivity, *, is_solved: bool) -> dict[str, list[Choice]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import reduce
 from pathlib import Path
 from typing import cast, get_args
 
@@ -16,7 +17,7 @@ from qwen3_export.files.recognise import is_allocation
 from qwen3_export.files.unfinished import remove_runs
 from qwen3_export.parallel import use_threads
 from qwen3_export.progress import SILENT, Progress, percent
-from qwen3_export.targets.allocating import AllocatingDoors, allocated
+from qwen3_export.targets.allocating import AllocatingDoors, allocated, forecast_measuring
 from qwen3_export.targets.options import AllocatingOptions, TargetOptions
 from qwen3_export.targets.registry import planned_target
 from qwen3_export.targets.target import Doors, Plan
@@ -57,7 +58,7 @@ def export(
     folder = work_dir or plan.out.with_name(f"{plan.out.name}.work")
     if text is not None:
         plan = _allocated(
-            doors, plan, method, text, folder, overwrite=overwrite, resume=resume, threads=threads, progress=progress
+            plan, method, text, folder, overwrite=overwrite, resume=resume, threads=threads, progress=progress
         )
     with _solved(doors, plan, method, text, folder, resume=resume, threads=threads, progress=progress) as ready:
         written = doors.write(ready, overwrite=overwrite, threads=threads, progress=progress)
@@ -67,9 +68,33 @@ def export(
 
 
 def forecast(plan: Plan, method: Method, text: Calibration, *, threads: int | None = None) -> Forecast:
-    """What solving will take in time, memory and disk."""
+    """What measuring formats and solving will take in time, memory and disk, as far as the export does them."""
     use_threads(threads)
-    return forecast_solving(method, plan.model.graph, plan.weight_formats, text, threads=threads)
+    parts = []
+    if _chooses_formats(plan):
+        parts.append(forecast_measuring(_allocating_doors(plan), plan, text, threads=threads))
+    if method != ROUNDING:
+        parts.append(_forecast_solving(plan, method, text, threads=threads))
+    return reduce(Forecast.then, parts, Forecast(seconds=0.0, memory_bytes=0, disk_bytes=0))
+
+
+def _forecast_solving(plan: Plan, method: Method, text: Calibration, *, threads: int | None) -> Forecast:
+    return forecast_solving(
+        method, plan.model.graph, plan.weight_formats, text, ties_outputs=_ties_outputs(plan), threads=threads
+    )
+
+
+def _chooses_formats(plan: Plan) -> bool:
+    return isinstance(plan.options, AllocatingOptions) and plan.options.chooses_formats
+
+
+def _allocating_doors(plan: Plan) -> AllocatingDoors:
+    return cast("AllocatingDoors", planned_target(plan).doors)
+
+
+def _ties_outputs(plan: Plan) -> bool:
+    """Whether gptq measures how errors of different outputs count together: where formats are measured too."""
+    return isinstance(plan.options, AllocatingOptions) and plan.options.gives_formats
 
 
 def check_method(method: str) -> None:
@@ -90,7 +115,6 @@ def check_text(text: object | None, method: Method, options: TargetOptions) -> N
 
 
 def _allocated(
-    doors: Doors,
     plan: Plan,
     method: Method,
     text: Calibration,
@@ -102,16 +126,17 @@ def _allocated(
     progress: Progress,
 ) -> Plan:
     """The plan in the formats that are chosen on the text, where the options ask for that."""
-    options = plan.options
-    if not isinstance(options, AllocatingOptions) or not options.chooses_formats:
+    if not _chooses_formats(plan):
         return plan
+    doors, kept = _allocating_doors(plan), cast("AllocatingOptions", plan.options).save_allocation
     use_threads(threads)
-    if options.save_allocation is not None:
-        check_output(options.save_allocation, overwrite=overwrite, is_ours=is_allocation)
+    if kept is not None:
+        check_output(kept, overwrite=overwrite, is_ours=is_allocation)
     if not resume:
         remove_runs(folder, ["sensitivity"])
+    progress.say(f"forecast of measuring formats: {forecast_measuring(doors, plan, text, threads=threads)}")
     return allocated(
-        cast("AllocatingDoors", doors),
+        doors,
         plan,
         text,
         target=planned_target(plan).name,
@@ -140,7 +165,7 @@ def _solved(
         yield plan
         return
     progress.say(f"if it is interrupted, the same command goes on where it ended, from {folder}")
-    expected = forecast(plan, method, text, threads=threads)
+    expected = _forecast_solving(plan, method, text, threads=threads)
     progress.say(f"forecast: {expected}")
     if not folder.exists():
         check_disk(expected.disk_bytes + plan.num_bytes, folder)
@@ -165,6 +190,7 @@ def _solve(
             plan.model.graph,
             plan.weight_formats,
             text,
+            ties_outputs=_ties_outputs(plan),
             work_dir=folder,
             resume=resume,
             threads=threads,

@@ -93,6 +93,11 @@ class AllocatingOptions(TargetOptions):
         """Whether formats are chosen by what they cost on the calibration text."""
         return self.allocate or self.size is not None or self.bits_per_weight is not None
 
+    @property
+    def gives_formats(self) -> bool:
+        """Whether formats are those that lose least here, or lost least in an earlier export."""
+        return self.chooses_formats or self.allocation is not None
+
 
 def option_texts(options: type[TargetOptions]) -> Iterator[tuple[str, Any, Any, OptionText]]:
     """Name, type, default and text of each option."""

@@ -10,25 +10,23 @@ Shapes: T tokens, D hidden, O out, I in
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
+from qwen3_export.calibration.estimates import BASE_BYTES, multiplications_a_second, seen_tokens
 from qwen3_export.calibration.forecast import Forecast
+from qwen3_export.calibration.gptq.outputs import span_rows
 from qwen3_export.calibration.gptq.run import SequentialSettings
+from qwen3_export.calibration.sensitivity.forecast import backward_bytes, backward_products
 from qwen3_export.graph import ATTENTION, Graph, Kind, Weight
 from qwen3_export.quantizers.formats import NumberFormat
 from qwen3_export.quantizers.gptq.solver import SLAB_COLUMNS
 
 __all__ = ["gptq_forecast"]
 
-FP32_BYTES = 4
-
-# Of Python, torch, numba and the tokenizer.
-BASE_BYTES = 450 << 20
+FP32_BYTES, FP16_BYTES = 4, 2
 
 # Seconds of one thread to improve the code of one weight, and its share of the scales, once (Q4_K; others take less).
 SECONDS_PER_MOVE = 3e-7
@@ -47,18 +45,41 @@ def gptq_forecast(
 ) -> Forecast:
     """The estimate for a whole run; a run that is resumed takes less."""
     settings, num_tokens = settings or SequentialSettings(), sum(map(len, windows))
-    rate = _multiplications_a_second(graph.config.hidden_size)
+    rate = multiplications_a_second(graph.config.hidden_size)
     solved = [weight for weight in graph if _is_solved(weight, graph, formats[weight.name])]
     work = sum(_products(weight, graph, num_tokens) for weight in graph)
     work += sum(_solving(weight, graph, num_tokens) for weight in solved)
     moves = sum(_moves(weight, settings) for weight in solved)
     held, spilled = _states(graph, num_tokens, limit=settings.memory_limit)
     stored = sum(_file_bytes(weight, formats[weight.name]) for weight in solved)
+    memory = BASE_BYTES + held + FP32_BYTES * (2 * _half_layer(graph) + _held_solving(solved))
+    if settings.output_tokens:
+        tokens = min(settings.output_tokens, num_tokens)
+        tied = [weight for weight in solved if _is_tied(weight)]
+        work += backward_products(graph, tokens)
+        work += sum(_tying(weight, tokens, cycles=settings.solver.cycles) for weight in tied)
+        memory = max(memory, backward_bytes(graph, tokens))
+        stored += sum(FP16_BYTES * weight.shape[0] * span_rows(weight.shape[0]) for weight in tied if _is_kept(weight))
     return Forecast(
-        seconds=work / rate + moves * SECONDS_PER_MOVE / threads,
-        memory_bytes=BASE_BYTES + held + FP32_BYTES * (2 * _half_layer(graph) + _held_solving(solved)),
-        disk_bytes=stored + spilled,
+        seconds=work / rate + moves * SECONDS_PER_MOVE / threads, memory_bytes=memory, disk_bytes=stored + spilled
     )
+
+
+def _is_tied(weight: Weight) -> bool:
+    """Whether it is measured how errors of a weight's outputs count together."""
+    role = weight.role
+    return role.layer is not None and (role.expert is None or role.kind is Kind.DOWN_PROJ)
+
+
+def _is_kept(weight: Weight) -> bool:
+    """Whether a metric is this weight's own; experts of a layer share one."""
+    return (weight.role.expert or 0) == 0
+
+
+def _tying(weight: Weight, tokens: int, *, cycles: int) -> float:
+    """Multiplications to sum gradients up, and to carry errors from rows to rows."""
+    rows, columns = weight.shape
+    return span_rows(rows) * rows * (tokens + (1 + (cycles > 0)) * columns)
 
 
 def _is_solved(weight: Weight, graph: Graph, number_format: NumberFormat) -> bool:
@@ -71,7 +92,7 @@ def _products(weight: Weight, graph: Graph, num_tokens: int) -> float:
     """Multiplications to pass all tokens of both models through a weight of a layer."""
     if weight.role.layer is None or len(weight.shape) < 2:
         return 0
-    return 2 * math.prod(weight.shape) * _seen(weight, graph, num_tokens)
+    return 2 * math.prod(weight.shape) * seen_tokens(weight, graph, num_tokens)
 
 
 def _solving(weight: Weight, graph: Graph, num_tokens: int) -> float:
@@ -85,16 +106,9 @@ def _solving(weight: Weight, graph: Graph, num_tokens: int) -> float:
         return solution
     # Half of the symmetric sums, and the sums with the fp32 model's inputs or with the errors of the residual stream.
     beside = graph.config.hidden_size if kind in ADDING else columns if weight.role.layer is not None else 0
-    sums = (columns / 2 + beside) * columns * _seen(weight, graph, num_tokens)
+    sums = (columns / 2 + beside) * columns * seen_tokens(weight, graph, num_tokens)
     # Factoring and inverting are in fp64, which takes twice as long.
     return solution + sums + 2 * columns**3
-
-
-def _seen(weight: Weight, graph: Graph, num_tokens: int) -> int:
-    """Tokens that reach a weight; for an expert, an equal share."""
-    if weight.role.expert is None:
-        return num_tokens
-    return math.ceil(num_tokens * graph.config.num_experts_per_tok / graph.config.num_experts)
 
 
 def _moves(weight: Weight, settings: SequentialSettings) -> int:
@@ -136,14 +150,3 @@ def _widest(graph: Graph, chosen: object) -> int:
 def _file_bytes(weight: Weight, number_format: NumberFormat) -> int:
     """Bytes of a solved weight in the work folder."""
     return sum(kind.num_bytes for kind in number_format.array_types(weight.shape).values())
-
-
-def _multiplications_a_second(hidden_size: int) -> float:
-    """Multiplications a second in products with windows of 512 tokens."""
-    x_TD, weight_DD = torch.ones(512, hidden_size), torch.ones(hidden_size, hidden_size)
-    torch.mm(x_TD, weight_DD)
-    started, count = time.perf_counter(), 0
-    while time.perf_counter() - started < 0.05:
-        torch.mm(x_TD, weight_DD)
-        count += 1
-    return count * 512 * hidden_size**2 / (time.perf_counter() - started)

@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from qwen3_export.calibration.gptq.folder import GptqFolder
+from qwen3_export.calibration.gptq.outputs import OutputFolder
 from qwen3_export.calibration.gptq.report import RoutingReport, WeightReport
 from qwen3_export.calibration.moments import MomentSums
 from qwen3_export.calibration.window_states import MEMORY_LIMIT, WindowStates
@@ -35,13 +36,16 @@ class SequentialSettings:
     ``qk_norm`` weighs the tokens of q_proj and k_proj as their norms do: not at all ("off"), averaged over heads, or
     grouped, for each key head and its query heads separately. With ``take_back_residual`` o_proj and down_proj also
     make up for errors of the layers before them. An expert of a mixture is solved for ``expert_shrinkage`` tokens of
-    the layer's average besides its own. Token states beyond ``memory_limit`` bytes go to disk.
+    the layer's average besides its own. With ``output_tokens``, it is measured on about so many tokens how errors of
+    different outputs count together; otherwise they count the same. Token states beyond ``memory_limit`` bytes go to
+    disk.
     """
 
     solver: GptqSettings = field(default_factory=GptqSettings)
     qk_norm: QkNorm = "averaged"
     take_back_residual: bool = True
     expert_shrinkage: float = 64.0
+    output_tokens: int = 0
     memory_limit: int = MEMORY_LIMIT
 
     def __post_init__(self) -> None:
@@ -49,6 +53,8 @@ class SequentialSettings:
             raise QuantizationError(f"`qk_norm` {self.qk_norm!r} is not one of {', '.join(get_args(QkNorm))}")
         if self.expert_shrinkage < 0:
             raise QuantizationError(f"`expert_shrinkage` {self.expert_shrinkage:g} is negative; 0 turns it off")
+        if self.output_tokens < 0:
+            raise QuantizationError(f"`output_tokens` {self.output_tokens} is negative; 0 turns it off")
 
     def as_dict(self) -> dict[str, Any]:
         """The settings that results depend on, as one flat mapping."""
@@ -69,6 +75,7 @@ class GptqRun:
     lengths: Sequence[int]
     threads: int
     advance: Callable[[], None]
+    outputs: OutputFolder | None = None
     weights: dict[str, Weight] = field(default_factory=dict)
     reports: dict[str, WeightReport] = field(default_factory=dict)
     routing: list[RoutingReport] = field(default_factory=list)
@@ -115,6 +122,8 @@ class GptqRun:
     def _solve_one(self, role: Role, factored: Sequence[tuple[Moments, InverseFactor]], *, tokens: int) -> None:
         weight, number_format = self.graph[role], self.formats[module_name(role)]
         rows = weight.shape[0] // len(factored)
+        # Parts of a weight's rows have Hessians of their own, so that their errors are not comparable.
+        outputs = self.outputs.metric(role) if self.outputs is not None and len(factored) == 1 else None
         try:
             parts = [
                 gptq(
@@ -124,6 +133,7 @@ class GptqRun:
                     settings=self.settings.solver,
                     threads=self.threads,
                     factor=factor,
+                    outputs=outputs,
                 )
                 for i, (moments, factor) in enumerate(factored)
             ]

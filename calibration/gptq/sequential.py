@@ -26,6 +26,7 @@ from qwen3_export.calibration.digests import token_digest
 from qwen3_export.calibration.gptq.experts import run_sparse_mlp
 from qwen3_export.calibration.gptq.folder import open_gptq_folder
 from qwen3_export.calibration.gptq.layer import Streams, run_attention, run_dense_mlp
+from qwen3_export.calibration.gptq.outputs import measure_outputs
 from qwen3_export.calibration.gptq.report import CalibrationReport
 from qwen3_export.calibration.gptq.run import GptqRun, SequentialSettings
 from qwen3_export.calibration.moments import MomentSums
@@ -39,13 +40,12 @@ from qwen3_export.reference.weights import embed, read_tensor
 
 __all__ = ["SequentialSettings", "gptq_graph"]
 
-STEPS_PER_LAYER = 4
+STEPS_PER_LAYER, MEASURING_STEPS_PER_LAYER = 4, 2
 
 # The head's Hessian needs a forward pass of its own; small models need fewer tokens for it.
 HEAD_TOKENS_PER_COLUMN = 64
 
 
-@torch.inference_mode()
 def gptq_graph(
     graph: Graph,
     formats: Mapping[str, NumberFormat],
@@ -66,6 +66,14 @@ def gptq_graph(
     _check_formats(graph, formats)
     folder = open_gptq_folder(work_dir, graph, windows=windows, formats=formats, settings=settings.as_dict())
     folder.create()
+    layers = graph.config.num_hidden_layers
+    passes = MEASURING_STEPS_PER_LAYER if settings.output_tokens else 0
+    advance = _counter(progress, (STEPS_PER_LAYER + passes) * layers + 1)
+    tokens = [torch.from_numpy(np.asarray(window_T, np.int64)) for window_T in windows]
+    outputs = None
+    if settings.output_tokens:
+        some = _spread(tokens, settings.output_tokens)
+        outputs = measure_outputs(graph, some, folder=folder.path, advance=advance)
     run = GptqRun(
         graph=graph,
         formats=formats,
@@ -73,10 +81,11 @@ def gptq_graph(
         folder=folder,
         lengths=[len(window_T) for window_T in windows],
         threads=threads or default_threads(),
-        advance=_counter(progress, STEPS_PER_LAYER * graph.config.num_hidden_layers + 1),
+        advance=advance,
+        outputs=outputs,
         weights=_rounded(graph, formats),
     )
-    _solve_all(run, [torch.from_numpy(np.asarray(window_T, np.int64)) for window_T in windows])
+    _solve_all(run, tokens)
     report = CalibrationReport(
         settings=settings.as_dict(),
         tokens_digest=token_digest(windows),
@@ -88,6 +97,7 @@ def gptq_graph(
     return graph.with_weights(MappingProxyType({name: run.weights[name] for name in graph.weights})), report
 
 
+@torch.inference_mode()
 def _solve_all(run: GptqRun, windows: Sequence[Tensor]) -> None:
     """Solve the embedding if it is the head too, then the layers in order, then the head."""
     config = run.graph.config
@@ -153,6 +163,12 @@ def _check_formats(graph: Graph, formats: Mapping[str, NumberFormat]) -> None:
         if weight.name not in formats:
             raise QuantizationError(f"{weight.name}: has no number format; give one for each weight")
         check_fits(weight, formats[weight.name])
+
+
+def _spread(windows: Sequence[Tensor], tokens: int) -> list[Tensor]:
+    """About so many tokens in whole windows, evenly spaced."""
+    step = max(1, round(sum(map(len, windows)) / tokens))
+    return list(windows[::step])
 
 
 def _counter(progress: Callable[[int, int], None] | None, total: int) -> Callable[[], None]:

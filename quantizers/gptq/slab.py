@@ -26,7 +26,8 @@ from qwen3_export.quantizers.params import join_rows
 
 __all__ = ["Slab", "SlabMetric", "improve_slab", "start_slab"]
 
-ROWS_PER_JOB = 64
+# Jobs are small where few rows are solved at a time.
+ROWS_PER_JOB, FEW_ROWS_PER_JOB = 64, 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,5 +127,6 @@ def _scales(params: Any) -> tuple[Values, Values]:
 
 
 def _for_rows(work: Callable[[slice], None], rows: int, *, threads: int) -> None:
-    jobs = [slice(first, min(first + ROWS_PER_JOB, rows)) for first in range(0, rows, ROWS_PER_JOB)]
+    size = ROWS_PER_JOB if rows > ROWS_PER_JOB else FEW_ROWS_PER_JOB
+    jobs = [slice(first, min(first + size, rows)) for first in range(0, rows, size)]
     run_jobs(work, jobs, threads=min(threads, len(jobs)))

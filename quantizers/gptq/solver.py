@@ -12,6 +12,9 @@ For each row, (q - t) H (q - t)ᵀ is minimized, with H = Σ x xᵀ over calibra
 Plain GPTQ stops after the column loop. The other steps remove 15 to 45 % of its error at 4 bits, and more below, most
 of it through the scales, which no later column can make up for.
 
+With an ``OutputMetric`` G it is tr(G (q - t) H (q - t)ᵀ) that is minimized: blocks of rows are solved one after the
+other, and later ones make up for the errors of earlier ones (``outputs.py``).
+
 Nothing guarantees that GPTQ beats plain rounding. Both are computed, and the better one on this metric is returned.
 
 Shapes: # O out  I in  J columns of one slab
@@ -30,12 +33,14 @@ from torch import Tensor
 from qwen3_export.errors import QuantizationError
 from qwen3_export.quantizers.formats import Codes, NumberFormat, Values
 from qwen3_export.quantizers.gptq.hessian import InverseFactor, Moments, aim, factor_inverse
+from qwen3_export.quantizers.gptq.outputs import OutputMetric, RowBlock, row_blocks
 from qwen3_export.quantizers.gptq.slab import Slab, SlabMetric, improve_slab, start_slab
-from qwen3_export.quantizers.params import join_columns
+from qwen3_export.quantizers.params import join_columns, join_rows
 
 __all__ = ["GptqResult", "GptqSettings", "gptq"]
 
 SLAB_COLUMNS = 256
+FEW_ROWS = 64
 LARGEST_GROUP = 512
 
 Method = Literal["gptq", "rtn"]
@@ -90,62 +95,96 @@ def gptq(
     settings: GptqSettings = GptqSettings(),
     threads: int = 1,
     factor: InverseFactor | None = None,
+    outputs: OutputMetric | None = None,
 ) -> GptqResult:
     """Quantize one linear weight.  Raises QuantizationError where the format does not fit its shape.
 
     The result does not depend on ``threads``. ``factor`` is the result of ``factor_inverse`` for the Hessian of
-    ``moments`` and the damping of ``settings``; weights with the same inputs can share it.
+    ``moments`` and the damping of ``settings``; weights with the same inputs can share it. ``outputs`` says how errors
+    of different outputs count; without it they count the same, and are independent.
     """
     number_format.check(tuple(weights_OI.shape))
     factor = factor or factor_inverse(moments.hessian_II, damping=settings.damping)
     target_OI = aim(weights_OI, moments, factor, step=settings.step)
     metric_II = moments.hessian_II / factor.mean
     metric_II.diagonal().add_(factor.damping)
-    slabs = _forward(target_OI, factor, number_format, rounds=settings.rounds, threads=threads)
-    cycles = settings.cycles if settings.rounds and len(slabs) > 1 else 0
-    for _ in range(cycles):
-        slabs = _cycle(slabs, target_OI, metric_II, number_format, rounds=settings.rounds, threads=threads)
-    solved = _join([slab for _, slab in slabs])
+    slabs = _slab_metrics(factor, number_format, target_OI.shape[1])
+    problem = _Problem(factor=factor, metric_II=metric_II, slabs=slabs, number_format=number_format, settings=settings)
+    blocks = () if outputs is None else row_blocks(outputs, together=number_format.rows_together)
+    solved = _solve(problem, target_OI, blocks=blocks, threads=threads)
     plain = _round_to_nearest(weights_OI, metric_II, number_format)
+    changes = [torch.from_numpy(number_format.dequantize(*found)) - target_OI for found in (solved, plain)]
+    losses = [_loss(change_OI, metric_II, damping=factor.damping, outputs=outputs) for change_OI in changes]
     scale = _loss(weights_OI, metric_II, damping=factor.damping) or 1.0
-    errors = [
-        _loss(torch.from_numpy(number_format.dequantize(*found)) - target_OI, metric_II, damping=factor.damping) / scale
-        for found in (solved, plain)
-    ]
-    is_better = errors[0] <= errors[1]
+    errors = [_loss(change_OI, metric_II, damping=factor.damping) / scale for change_OI in changes]
+    is_better = losses[0] <= losses[1]
     codes_OI, params = solved if is_better else plain
     return GptqResult(
         codes_OI=codes_OI,
         params=params,
         method="gptq" if is_better else "rtn",
-        error=min(errors),
+        error=errors[0] if is_better else errors[1],
         rtn_error=errors[1],
         damping=factor.damping,
     )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Problem:
+    """What is the same for all rows of a weight; ``metric_II`` is the damped Hessian, to a mean diagonal of 1."""
+
+    factor: InverseFactor
+    metric_II: Tensor
+    slabs: Sequence[tuple[slice, SlabMetric]]
+    number_format: NumberFormat
+    settings: GptqSettings
+
+
+def _solve(problem: _Problem, target_OI: Tensor, *, blocks: Sequence[RowBlock], threads: int) -> tuple[Codes, Any]:
+    """Codes and parameters for some targets; with ``blocks``, those of later rows move with the errors before them."""
+    if not blocks:
+        return _solve_rows(problem, target_OI, threads=threads)
+    left_OI, parts = target_OI.clone(), []
+    for block in blocks:
+        part = _solve_rows(problem, left_OI[block.rows], threads=threads)
+        error_BI = left_OI[block.rows] - torch.from_numpy(problem.number_format.dequantize(*part))
+        left_OI[block.after] -= block.after_SB @ error_BI
+        parts.append(part)
+    return np.concatenate([codes_BI for codes_BI, _ in parts]), join_rows([params for _, params in parts])
+
+
+def _solve_rows(problem: _Problem, target_OI: Tensor, *, threads: int) -> tuple[Codes, Any]:
+    settings, number_format = problem.settings, problem.number_format
+    slabs = _forward(problem, target_OI, threads=threads)
+    cycles = settings.cycles if settings.rounds and len(slabs) > 1 else 0
+    for _ in range(cycles):
+        slabs = _cycle(slabs, target_OI, problem.metric_II, number_format, rounds=settings.rounds, threads=threads)
+    return _join([slab for _, slab in slabs])
+
+
 Slabs = list[tuple[slice, Slab]]
 
 
-def _forward(
-    target_OI: Tensor, factor: InverseFactor, number_format: NumberFormat, *, rounds: int, threads: int
-) -> Slabs:
+def _forward(problem: _Problem, target_OI: Tensor, *, threads: int) -> Slabs:
     """Solve slab after slab, each for the targets that the slabs before it have left."""
+    factor, number_format = problem.factor, problem.number_format
     left_OI = target_OI.clone()
     whole_rows = _fit_whole_rows(target_OI, factor, number_format)
     slabs = []
-    for columns in _slab_columns(number_format, target_OI.shape[1]):
-        root_JJ, rest = factor.root_II[columns, columns], slice(columns.stop, None)
-        metric = SlabMetric(
-            metric_JJ=_contiguous(root_JJ @ root_JJ.T), factor_JJ=_contiguous(factor.upper_II[columns, columns])
-        )
+    for columns, metric in problem.slabs:
         target_RJ = _contiguous(left_OI[:, columns])
         slab = start_slab(number_format, target_RJ, metric=metric, params=whole_rows, threads=threads)
-        gradient_RJ = np.asarray((slab.values_RJ - target_RJ) @ metric.metric_JJ, np.float32)
+        gradient_RJ = _product(slab.values_RJ - target_RJ, metric.metric_JJ)
         slab = improve_slab(
-            number_format, slab, gradient_RJ=gradient_RJ, metric_JJ=metric.metric_JJ, rounds=rounds, threads=threads
+            number_format,
+            slab,
+            gradient_RJ=gradient_RJ,
+            metric_JJ=metric.metric_JJ,
+            rounds=problem.settings.rounds,
+            threads=threads,
         )
-        error_OJ = torch.from_numpy(target_RJ - slab.values_RJ).double() @ root_JJ
+        error_OJ = torch.from_numpy(target_RJ - slab.values_RJ).double() @ factor.root_II[columns, columns]
+        rest = slice(columns.stop, None)
         left_OI[:, rest] -= (error_OJ @ factor.upper_II[columns, rest]).float()
         slabs.append((columns, slab))
     return slabs
@@ -170,6 +209,17 @@ def _cycle(
         gradient_OI += torch.from_numpy(better.values_RJ - slab.values_RJ) @ metric_II[columns]
         improved.append((columns, better))
     return improved
+
+
+def _slab_metrics(factor: InverseFactor, number_format: NumberFormat, columns: int) -> list[tuple[slice, SlabMetric]]:
+    found = []
+    for slab in _slab_columns(number_format, columns):
+        root_JJ = factor.root_II[slab, slab]
+        metric = SlabMetric(
+            metric_JJ=_contiguous(root_JJ @ root_JJ.T), factor_JJ=_contiguous(factor.upper_II[slab, slab])
+        )
+        found.append((slab, metric))
+    return found
 
 
 def _slab_columns(number_format: NumberFormat, columns: int) -> list[slice]:
@@ -209,10 +259,19 @@ def _join(slabs: Sequence[Slab]) -> tuple[Codes, Any]:
     return np.concatenate([slab.codes_RJ for slab in slabs], axis=1), params
 
 
-def _loss(difference_OI: Tensor, metric_II: Tensor, *, damping: float) -> float:
-    """tr(ΔW H ΔWᵀ), of the Hessian without its damping."""
+def _loss(difference_OI: Tensor, metric_II: Tensor, *, damping: float, outputs: OutputMetric | None = None) -> float:
+    """tr(ΔW H ΔWᵀ), or tr(G ΔW H ΔWᵀ) with the metric G of the outputs; of the Hessian without its damping."""
     product_OI = (difference_OI @ metric_II).sub_(difference_OI, alpha=damping)
-    return float(torch.sum(product_OI * difference_OI, dtype=torch.float64))
+    weighted_OI = difference_OI if outputs is None else outputs.times(difference_OI)
+    return float(torch.sum(product_OI * weighted_OI, dtype=torch.float64))
+
+
+def _product(left_RJ: Values, right_JJ: Values) -> Values:
+    """A product; of few rows it is torch's, because numpy's threads wait for each other longer than it takes."""
+    if len(left_RJ) > FEW_ROWS:
+        return np.asarray(left_RJ @ right_JJ, np.float32)
+    product: Values = (torch.from_numpy(left_RJ) @ torch.from_numpy(right_JJ)).numpy()
+    return product
 
 
 def _contiguous(matrix: Tensor) -> Values:

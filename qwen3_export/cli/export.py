@@ -167,8 +167,9 @@ def _export(
     if needs_text(method, chosen):
         text = _read_text(calibration, opened, sequence_length=sequence_length, samples=samples, seed=seed)
     if dry_run:
-        if text is not None and method != "rtn":
-            say(f"forecast: {forecast(plan, method, text, threads=threads)}")
+        expected = None if text is None else forecast(plan, method, text, threads=threads)
+        if expected is not None and expected.seconds:
+            say(f"forecast: {expected}")
         print("\n".join(plan.rows()))
         return
     target.doors.check_place(plan, overwrite=force)

@@ -40,6 +40,17 @@ def test_states_beyond_the_limit_are_disk(model_graph: Callable[[str], Graph]) -
     assert spilled.disk_bytes - held.disk_bytes == held.memory_bytes - spilled.memory_bytes > 0
 
 
+def test_measuring_outputs_takes_time_and_disk(model_graph: Callable[[str], Graph]) -> None:
+    graph = model_graph("moe")
+    without, with_outputs, with_fewer = (
+        gptq_forecast(graph, formats_of(graph), windows(80), settings=SequentialSettings(output_tokens=tokens))
+        for tokens in (0, 5120, 64)
+    )
+    assert with_outputs.disk_bytes == with_fewer.disk_bytes > without.disk_bytes
+    assert with_outputs.seconds > without.seconds
+    assert with_outputs.memory_bytes >= with_fewer.memory_bytes >= without.memory_bytes
+
+
 def test_it_is_of_the_right_size(model_graph: Callable[[str], Graph], tmp_path: Path) -> None:
     graph = model_graph("untied").truncated(0, 1)
     settings = SequentialSettings(solver=GptqSettings(rounds=2, cycles=1))

@@ -110,27 +110,38 @@ def test_aiming_at_the_fp32_model_helps(two_layers: Graph, text: Windows, tmp_pa
     assert mean_kld(two_layers, aiming, text[-2:]) < mean_kld(two_layers, plain, text[-2:])
 
 
+def test_counting_errors_of_outputs_together_helps(two_layers: Graph, text: Windows, tmp_path: Path) -> None:
+    formats = formats_of(two_layers, GGML_FORMATS["Q2_K"])
+    tied = SequentialSettings(solver=QUICK.solver, output_tokens=2048)
+    with_outputs, _ = solve(two_layers, text[:16], tmp_path, formats=formats, settings=tied)
+    without, _ = solve(two_layers, text[:16], tmp_path, formats=formats)
+    assert mean_kld(two_layers, with_outputs, text[-2:]) < 0.97 * mean_kld(two_layers, without, text[-2:])
+
+
 class KilledError(Exception):
     pass
 
 
-@pytest.mark.parametrize("step", [1, 2, 4])
+@pytest.mark.parametrize(("output_tokens", "step"), [(0, 1), (0, 2), (0, 4), (256, 1), (256, 3), (256, 5), (256, 7)])
 def test_killed_and_started_again_it_gives_the_same_bytes(
-    model_graph: Callable[[str], Graph], tmp_path: Path, step: int
+    model_graph: Callable[[str], Graph], tmp_path: Path, output_tokens: int, step: int
 ) -> None:
     graph = model_graph("untied")
+    settings = SequentialSettings(solver=QUICK.solver, output_tokens=output_tokens)
 
     def kill(done: int, _total: int) -> None:
         if done == step:
             raise KilledError
 
-    whole, _ = solve(graph, random_windows(), tmp_path / "whole")
+    whole, _ = solve(graph, random_windows(), tmp_path / "whole", settings=settings)
     with pytest.raises(KilledError):
-        solve(graph, random_windows(), tmp_path / "cut", progress=kill)
+        solve(graph, random_windows(), tmp_path / "cut", settings=settings, progress=kill)
     steps: list[tuple[int, int]] = []
-    resumed, report = solve(graph, random_windows(), tmp_path / "cut", progress=lambda *done: steps.append(done))
+    resumed, report = solve(
+        graph, random_windows(), tmp_path / "cut", settings=settings, progress=lambda *done: steps.append(done)
+    )
     assert stored_bytes(resumed) == stored_bytes(whole)
-    assert steps[-1] == (9, 9)
+    assert steps[-1] == ((13, 13) if output_tokens else (9, 9))
     assert len(report.weights) == 14
 
 
