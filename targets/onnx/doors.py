@@ -10,6 +10,7 @@ from qwen3_export.calibration.solving import Method
 from qwen3_export.checkpoint.model import Model
 from qwen3_export.graph import Graph
 from qwen3_export.progress import Progress
+from qwen3_export.targets.allocating import Allocation, Slot, check_request, largest
 from qwen3_export.targets.defaults import before_check, cost_of, measured
 from qwen3_export.targets.lint import Finding
 from qwen3_export.targets.onnx.check import open_subject
@@ -21,6 +22,7 @@ from qwen3_export.targets.onnx.lint import consumers_of, lint_onnx
 from qwen3_export.targets.onnx.read import open_onnx, read_graph
 from qwen3_export.targets.onnx.recipes import RECIPES, find_recipe
 from qwen3_export.targets.onnx.shelf import check_place, others_kept
+from qwen3_export.targets.onnx.slots import slots_of
 from qwen3_export.targets.onnx.target import OnnxOptions
 from qwen3_export.targets.onnx.versions import find_needs, oldest_javascript, oldest_runtime
 from qwen3_export.targets.target import RecipeCost
@@ -29,6 +31,7 @@ __all__ = [
     "before_check",
     "check_place",
     "costs",
+    "fitting",
     "generate",
     "inspect",
     "lint",
@@ -36,13 +39,34 @@ __all__ = [
     "open_subject",
     "plan",
     "read",
+    "slots",
+    "with_allocation",
     "with_solution",
     "write",
 ]
 
 
 def plan(model: Model, recipe: str, *, out: Path | None, options: OnnxOptions, method: Method) -> OnnxExport:
-    return prepare(model, find_recipe(recipe), out=out, options=options).for_method(method)
+    found = prepare(model, find_recipe(recipe), out=out, options=options).for_method(method)
+    if options.chooses_formats:
+        check_request(found, slots(found))
+    return found
+
+
+def slots(plan: OnnxExport) -> tuple[Slot, ...]:
+    return slots_of(plan.model.graph, plan.formats, is_for_browsers=plan.options.flavour == "transformers.js")
+
+
+def with_allocation(plan: OnnxExport, allocation: Allocation) -> OnnxExport:
+    return plan.with_allocation(allocation)
+
+
+def fitting(plan: OnnxExport, num_bytes: int) -> OnnxExport | None:
+    """The largest recipe with quantized weights and the same float type that takes at most so many bytes."""
+    recipes = (
+        recipe for recipe in RECIPES.values() if recipe.is_quantized and recipe.float_type == plan.recipe.float_type
+    )
+    return largest(map(plan.with_recipe, recipes), num_bytes)
 
 
 def write(plan: OnnxExport, *, overwrite: bool, threads: int | None, progress: Progress) -> Path:

@@ -22,11 +22,13 @@ from qwen3_export.files.atomic import partial_files, partial_folder
 from qwen3_export.graph import Graph
 from qwen3_export.parity.tokenization import GENAI, TRANSFORMERS_JS, token_remarks
 from qwen3_export.quantizers.weights.rounded import round_graph
+from qwen3_export.targets.allocating import Allocation, chosen_formats, read_allocation
 from qwen3_export.targets.documents import TOKENIZER_DOCUMENTS, tokenizer_documents
 from qwen3_export.targets.onnx.layout import DataPlan, plan_data, stored_matrices
 from qwen3_export.targets.onnx.names import rope_caches
 from qwen3_export.targets.onnx.recipes import OnnxFormat, Recipe, assign
-from qwen3_export.targets.onnx.target import Flavour, OnnxOptions
+from qwen3_export.targets.onnx.slots import slots_of
+from qwen3_export.targets.onnx.target import ONNX, Flavour, OnnxOptions
 from qwen3_export.targets.target import REPORT_FILES, Written
 from qwen3_export.units import human_size
 
@@ -78,6 +80,7 @@ class OnnxExport:
     plan: DataPlan
     context_length: int
     solution: Solution | None = None
+    allocation: Allocation | None = None
 
     @property
     def graph_file(self) -> str:
@@ -135,6 +138,14 @@ class OnnxExport:
     def for_method(self, method: Method) -> OnnxExport:  # noqa: ARG002 (formats are the same for all)
         return self
 
+    def with_allocation(self, allocation: Allocation) -> OnnxExport:
+        """The plan in formats that were chosen for each matrix."""
+        return prepare(self.model, self.recipe, out=self.out, options=self.options, allocation=allocation)
+
+    def with_recipe(self, recipe: Recipe) -> OnnxExport:
+        """The plan with another recipe."""
+        return prepare(self.model, recipe, out=self.out, options=self.options)
+
     def rows(self) -> Iterator[str]:
         """Type, shape, size and name of each initializer, then the data file."""
         for parts in self.plan.initializers.values():
@@ -160,10 +171,18 @@ def default_path(model: Model, recipe: Recipe, flavour: Flavour) -> Path:
     return Path(f"{model.name}-{'onnx' if flavour == 'genai' else 'transformers.js'}-{recipe.name}")
 
 
-def prepare(model: Model, recipe: Recipe, *, out: Path | None = None, options: OnnxOptions | None = None) -> OnnxExport:
+def prepare(
+    model: Model,
+    recipe: Recipe,
+    *,
+    out: Path | None = None,
+    options: OnnxOptions | None = None,
+    allocation: Allocation | None = None,
+) -> OnnxExport:
     """Choose every weight's format, round to nearest, and lay out the data file.
 
-    Raises QuantizationError for what onnxruntime cannot multiply, MissingExtraError without onnx-ir.
+    ``allocation`` has formats for its matrices, instead of the recipe's. Raises QuantizationError for what onnxruntime
+    cannot multiply, MissingExtraError without onnx-ir.
     """
     _require_onnx_ir()
     config, options = model.graph.config, options or OnnxOptions()
@@ -174,6 +193,11 @@ def prepare(model: Model, recipe: Recipe, *, out: Path | None = None, options: O
         )
     context_length = _context_length(config, options)
     formats = assign(model.graph, recipe, group_size=options.group_size, is_symmetric=not options.asymmetric)
+    slots = slots_of(model.graph, formats, is_for_browsers=options.flavour == "transformers.js")
+    if allocation is None and options.allocation is not None:
+        allocation = read_allocation(options.allocation, target=ONNX.name, slots=slots)
+    if allocation is not None:
+        formats = {**formats, **chosen_formats(slots, allocation)}
     caches = rope_caches(config, length=context_length, float_type=recipe.float_type)
     most_bytes = BROWSER_FILE_BYTES if options.flavour == "transformers.js" else None
     return OnnxExport(
@@ -185,6 +209,7 @@ def prepare(model: Model, recipe: Recipe, *, out: Path | None = None, options: O
         formats=formats,
         plan=plan_data(model.graph, stored_matrices(config, formats), caches, most_bytes=most_bytes),
         context_length=context_length,
+        allocation=allocation,
     )
 
 
@@ -240,7 +265,11 @@ def graph_proto(export: OnnxExport, *, accuracy_level: int | None = None) -> Mod
         data_files=tuple(Path(name).name for name in export.data_files),
     )
     metadata = describe(
-        model=export.model.name, recipe=export.recipe.name, flavour=export.options.flavour, solution=export.solution
+        model=export.model.name,
+        recipe=export.recipe.name,
+        flavour=export.options.flavour,
+        solution=export.solution,
+        allocation=None if export.allocation is None else export.allocation.record,
     )
     model = build_model(export.graph.config, export.plan, options, metadata=metadata)
     return ir.to_proto(model)
