@@ -14,7 +14,7 @@ from qwen3_export.targets.allocating import Allocation, Slot, check_request, lar
 from qwen3_export.targets.defaults import before_check, cost_of, measured
 from qwen3_export.targets.lint import Finding
 from qwen3_export.targets.onnx.check import open_subject
-from qwen3_export.targets.onnx.export import OnnxExport, graph_proto, prepare, with_solution
+from qwen3_export.targets.onnx.export import OnnxExport, graph_proto, offered, prepare, with_solution
 from qwen3_export.targets.onnx.export import write as write_folder
 from qwen3_export.targets.onnx.generate import generate
 from qwen3_export.targets.onnx.inspect import inspect
@@ -22,7 +22,6 @@ from qwen3_export.targets.onnx.lint import consumers_of, lint_onnx
 from qwen3_export.targets.onnx.read import open_onnx, read_graph
 from qwen3_export.targets.onnx.recipes import RECIPES, find_recipe
 from qwen3_export.targets.onnx.shelf import check_place, others_kept
-from qwen3_export.targets.onnx.slots import slots_of
 from qwen3_export.targets.onnx.target import OnnxOptions
 from qwen3_export.targets.onnx.versions import find_needs, oldest_javascript, oldest_runtime
 from qwen3_export.targets.target import RecipeCost
@@ -54,7 +53,7 @@ def plan(model: Model, recipe: str, *, out: Path | None, options: OnnxOptions, m
 
 
 def slots(plan: OnnxExport) -> tuple[Slot, ...]:
-    return slots_of(plan.model.graph, plan.formats, is_for_browsers=plan.options.flavour == "transformers.js")
+    return offered(plan.model, plan.formats, plan.options)
 
 
 def with_allocation(plan: OnnxExport, allocation: Allocation) -> OnnxExport:

@@ -21,8 +21,9 @@ from qwen3_export.errors import MissingExtraError, OptionError, QuantizationErro
 from qwen3_export.files.atomic import partial_files, partial_folder
 from qwen3_export.graph import Graph
 from qwen3_export.parity.tokenization import GENAI, TRANSFORMERS_JS, token_remarks
+from qwen3_export.quantizers.affine import AffineFormat
 from qwen3_export.quantizers.weights.rounded import round_graph
-from qwen3_export.targets.allocating import Allocation, chosen_formats, read_allocation
+from qwen3_export.targets.allocating import Allocation, Slot, chosen_formats, read_allocation
 from qwen3_export.targets.documents import TOKENIZER_DOCUMENTS, tokenizer_documents
 from qwen3_export.targets.onnx.layout import DataPlan, plan_data, stored_matrices
 from qwen3_export.targets.onnx.names import rope_caches
@@ -37,7 +38,16 @@ if TYPE_CHECKING:
 
     from qwen3_export.calibration.solving import Method, Solution
 
-__all__ = ["OnnxExport", "default_path", "graph_proto", "is_export_file", "prepare", "with_solution", "write"]
+__all__ = [
+    "OnnxExport",
+    "default_path",
+    "graph_proto",
+    "is_export_file",
+    "offered",
+    "prepare",
+    "with_solution",
+    "write",
+]
 
 # The graph's file, by flavour and recipe; transformers.js finds it by its own names for number types.
 JS_SUFFIXES = {
@@ -193,7 +203,7 @@ def prepare(
         )
     context_length = _context_length(config, options)
     formats = assign(model.graph, recipe, group_size=options.group_size, is_symmetric=not options.asymmetric)
-    slots = slots_of(model.graph, formats, is_for_browsers=options.flavour == "transformers.js")
+    slots = offered(model, formats, options)
     if allocation is None and options.allocation is not None:
         allocation = read_allocation(options.allocation, target=ONNX.name, slots=slots)
     if allocation is not None:
@@ -211,6 +221,12 @@ def prepare(
         context_length=context_length,
         allocation=allocation,
     )
+
+
+def offered(model: Model, formats: Mapping[str, OnnxFormat], options: OnnxOptions) -> tuple[Slot, ...]:
+    """What formats can be chosen for; ``formats`` are the recipe's."""
+    is_for_browsers = options.flavour == "transformers.js"
+    return slots_of(model.graph, formats, is_for_browsers=is_for_browsers, accuracy_level=options.accuracy_level)
 
 
 def with_solution(export: OnnxExport, solution: Solution) -> OnnxExport:
@@ -341,6 +357,14 @@ def _old_releases(export: OnnxExport) -> Iterator[str]:
     is_for_browsers = export.options.flavour == "transformers.js"
     for text, _ in needed_sentences(graph_proto(export).graph, is_for_browsers=is_for_browsers):
         yield f"this graph {text}"
+    if not export.options.chooses_formats:
+        return
+    slots = offered(export.model, export.formats, export.options)
+    bits = {found.num_bits for slot in slots for found in slot.formats.values() if isinstance(found, AffineFormat)}
+    if 2 in bits:
+        yield "if matrices of 2 bits are chosen, it needs onnxruntime 1.24 or newer, and is slow before 1.29"
+    if 8 in bits and is_for_browsers:
+        yield "if matrices of 8 bits are chosen, it needs transformers.js 4.0 or newer"
 
 
 def _json(document: object) -> bytes:

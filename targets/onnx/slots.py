@@ -5,32 +5,40 @@ and is one slot. All experts of a layer are one QMoE, which has one block size: 
 
 Offered are 4 and 8 bits in every block size that divides the columns, with and without zero points. Scales keep the
 recipe's float type. Experts of 8 bits load in no transformers.js (``versions``), so they are not offered there.
+
+Matrices may have 2 bits where onnxruntime's CPU multiplies with them as fast as with 4: in the genai flavour, with int8
+activations, in blocks of 32 to 128 columns. An embedding is looked up too, which takes 4 or 8 bits.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from qwen3_export.graph import Graph, Weight
+from qwen3_export.graph import Graph, Kind, Weight
 from qwen3_export.quantizers.affine import AffineFormat
 from qwen3_export.targets.allocating import Slot
 from qwen3_export.targets.onnx.layout import experts_prefix, stored_bytes
 from qwen3_export.targets.onnx.recipes import OnnxFormat
-from qwen3_export.targets.onnx.target import GROUP_SIZES
+from qwen3_export.targets.onnx.target import GROUP_SIZES, INT8_ACTIVATIONS
 
 __all__ = ["slots_of"]
 
-BITS, BROWSER_EXPERT_BITS = (4, 8), (4,)
+SIZES_AT_2_BITS = (32, 64, 128)
 
 
-def slots_of(graph: Graph, formats: Mapping[str, OnnxFormat], *, is_for_browsers: bool) -> tuple[Slot, ...]:
+def slots_of(
+    graph: Graph, formats: Mapping[str, OnnxFormat], *, is_for_browsers: bool, accuracy_level: int
+) -> tuple[Slot, ...]:
     """A slot for each matrix that the recipe quantizes; ``formats`` are the recipe's."""
-    return tuple(
-        _slot(name, weights, planned, is_for_browsers=is_for_browsers)
-        for name, weights in _groups(graph).items()
-        if isinstance(planned := formats[weights[0].name], AffineFormat)
-    )
+    has_2_bits = not is_for_browsers and accuracy_level == INT8_ACTIVATIONS
+    found = []
+    for name, weights in _groups(graph).items():
+        planned = formats[weights[0].name]
+        if isinstance(planned, AffineFormat):
+            sizes = _sizes(weights, planned, has_2_bits=has_2_bits, is_for_browsers=is_for_browsers)
+            found.append(_slot(name, weights, planned, sizes))
+    return tuple(found)
 
 
 def _groups(graph: Graph) -> dict[str, list[Weight]]:
@@ -43,11 +51,28 @@ def _groups(graph: Graph) -> dict[str, list[Weight]]:
     return found
 
 
-def _slot(name: str, weights: Sequence[Weight], planned: AffineFormat, *, is_for_browsers: bool) -> Slot:
-    columns, is_mixture = {weight.shape[-1] for weight in weights}, weights[0].role.expert is not None
-    bits = BROWSER_EXPERT_BITS if is_for_browsers and is_mixture else BITS
-    known = {found.name: found for found in (*_offered(planned, columns, bits), planned)}
-    rows = sum(weight.shape[0] for weight in weights)
+def _sizes(
+    weights: Sequence[Weight], planned: AffineFormat, *, has_2_bits: bool, is_for_browsers: bool
+) -> dict[int, tuple[int, ...]]:
+    """The block sizes by the bits that are offered."""
+    role = weights[0].role
+    if role.expert is not None:
+        return {4: GROUP_SIZES} if is_for_browsers else {4: GROUP_SIZES, 8: GROUP_SIZES}
+    if has_2_bits and planned.scale_dtype == "f32" and role.kind is not Kind.EMBED_TOKENS:
+        return {2: SIZES_AT_2_BITS, 4: GROUP_SIZES, 8: GROUP_SIZES}
+    return {4: GROUP_SIZES, 8: GROUP_SIZES}
+
+
+def _slot(name: str, weights: Sequence[Weight], planned: AffineFormat, sizes: Mapping[int, tuple[int, ...]]) -> Slot:
+    columns, rows = {weight.shape[-1] for weight in weights}, sum(weight.shape[0] for weight in weights)
+    offered = (
+        replace(planned, num_bits=bits, group_size=size, symmetric=symmetric, negative_scales=symmetric)
+        for bits, of_bits in sizes.items()
+        for size in of_bits
+        for symmetric in (True, False)
+        if all(count % size == 0 for count in columns)
+    )
+    known = {found.name: found for found in (*offered, planned)}
     return Slot(
         name=name,
         shape=weights[0].shape if len(weights) == 1 else (rows, *sorted(columns)),
@@ -56,13 +81,3 @@ def _slot(name: str, weights: Sequence[Weight], planned: AffineFormat, *, is_for
         num_bytes={name: sum(stored_bytes(found, weight.shape) for weight in weights) for name, found in known.items()},
         planned=planned.name,
     )
-
-
-def _offered(planned: AffineFormat, columns: set[int], bits: Sequence[int]) -> Iterator[AffineFormat]:
-    for num_bits in bits:
-        for size in GROUP_SIZES:
-            if all(count % size == 0 for count in columns):
-                for symmetric in (True, False):
-                    yield replace(
-                        planned, num_bits=num_bits, group_size=size, symmetric=symmetric, negative_scales=symmetric
-                    )

@@ -10,12 +10,14 @@ from qwen3_export.errors import OptionError
 from qwen3_export.targets.options import AllocatingOptions, option, require_choice
 from qwen3_export.targets.target import Target
 
-__all__ = ["GROUP_SIZES", "ONNX", "Flavour", "OnnxOptions"]
+__all__ = ["GROUP_SIZES", "INT8_ACTIVATIONS", "ONNX", "Flavour", "OnnxOptions"]
 
 Flavour = Literal["genai", "transformers.js"]
 
 GROUP_SIZES = (16, 32, 64, 128, 256)
 ACCURACY_LEVELS = (0, 1, 2, 3, 4)
+# The level at which CPUs round activations to int8.
+INT8_ACTIVATIONS = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,7 +32,9 @@ class OnnxOptions(AllocatingOptions):
         help="Tokens that a prompt and its answer take together at most; 4096 by default. onnxruntime-genai allocates "
         "its KV cache for so many.",
     )
-    accuracy_level: int = option(4, help="4 lets CPUs round activations to int8, which is fast; 1 keeps fp32.")
+    accuracy_level: int = option(
+        INT8_ACTIVATIONS, help="4 lets CPUs round activations to int8, which is fast; 1 keeps fp32."
+    )
 
     def __post_init__(self) -> None:
         AllocatingOptions.__post_init__(self)
