@@ -22,6 +22,7 @@ from qwen3_export.targets.allocating import Allocation
 from qwen3_export.targets.onnx import doors
 from qwen3_export.targets.onnx.export import OnnxExport, write
 from qwen3_export.targets.onnx.read import OnnxFile, open_onnx, read_graph
+from qwen3_export.targets.onnx.versions import find_needs, oldest_runtime
 
 JS = {"flavour": "transformers.js"}
 
@@ -101,7 +102,9 @@ def test_all_formats_in_one_graph(tmp_path: Path) -> None:
     model = load(write_model(tmp_path / "m", "untied", num_hidden_layers=4))
     plan = mixed(plan_of(model, "int4", tmp_path / "out"))
     write(plan)
-    found = formats_in(open_onnx(plan.out), model)
+    file = open_onnx(plan.out)
+    assert oldest_runtime(find_needs(file.proto.graph)) == "1.24"
+    found = formats_in(file, model)
     assert set(found.values()) == {"F32", *(name for slot in doors.slots(plan) for name in slot.formats)}
     report = checked("onnx", plan.out, model.graph, model.tokenizer)
     assert report.verdict == "pass", report.reasons
