@@ -2,10 +2,12 @@
 
     python benchmarks/allocation.py --model demo --quant q4_k_m q3_k_m q2_k --calibration calibration.txt \\
         --samples 64 --windows WINDOWS.json [--method gptq] [--llama] [--work FOLDER]
+    python benchmarks/allocation.py --target onnx --quant int4 …
 
-WINDOWS is as in quality.py. Each file is made by the command, in its own process. Every number is the mean over the
-sources; the interval is that of the paired difference in percent, 95 %, by bootstrap over windows within each source.
-Seconds are of the whole export without its check.
+WINDOWS is as in quality.py. Each artifact is made by the command, in its own process. Every number is the mean over the
+sources, of the stored values in fp32 arithmetic; the interval is that of the paired difference in percent, 95 %, by
+bootstrap over windows within each source. Bytes are those of whole artifacts, without their tokenizers; seconds are of
+the whole export without its check.
 
 Shapes: P positions, V vocabulary
 """
@@ -26,7 +28,8 @@ from evaluation import Windows, klds_by_text, read_windows
 from quality import through_llama
 
 from qwen3_export.checkpoint.model import Model, load
-from qwen3_export.targets.gguf.read import open_gguf, read_graph
+from qwen3_export.targets.documents import TOKENIZER_DOCUMENTS
+from qwen3_export.targets.registry import TARGETS, find_target
 
 RESAMPLES = 2000
 
@@ -43,12 +46,12 @@ def main() -> None:
         folder.mkdir(parents=True, exist_ok=True)
         for recipe in arguments.quant:
             plain, chosen = (_made(arguments, recipe, folder, allocates=allocates) for allocates in (False, True))
-            losses = [_losses(path, model, windows) for path, _ in (plain, chosen)]
+            losses = [_losses(arguments.target, path, model, windows) for path, _ in (plain, chosen)]
             before, after = (_mean(found) for found in losses)
             low, high = _interval(*losses)
             change = f"{100 * (after / before - 1):+.1f} %, {low:+.1f} to {high:+.1f}"
             line = f"{recipe:8} {before:.3e} -> {after:.3e} ({change})"
-            sizes = f"{plain[0].stat().st_size:,} -> {chosen[0].stat().st_size:,} bytes"
+            sizes = f"{_bytes(plain[0]):,} -> {_bytes(chosen[0]):,} bytes"
             print(f"{line}, {sizes}, {plain[1]:.0f} -> {chosen[1]:.0f} s", flush=True)
             if arguments.llama:
                 through = [through_llama(path, model.graph, windows) for path, _ in (plain, chosen)]
@@ -56,9 +59,12 @@ def main() -> None:
 
 
 def _made(arguments: argparse.Namespace, recipe: str, folder: Path, *, allocates: bool) -> tuple[Path, float]:
-    """The file that the command makes, and its seconds."""
-    out = folder / f"{recipe}-{'chosen' if allocates else 'recipe'}.gguf"
-    command = [sys.executable, "-m", "qwen3_export.cli.main", "gguf", "--model", arguments.model, "--quant", recipe]
+    """The artifact that the command makes, and its seconds."""
+    target = find_target(arguments.target)
+    suffix = ".gguf" if target.name == "gguf" else ""
+    out = folder / f"{target.name}-{recipe}-{'chosen' if allocates else 'recipe'}{suffix}"
+    command = [sys.executable, "-m", "qwen3_export.cli.main", target.name, "--model", arguments.model]
+    command += ["--quant", recipe]
     command += ["--method", arguments.method, "--out", str(out), "--no-check", "--force"]
     if allocates:
         command.append("--allocate")
@@ -70,8 +76,13 @@ def _made(arguments: argparse.Namespace, recipe: str, folder: Path, *, allocates
     return out, time.perf_counter() - started
 
 
-def _losses(path: Path, model: Model, windows: Windows) -> Losses:
-    stored = read_graph(open_gguf(path), model.graph)
+def _bytes(path: Path) -> int:
+    files = (file for file in path.rglob("*") if file.is_file()) if path.is_dir() else (path,)
+    return sum(file.stat().st_size for file in files if file.name not in TOKENIZER_DOCUMENTS)
+
+
+def _losses(target: str, path: Path, model: Model, windows: Windows) -> Losses:
+    stored = find_target(target).doors.read(path, model.graph)
     return {source: np.array(klds_by_text(model.graph, stored, texts)) for source, texts in windows.items()}
 
 
@@ -95,14 +106,19 @@ def _interval(before: Losses, after: Losses) -> tuple[float, float]:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="demo")
-    parser.add_argument("--quant", nargs="+", default=["q4_k_m"])
+    parser.add_argument("--target", default="gguf", choices=tuple(TARGETS))
+    parser.add_argument("--quant", nargs="+", help="recipes; the target's usual one by default")
     parser.add_argument("--method", default="gptq", choices=("rtn", "awq", "gptq"))
     parser.add_argument("--calibration", type=Path)
     parser.add_argument("--samples", type=int, default=128)
     parser.add_argument("--windows", type=Path, required=True)
-    parser.add_argument("--llama", action="store_true")
+    parser.add_argument("--llama", action="store_true", help="GGUF files through llama.cpp, too")
     parser.add_argument("--work", type=Path, help="keep the files here")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if arguments.llama and arguments.target != "gguf":
+        parser.error("--llama is for --target gguf")
+    arguments.quant = arguments.quant or [find_target(arguments.target).default_recipe]
+    return arguments
 
 
 if __name__ == "__main__":

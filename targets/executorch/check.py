@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from qwen3_export.calibration.provenance import (
+    allocation_or_none,
     read_calibration_record,
     read_digests_record,
     read_scales_record,
@@ -156,6 +157,7 @@ class ExecutorchSubject:
             runtime=Runtime(name="ExecuTorch (XNNPACK)", version=run.runtime_version()),
             packages=PACKAGES,
             calibration=read_calibration_record(document),
+            allocation=allocation_or_none(document),
         )
 
     def read_scales(self) -> Mapping[Fold, NDArray[np.float32]]:

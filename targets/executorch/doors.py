@@ -10,6 +10,7 @@ from qwen3_export.checkpoint.model import Model
 from qwen3_export.files.atomic import check_output_folder
 from qwen3_export.graph import Graph
 from qwen3_export.progress import Progress
+from qwen3_export.targets.allocating import Allocation, Slot, check_request, largest
 from qwen3_export.targets.defaults import before_check, cost_of, measured
 from qwen3_export.targets.executorch.check import open_subject, program_path
 from qwen3_export.targets.executorch.export import ExecutorchExport, is_export_file, prepare, with_solution
@@ -18,6 +19,7 @@ from qwen3_export.targets.executorch.generate import generate
 from qwen3_export.targets.executorch.inspect import inspect
 from qwen3_export.targets.executorch.lint import lint_executorch
 from qwen3_export.targets.executorch.recipes import RECIPES, find_recipe, untied
+from qwen3_export.targets.executorch.slots import slots_of
 from qwen3_export.targets.executorch.stored import read_index, read_weights
 from qwen3_export.targets.executorch.target import EXECUTORCH, ExecutorchOptions
 from qwen3_export.targets.lint import Finding
@@ -27,6 +29,7 @@ __all__ = [
     "before_check",
     "check_place",
     "costs",
+    "fitting",
     "generate",
     "inspect",
     "lint",
@@ -34,15 +37,37 @@ __all__ = [
     "open_subject",
     "plan",
     "read",
+    "slots",
+    "with_allocation",
     "with_solution",
     "write",
 ]
 
 
+FLOAT_BITS = 32
+
+
 def plan(
     model: Model, recipe: str, *, out: Path | None, options: ExecutorchOptions, method: Method
 ) -> ExecutorchExport:
-    return prepare(model, find_recipe(recipe), out=out, options=options).for_method(method)
+    found = prepare(model, find_recipe(recipe), out=out, options=options).for_method(method)
+    if options.chooses_formats:
+        check_request(found, slots(found))
+    return found
+
+
+def slots(plan: ExecutorchExport) -> tuple[Slot, ...]:
+    return slots_of(plan.model.graph, plan.formats, plan.options)
+
+
+def with_allocation(plan: ExecutorchExport, allocation: Allocation) -> ExecutorchExport:
+    return plan.with_allocation(allocation)
+
+
+def fitting(plan: ExecutorchExport, num_bytes: int) -> ExecutorchExport | None:
+    """The largest recipe with quantized weights that takes at most so many bytes."""
+    recipes = (recipe for recipe in RECIPES.values() if recipe.weight_bits != FLOAT_BITS)
+    return largest(map(plan.with_recipe, recipes), num_bytes)
 
 
 def check_place(plan: ExecutorchExport, *, overwrite: bool) -> None:

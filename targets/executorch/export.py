@@ -13,11 +13,14 @@ from qwen3_export.checkpoint.model import Model
 from qwen3_export.errors import MissingExtraError, OptionError, QuantizationError, UnsupportedModelError
 from qwen3_export.files.atomic import partial_folder
 from qwen3_export.graph import Graph, Weight
-from qwen3_export.parity.tokenization import EXECUTORCH, token_remarks
+from qwen3_export.parity.tokenization import EXECUTORCH as EXECUTORCH_LIMITS
+from qwen3_export.parity.tokenization import token_remarks
 from qwen3_export.quantizers.weights.rounded import round_graph
+from qwen3_export.targets.allocating import Allocation, chosen_formats, read_allocation
 from qwen3_export.targets.documents import TOKENIZER_DOCUMENTS, tokenizer_documents
 from qwen3_export.targets.executorch.recipes import ExecutorchFormat, Recipe, assign, untied
-from qwen3_export.targets.executorch.target import ExecutorchOptions
+from qwen3_export.targets.executorch.slots import slots_of
+from qwen3_export.targets.executorch.target import EXECUTORCH, ExecutorchOptions
 from qwen3_export.targets.target import REPORT_FILES, Written
 from qwen3_export.units import human_size
 
@@ -57,6 +60,7 @@ class ExecutorchExport:
     max_seq_len: int
     num_parameters: int
     solution: Solution | None = None
+    allocation: Allocation | None = None
 
     @property
     def weight_formats(self) -> Mapping[str, ExecutorchFormat]:
@@ -87,7 +91,7 @@ class ExecutorchExport:
     @property
     def remarks(self) -> tuple[str, ...]:
         tokenizer = self.model.tokenizer
-        notes = (*tokenizer.notes, *token_remarks(tokenizer, EXECUTORCH))
+        notes = (*tokenizer.notes, *token_remarks(tokenizer, EXECUTORCH_LIMITS))
         found = (*notes, f"lowering takes about {human_size(self.memory_bytes)} of memory, and some seconds a layer")
         if self.num_parameters == self.graph.num_parameters:
             return found
@@ -96,6 +100,14 @@ class ExecutorchExport:
 
     def for_method(self, method: Method) -> ExecutorchExport:  # noqa: ARG002 (formats are the same for all)
         return self
+
+    def with_allocation(self, allocation: Allocation) -> ExecutorchExport:
+        """The plan in formats that were chosen for each weight."""
+        return prepare(self.model, self.recipe, out=self.out, options=self.options, allocation=allocation)
+
+    def with_recipe(self, recipe: Recipe) -> ExecutorchExport:
+        """The plan with another recipe."""
+        return prepare(self.model, recipe, out=self.out, options=self.options)
 
     def rows(self) -> Iterator[str]:
         """Format, shape and name of each weight, then the program."""
@@ -126,9 +138,14 @@ def default_path(model: Model, recipe: Recipe) -> Path:
 
 
 def prepare(
-    model: Model, recipe: Recipe, *, out: Path | None = None, options: ExecutorchOptions | None = None
+    model: Model,
+    recipe: Recipe,
+    *,
+    out: Path | None = None,
+    options: ExecutorchOptions | None = None,
+    allocation: Allocation | None = None,
 ) -> ExecutorchExport:
-    """Choose every weight's format, and round to nearest.
+    """Choose every weight's format, and round to nearest; ``allocation`` has formats, instead of the recipe's.
 
     Raises QuantizationError for what XNNPACK cannot multiply, UnsupportedModelError for mixtures of experts that its
     operator cannot hold, MissingExtraError without ExecuTorch.
@@ -144,6 +161,11 @@ def prepare(
         raise OptionError(f"`context_length` {context}: the model has positions up to {longest}")
     model = replace(model, graph=untied(model.graph))
     formats = assign(model.graph, recipe, group_size=options.group_size, embedding_bits=options.embedding)
+    slots = slots_of(model.graph, formats, options)
+    if allocation is None and options.allocation is not None:
+        allocation = read_allocation(options.allocation, target=EXECUTORCH.name, slots=slots)
+    if allocation is not None:
+        formats = {**formats, **chosen_formats(slots, allocation)}
     if options.portable:
         _check_portable(model.graph, options.embedding)
     return ExecutorchExport(
@@ -156,6 +178,7 @@ def prepare(
         context_length=context,
         max_seq_len=most,
         num_parameters=num_parameters,
+        allocation=allocation,
     )
 
 
@@ -186,7 +209,12 @@ def write(export: ExecutorchExport, *, overwrite: bool = False) -> None:
         lower(module.eval(), program, max_seq_len=export.max_seq_len, constants=constant_methods(export))
         del module
         document = {
-            **describe(model=export.model.name, recipe=export.recipe.name, solution=export.solution),
+            **describe(
+                model=export.model.name,
+                recipe=export.recipe.name,
+                solution=export.solution,
+                allocation=None if export.allocation is None else export.allocation.record,
+            ),
             "group_size": export.options.group_size,
             "constants": find_constants(program, export.graph, context=export.context_length),
             "weights": find_weights(program, export.graph, export.formats),

@@ -24,8 +24,11 @@ __all__ = [
     "ExecutorchFormat",
     "Recipe",
     "assign",
+    "embedding_format",
+    "expert_format",
     "find_recipe",
     "integers_of",
+    "matrix_format",
     "untied",
 ]
 
@@ -101,14 +104,29 @@ def integers_of(number_format: ExecutorchFormat) -> AffineFormat | None:
     return number_format if isinstance(number_format, AffineFormat) else None
 
 
+def matrix_format(num_bits: int, group_size: int = 32) -> AffineFormat:
+    """What XNNPACK multiplies with: 8 bits a channel, or 4 bits in groups."""
+    if num_bits == 8:
+        return AffineFormat(num_bits=8, narrow=True)
+    return AffineFormat(num_bits=4, group_size=group_size, scale_dtype="bf16")
+
+
+def expert_format(num_bits: int, group_size: int) -> AffineFormat:
+    """What the operator for experts multiplies with."""
+    return AffineFormat(num_bits=num_bits, group_size=group_size)
+
+
+def embedding_format(bits: int) -> AffineFormat:
+    """What is looked up: eight bits per row, or four bits in groups of 32."""
+    return AffineFormat(num_bits=8) if bits == 8 else AffineFormat(num_bits=4, group_size=32)
+
+
 def _matrix(weight: Weight, recipe: Recipe, group_size: int) -> ExecutorchFormat:
     if recipe.weight_bits == 32 or len(weight.shape) == 1 or weight.role.kind is Kind.ROUTER:
         return F32
     if weight.role.expert is not None:
-        return AffineFormat(num_bits=recipe.weight_bits, group_size=group_size)
-    if recipe.weight_bits == 8:
-        return AffineFormat(num_bits=8, narrow=True)
-    return AffineFormat(num_bits=4, group_size=group_size, scale_dtype="bf16")
+        return expert_format(recipe.weight_bits, group_size)
+    return matrix_format(recipe.weight_bits, group_size)
 
 
 def _check_experts(graph: Graph, recipe: Recipe) -> None:
@@ -127,10 +145,7 @@ def _check_experts(graph: Graph, recipe: Recipe) -> None:
 
 
 def _embedding(bits: int) -> ExecutorchFormat:
-    """Eight bits per row, or four bits in groups of 32."""
-    if bits == 32:
-        return F32
-    return AffineFormat(num_bits=8) if bits == 8 else AffineFormat(num_bits=4, group_size=32)
+    return F32 if bits == 32 else embedding_format(bits)
 
 
 def _check_divides(weight: Weight, number_format: ExecutorchFormat, group_size: int) -> None:

@@ -155,7 +155,8 @@ def find_weights(program: Path, graph: Graph, formats: Mapping[str, ExecutorchFo
                     f"{weight.name}: its {missing[0]} are not in the program as they were exported; this version of "
                     "ExecuTorch lays weights out in another way"
                 )
-            found[weight.name] = {"layout": layout, **{part: at.offset for part, at in parts.items()}}
+            found[weight.name] = {"layout": layout, **_group_size(formats[weight.name])}
+            found[weight.name] |= {part: at.offset for part, at in parts.items()}
             found[weight.name]["bytes"] = {part: at.num_bytes for part, at in parts.items()}
             found[weight.name]["sha256"] = {part: at.digest.hexdigest() for part, at in parts.items()}
     return found
@@ -301,6 +302,7 @@ def _is_entry(entry: Fields) -> bool:
     sizes, digests = entry.object("bytes") or {}, entry.object("sha256") or {}
     return (
         entry.text("layout") is not None
+        and (entry.integer("group_size") or 1) > 0
         and _is_place(codes)
         and (scales is None or _is_place(scales))
         and all(isinstance(size, int) and _is_place(size) for size in sizes.values())
@@ -327,6 +329,9 @@ def read_weights(program: Path, graph: Graph, document: Mapping[str, Any]) -> Gr
 
 def _stored(weight: Weight, entry: Mapping[str, Any], document: Mapping[str, Any], program: Path) -> StoredWeight:
     layout = entry["layout"]
+    number_format = _format(layout, int(entry.get("group_size", document["group_size"])))
+    if weight.shape[-1] % (number_format.columns_together or 1):
+        raise ValueError(f"{weight.name}: groups do not divide its columns")
     return StoredWeight(
         role=weight.role,
         shape=weight.shape,
@@ -334,8 +339,14 @@ def _stored(weight: Weight, entry: Mapping[str, Any], document: Mapping[str, Any
         layout=layout,
         codes=int(entry["codes"]),
         scales=int(entry.get("scales", 0)),
-        number_format=_format(layout, int(document["group_size"])),
+        number_format=number_format,
     )
+
+
+def _group_size(number_format: ExecutorchFormat) -> dict[str, int]:
+    """What an entry says of groups; programs of older versions have one size for all, beside the entries."""
+    size = None if number_format.is_float else number_format.columns_together
+    return {} if size is None else {"group_size": size}
 
 
 def _format(layout: str, group_size: int) -> ExecutorchFormat:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from qwen3_export.targets.options import TargetOptions, option, require_choice
+from qwen3_export.targets.options import AllocatingOptions, option, require_choice
 from qwen3_export.targets.target import Target
 
 __all__ = ["EMBEDDING_BITS", "EXECUTORCH", "GROUP_SIZES", "ExecutorchOptions"]
@@ -15,7 +15,7 @@ EMBEDDING_BITS = (4, 8, 32)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ExecutorchOptions(TargetOptions):
+class ExecutorchOptions(AllocatingOptions):
     """Options of an ExecuTorch export."""
 
     group_size: int = option(32, help="Columns of int4 weights that share a scale: 32, 64, 128 or 256.")
@@ -31,9 +31,15 @@ class ExecutorchOptions(TargetOptions):
     )
 
     def __post_init__(self) -> None:
+        AllocatingOptions.__post_init__(self)
         require_choice("group_size", self.group_size, GROUP_SIZES)
         if self.embedding is not None:
             require_choice("embedding", self.embedding, EMBEDDING_BITS)
+
+    @property
+    def needs_text(self) -> bool:
+        """Formats are measured on the calibration text, whatever the method."""
+        return self.chooses_formats
 
 
 def owns(path: Path) -> bool:
@@ -55,6 +61,7 @@ EXECUTORCH = Target(
     examples=(
         "--model demo --quant 8da4w",
         "--model Qwen3-0.6B --quant 8da4w --method gptq --max-seq-len 1024",
+        "--model demo --quant 8da4w --method gptq --allocate    (the best program in that recipe's size)",
         "--model Qwen3-1.7B --quant 8da4w --group-size 128 --embedding 4",
         "--model Qwen3-0.6B --quant 8da8w --portable --max-seq-len 512",
     ),

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from qwen3_export.calibration.provenance import (
     PREFIX,
+    allocation_or_none,
     calibration_or_none,
     read_digests_record,
     read_scales_record,
@@ -121,6 +122,7 @@ class OnnxSubject:
             runtime=Runtime(name="onnxruntime", version=run.runtime_version()),
             packages=PACKAGES,
             calibration=calibration_or_none(file.metadata),
+            allocation=allocation_or_none(file.metadata),
         )
 
     def read_scales(self) -> Mapping[Fold, NDArray[np.float32]]:

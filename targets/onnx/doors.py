@@ -10,10 +10,11 @@ from qwen3_export.calibration.solving import Method
 from qwen3_export.checkpoint.model import Model
 from qwen3_export.graph import Graph
 from qwen3_export.progress import Progress
+from qwen3_export.targets.allocating import Allocation, Slot, check_request, largest
 from qwen3_export.targets.defaults import before_check, cost_of, measured
 from qwen3_export.targets.lint import Finding
 from qwen3_export.targets.onnx.check import open_subject
-from qwen3_export.targets.onnx.export import OnnxExport, graph_proto, prepare, with_solution
+from qwen3_export.targets.onnx.export import OnnxExport, graph_proto, offered, prepare, with_solution
 from qwen3_export.targets.onnx.export import write as write_folder
 from qwen3_export.targets.onnx.generate import generate
 from qwen3_export.targets.onnx.inspect import inspect
@@ -29,6 +30,7 @@ __all__ = [
     "before_check",
     "check_place",
     "costs",
+    "fitting",
     "generate",
     "inspect",
     "lint",
@@ -36,13 +38,34 @@ __all__ = [
     "open_subject",
     "plan",
     "read",
+    "slots",
+    "with_allocation",
     "with_solution",
     "write",
 ]
 
 
 def plan(model: Model, recipe: str, *, out: Path | None, options: OnnxOptions, method: Method) -> OnnxExport:
-    return prepare(model, find_recipe(recipe), out=out, options=options).for_method(method)
+    found = prepare(model, find_recipe(recipe), out=out, options=options).for_method(method)
+    if options.chooses_formats:
+        check_request(found, slots(found))
+    return found
+
+
+def slots(plan: OnnxExport) -> tuple[Slot, ...]:
+    return offered(plan.model, plan.formats, plan.options)
+
+
+def with_allocation(plan: OnnxExport, allocation: Allocation) -> OnnxExport:
+    return plan.with_allocation(allocation)
+
+
+def fitting(plan: OnnxExport, num_bytes: int) -> OnnxExport | None:
+    """The largest recipe with quantized weights and the same float type that takes at most so many bytes."""
+    recipes = (
+        recipe for recipe in RECIPES.values() if recipe.is_quantized and recipe.float_type == plan.recipe.float_type
+    )
+    return largest(map(plan.with_recipe, recipes), num_bytes)
 
 
 def write(plan: OnnxExport, *, overwrite: bool, threads: int | None, progress: Progress) -> Path:

@@ -21,12 +21,15 @@ from qwen3_export.errors import MissingExtraError, OptionError, QuantizationErro
 from qwen3_export.files.atomic import partial_files, partial_folder
 from qwen3_export.graph import Graph
 from qwen3_export.parity.tokenization import GENAI, TRANSFORMERS_JS, token_remarks
+from qwen3_export.quantizers.affine import AffineFormat
 from qwen3_export.quantizers.weights.rounded import round_graph
+from qwen3_export.targets.allocating import Allocation, Slot, chosen_formats, read_allocation
 from qwen3_export.targets.documents import TOKENIZER_DOCUMENTS, tokenizer_documents
 from qwen3_export.targets.onnx.layout import DataPlan, plan_data, stored_matrices
 from qwen3_export.targets.onnx.names import rope_caches
 from qwen3_export.targets.onnx.recipes import OnnxFormat, Recipe, assign
-from qwen3_export.targets.onnx.target import Flavour, OnnxOptions
+from qwen3_export.targets.onnx.slots import slots_of
+from qwen3_export.targets.onnx.target import ONNX, Flavour, OnnxOptions
 from qwen3_export.targets.target import REPORT_FILES, Written
 from qwen3_export.units import human_size
 
@@ -35,7 +38,16 @@ if TYPE_CHECKING:
 
     from qwen3_export.calibration.solving import Method, Solution
 
-__all__ = ["OnnxExport", "default_path", "graph_proto", "is_export_file", "prepare", "with_solution", "write"]
+__all__ = [
+    "OnnxExport",
+    "default_path",
+    "graph_proto",
+    "is_export_file",
+    "offered",
+    "prepare",
+    "with_solution",
+    "write",
+]
 
 # The graph's file, by flavour and recipe; transformers.js finds it by its own names for number types.
 JS_SUFFIXES = {
@@ -78,6 +90,7 @@ class OnnxExport:
     plan: DataPlan
     context_length: int
     solution: Solution | None = None
+    allocation: Allocation | None = None
 
     @property
     def graph_file(self) -> str:
@@ -135,6 +148,14 @@ class OnnxExport:
     def for_method(self, method: Method) -> OnnxExport:  # noqa: ARG002 (formats are the same for all)
         return self
 
+    def with_allocation(self, allocation: Allocation) -> OnnxExport:
+        """The plan in formats that were chosen for each matrix."""
+        return prepare(self.model, self.recipe, out=self.out, options=self.options, allocation=allocation)
+
+    def with_recipe(self, recipe: Recipe) -> OnnxExport:
+        """The plan with another recipe."""
+        return prepare(self.model, recipe, out=self.out, options=self.options)
+
     def rows(self) -> Iterator[str]:
         """Type, shape, size and name of each initializer, then the data file."""
         for parts in self.plan.initializers.values():
@@ -160,10 +181,18 @@ def default_path(model: Model, recipe: Recipe, flavour: Flavour) -> Path:
     return Path(f"{model.name}-{'onnx' if flavour == 'genai' else 'transformers.js'}-{recipe.name}")
 
 
-def prepare(model: Model, recipe: Recipe, *, out: Path | None = None, options: OnnxOptions | None = None) -> OnnxExport:
+def prepare(
+    model: Model,
+    recipe: Recipe,
+    *,
+    out: Path | None = None,
+    options: OnnxOptions | None = None,
+    allocation: Allocation | None = None,
+) -> OnnxExport:
     """Choose every weight's format, round to nearest, and lay out the data file.
 
-    Raises QuantizationError for what onnxruntime cannot multiply, MissingExtraError without onnx-ir.
+    ``allocation`` has formats for its matrices, instead of the recipe's. Raises QuantizationError for what onnxruntime
+    cannot multiply, MissingExtraError without onnx-ir.
     """
     _require_onnx_ir()
     config, options = model.graph.config, options or OnnxOptions()
@@ -174,6 +203,11 @@ def prepare(model: Model, recipe: Recipe, *, out: Path | None = None, options: O
         )
     context_length = _context_length(config, options)
     formats = assign(model.graph, recipe, group_size=options.group_size, is_symmetric=not options.asymmetric)
+    slots = offered(model, formats, options)
+    if allocation is None and options.allocation is not None:
+        allocation = read_allocation(options.allocation, target=ONNX.name, slots=slots)
+    if allocation is not None:
+        formats = {**formats, **chosen_formats(slots, allocation)}
     caches = rope_caches(config, length=context_length, float_type=recipe.float_type)
     most_bytes = BROWSER_FILE_BYTES if options.flavour == "transformers.js" else None
     return OnnxExport(
@@ -185,7 +219,14 @@ def prepare(model: Model, recipe: Recipe, *, out: Path | None = None, options: O
         formats=formats,
         plan=plan_data(model.graph, stored_matrices(config, formats), caches, most_bytes=most_bytes),
         context_length=context_length,
+        allocation=allocation,
     )
+
+
+def offered(model: Model, formats: Mapping[str, OnnxFormat], options: OnnxOptions) -> tuple[Slot, ...]:
+    """What formats can be chosen for; ``formats`` are the recipe's."""
+    is_for_browsers = options.flavour == "transformers.js"
+    return slots_of(model.graph, formats, is_for_browsers=is_for_browsers, accuracy_level=options.accuracy_level)
 
 
 def with_solution(export: OnnxExport, solution: Solution) -> OnnxExport:
@@ -240,7 +281,11 @@ def graph_proto(export: OnnxExport, *, accuracy_level: int | None = None) -> Mod
         data_files=tuple(Path(name).name for name in export.data_files),
     )
     metadata = describe(
-        model=export.model.name, recipe=export.recipe.name, flavour=export.options.flavour, solution=export.solution
+        model=export.model.name,
+        recipe=export.recipe.name,
+        flavour=export.options.flavour,
+        solution=export.solution,
+        allocation=None if export.allocation is None else export.allocation.record,
     )
     model = build_model(export.graph.config, export.plan, options, metadata=metadata)
     return ir.to_proto(model)
@@ -312,6 +357,14 @@ def _old_releases(export: OnnxExport) -> Iterator[str]:
     is_for_browsers = export.options.flavour == "transformers.js"
     for text, _ in needed_sentences(graph_proto(export).graph, is_for_browsers=is_for_browsers):
         yield f"this graph {text}"
+    if not export.options.chooses_formats:
+        return
+    slots = offered(export.model, export.formats, export.options)
+    bits = {found.num_bits for slot in slots for found in slot.formats.values() if isinstance(found, AffineFormat)}
+    if 2 in bits:
+        yield "if matrices of 2 bits are chosen, it needs onnxruntime 1.24 or newer, and is slow before 1.29"
+    if 8 in bits and is_for_browsers:
+        yield "if matrices of 8 bits are chosen, it needs transformers.js 4.0 or newer"
 
 
 def _json(document: object) -> bytes:

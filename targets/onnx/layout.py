@@ -33,8 +33,10 @@ __all__ = [
     "Initializer",
     "StoredMatrix",
     "experts_names",
+    "experts_prefix",
     "fused_name",
     "plan_data",
+    "stored_bytes",
     "stored_matrices",
 ]
 
@@ -140,11 +142,11 @@ def plan_data(
     wanted = {
         f"{matrix.name}.{part}": described
         for matrix in matrices
-        for part, described in _parts(matrix, _shape(graph, matrix)).items()
+        for part, described in _parts(matrix.number_format, _shape(graph, matrix)).items()
     }
     wanted |= {name: (array.dtype.str, array.shape) for name, array in constants.items()}
     places, file_bytes = _lay_out(wanted, most_bytes)
-    parts_of = {matrix.name: _parts(matrix, _shape(graph, matrix)) for matrix in matrices}
+    parts_of = {matrix.name: _parts(matrix.number_format, _shape(graph, matrix)) for matrix in matrices}
     return DataPlan(
         matrices={matrix.name: matrix for matrix in matrices},
         initializers={name: {part: places[f"{name}.{part}"] for part in parts} for name, parts in parts_of.items()},
@@ -159,7 +161,17 @@ def fused_name(layer: int) -> str:
 
 def experts_names(layer: int) -> tuple[str, str]:
     """Names of fc1 (gate_proj and up_proj) and fc2 (down_proj)."""
-    return f"model.layers.{layer}.mlp.experts.fc1", f"model.layers.{layer}.mlp.experts.fc2"
+    return f"{experts_prefix(layer)}.fc1", f"{experts_prefix(layer)}.fc2"
+
+
+def experts_prefix(layer: int) -> str:
+    """How names of what all experts of a layer share begin."""
+    return f"model.layers.{layer}.mlp.experts"
+
+
+def stored_bytes(number_format: OnnxFormat, shape: tuple[int, ...]) -> int:
+    """Bytes of a weight in this format, without what aligns it."""
+    return sum(_num_bytes(*described) for described in _parts(number_format, shape).values())
 
 
 def _attention(layer: int, formats: Mapping[str, OnnxFormat]) -> list[StoredMatrix]:
@@ -193,18 +205,17 @@ def _shape(graph: Graph, matrix: StoredMatrix) -> tuple[int, ...]:
     return (rows, shapes[0][1])
 
 
-def _parts(matrix: StoredMatrix, shape: tuple[int, ...]) -> dict[str, tuple[str, tuple[int, ...]]]:
+def _parts(number_format: OnnxFormat, shape: tuple[int, ...]) -> dict[str, tuple[str, tuple[int, ...]]]:
     """What a matrix is stored as, as rows [rows, …], whatever dimensions the operator wants above."""
-    integers = matrix.integers
-    if integers is None:
-        (values,) = matrix.number_format.array_types(shape).values()
+    if not isinstance(number_format, AffineFormat):
+        (values,) = number_format.array_types(shape).values()
         return {VALUES: (values.dtype, shape)}
     rows, columns = shape
-    size = integers.columns_a_group(columns)
-    groups, bits = columns // size, integers.num_bits
-    scale_type = SCALE_TYPES[integers.scale_dtype]
+    size = number_format.columns_a_group(columns)
+    groups, bits = columns // size, number_format.num_bits
+    scale_type = SCALE_TYPES[number_format.scale_dtype]
     parts = {CODES: ("|u1", (rows, groups, size * bits // 8)), SCALES: (scale_type, (rows, groups))}
-    if not integers.symmetric:
+    if not number_format.symmetric:
         parts[ZERO_POINTS] = ("|u1", (rows, -(-groups * bits // 8)))
     return parts
 

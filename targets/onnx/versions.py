@@ -18,7 +18,7 @@ __all__ = ["NEEDS", "OLDEST", "Need", "find_needs", "needed_sentences", "oldest_
 OLDEST, OLDEST_JAVASCRIPT, NEWEST_JAVASCRIPT = "1.23", "3.8", "4.3"
 # Inputs of QMoE that hold zero points, and the bits of codes that not every MatMulNBits multiplies.
 ZERO_POINTS = (11, 12, 13)
-EIGHT_BITS = 8
+TWO_BITS, EIGHT_BITS = 2, 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +48,10 @@ def _multiplies_bytes(graph: GraphProto) -> bool:
     return any(_number(node, "bits") == EIGHT_BITS for node in _nodes(graph, "MatMulNBits"))
 
 
+def _multiplies_two_bits(graph: GraphProto) -> bool:
+    return any(_number(node, "bits") == TWO_BITS for node in _nodes(graph, "MatMulNBits"))
+
+
 def _has_mixture(graph: GraphProto) -> bool:
     return any(True for _ in _nodes(graph, "MoE", "QMoE"))
 
@@ -70,11 +74,18 @@ NEEDS: tuple[Need, ...] = (
         applies=lambda _: True,
     ),
     Need(
-        graph="dense models as int8 or int4_int8",
+        graph="dense models as int8 or int4_int8, and most with `--allocate`",
         onnxruntime=OLDEST,
         transformers_js="4.0",
         lacking="MatMulNBits for 8 bits",
         applies=_multiplies_bytes,
+    ),
+    Need(
+        graph="matrices of 2 bits, which `--allocate` may choose in the genai flavour",
+        onnxruntime="1.24",
+        transformers_js="4.0",
+        lacking="MatMulNBits for 2 bits",
+        applies=_multiplies_two_bits,
     ),
     Need(
         graph="mixtures of experts as fp32; with 4-bit experts in the transformers.js flavour",

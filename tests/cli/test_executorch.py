@@ -33,3 +33,15 @@ def test_refusals(run, tmp_path: Path) -> None:
 
 def test_recipes_are_listed(run) -> None:
     assert "8da4w" in run("quants", "executorch").out
+
+
+def test_sizes_that_no_choice_of_formats_has(run, tmp_path: Path) -> None:
+    for arguments, told in (
+        (("--size", "10K"), "--size 10K: the smallest formats take"),
+        (("--bits-per-weight", "20"), "--bits-per-weight 20.0: the largest formats take"),
+        (("--size", "1M", "--allocate"), "--allocate and --size exclude each other"),
+    ):
+        refused = run("executorch", "-m", "demo", *arguments, "-o", "c")
+        assert refused.code == 1
+        assert told in refused.err
+        assert not (tmp_path / "c").exists()

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from models import write_model
 
 pytest.importorskip("onnx_ir")
 
@@ -115,3 +116,28 @@ def test_recipes_are_listed(run) -> None:
     oldest = {line.split()[0]: line.rpartition("(")[2] for line in shown.splitlines()[1:]}
     assert oldest["int4"] == "onnxruntime 1.23, transformers.js 3.8)"
     assert oldest["int8"] == oldest["int4_int8"] == "onnxruntime 1.23, transformers.js 4.0)"
+
+
+def test_formats_where_they_count(run, text: Path, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    model = write_model(tmp_path / "m", num_hidden_layers=1)
+    options = ("onnx", "--model", model, "--calibration", text, "--sequence-length", "64", "--samples", "16")
+    outcome = run(*options, "--allocate", "--save-allocation", "choice.json", "-o", "a")
+    assert outcome.code == 0, outcome.err
+    assert "formats: chosen by what they cost" in outcome.out
+    assert "needs onnxruntime 1.24" in outcome.err
+    assert "allocation" in run("inspect", "a").out
+    assert json.loads(Path("a/report.json").read_text())["allocation"]["measured"] > 0
+    again = run("onnx", "-m", model, "--allocation", "choice.json", "--no-check", "-o", "b")
+    assert again.code == 0, again.err
+    assert Path("b/model.onnx.data").read_bytes() == Path("a/model.onnx.data").read_bytes()
+    for arguments, told in (
+        (("--size", "10K"), "--size 10K: the smallest formats take"),
+        (("--bits-per-weight", "20"), "--bits-per-weight 20.0: the largest formats take"),
+        (("--size", "1M", "--allocate"), "--allocate and --size exclude each other"),
+        (("--allocation", "a/report.json"), "--allocation"),
+    ):
+        refused = run("onnx", "-m", model, *arguments, "-o", "c")
+        assert refused.code == 1
+        assert told in refused.err
+        assert not Path("c").exists()

@@ -25,7 +25,7 @@ DOCUMENT = {
     "group_size": 32,
     "constants": {"cos": [0], "sin": [8], "rms_norm_eps": [1, 2]},
     "weights": {
-        NAME: {"layout": "int4", "codes": 16, "scales": 4000, "bytes": {"codes": 64, "scales": 8},
+        NAME: {"layout": "int4", "group_size": 32, "codes": 16, "scales": 4000, "bytes": {"codes": 64, "scales": 8},
                "sha256": {"codes": DIGEST, "scales": DIGEST}},
         "model.norm": {"layout": "fp32", "codes": 8, "bytes": {"codes": 64}, "sha256": {"codes": DIGEST}},
     },
