@@ -44,6 +44,9 @@ LEAST_CONTEXT = 3
 # Python, torch, coremltools and the program; and what a thread holds of one block of rows.
 BASE_BYTES, BYTES_A_THREAD = 800_000_000, 40_000_000
 
+# What a choice of formats may add to the program: its record, and other arrays for a weight than the recipe's.
+RECORD_BYTES, BYTES_A_WEIGHT = 2048, 64
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CoremlExport:
@@ -74,8 +77,12 @@ class CoremlExport:
 
     @property
     def num_bytes(self) -> int:
-        """Of weight.bin; the program beside it is a few megabytes."""
-        return self.plan.num_bytes
+        """Of weight.bin; the program beside it is a few megabytes.
+
+        Where formats are chosen, what the program may grow by counts too: no package is larger than the recipe's.
+        """
+        grown = 0 if self.allocation is None else RECORD_BYTES + BYTES_A_WEIGHT * len(self.plan.matrices)
+        return self.plan.num_bytes + grown
 
     @property
     def num_weights(self) -> int:
@@ -239,7 +246,7 @@ def write(
         package = folder / PACKAGE
         weights = package / WEIGHT_FILE
         weights.parent.mkdir(parents=True)
-        with partial_file(weights, num_bytes=export.num_bytes) as descriptor:
+        with partial_file(weights, num_bytes=export.plan.num_bytes) as descriptor:
             write_weights(descriptor, export.graph, export.plan, threads=threads, progress=progress)
         _write_bytes(package / MODEL_FILE, program_bytes(export))
         _write_bytes(package / "Manifest.json", manifest_text().encode())

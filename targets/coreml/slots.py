@@ -67,10 +67,9 @@ def _offered(shape: tuple[int, ...], *, has_blocks: bool) -> Iterator[CoremlForm
     if has_blocks:
         for num_bits, sizes in ((4, GROUP_SIZES), (8, INT8_BLOCKS)):
             for size in sizes:
-                if columns % size == 0:  # one block a row is read back as a whole row
-                    yield AffineFormat(
-                        num_bits=num_bits, group_size=size if size < columns else None, scale_dtype="f16"
-                    )
+                if columns % size == 0:  # one block a row is a whole row, and read back as one
+                    block = None if size == columns else size
+                    yield AffineFormat(num_bits=num_bits, group_size=block, scale_dtype="f16")
     else:
         for num_bits, most in TABLES.items():
             for size in most:

@@ -66,12 +66,17 @@ def chosen(
 
 
 def formats(folder: Path, model: Model) -> dict[str, str]:
+    """Of all quantized weights."""
     stored, _ = read_package(folder, model.graph)
     return {weight.name: weight.format for weight in stored if weight.format not in ("F16", "F32")}
 
 
 def weight_bytes(folder: Path) -> int:
     return (folder / PACKAGE / WEIGHT_FILE).stat().st_size
+
+
+def package_bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in (folder / PACKAGE).rglob("*") if path.is_file())
 
 
 def with_formats(plan: CoremlExport, names: dict[str, str]) -> CoremlExport:
@@ -101,7 +106,7 @@ def test_every_format_in_one_package(
     mixed = with_formats(plan, names)
     doors.write(mixed, overwrite=False, threads=2, progress=api.SILENT)
     assert formats(mixed.out, wide) == names
-    assert weight_bytes(mixed.out) == mixed.num_bytes
+    assert weight_bytes(mixed.out) == mixed.plan.num_bytes
     package = MLModel(str(mixed.package), skip_model_load=True)
     program = load_program(package.get_spec(), 9, package.weights_dir)
     decoded = {operation.outputs[0].name: operation for operation in program.functions["main"].operations}
@@ -160,21 +165,31 @@ def test_formats_for_each_processor(model_folder: Callable[[str], Path]) -> None
 def test_bytes_of_slots_are_those_of_the_file(model: Model, tmp_path: Path) -> None:
     for options in ({}, {"split_lm_head": 4096}):
         plan = prepare(model, RECIPES["palette4"], out=tmp_path / "out", options=CoremlOptions(**options))
-        fixed = plan.num_bytes - sum(slot.num_bytes[slot.planned] for slot in plan.slots)
+        fixed = plan.plan.num_bytes - sum(slot.num_bytes[slot.planned] for slot in plan.slots)
         for pick in (min, max):
             names = {slot.name: pick(slot.formats, key=slot.num_bytes.__getitem__) for slot in plan.slots}
             taken = sum(slot.num_bytes[names[slot.name]] for slot in plan.slots)
-            assert with_formats(plan, names).num_bytes == fixed + taken
+            assert with_formats(plan, names).plan.num_bytes == fixed + taken
 
 
-@pytest.mark.parametrize(("recipe", "method"), [("int4", "rtn"), ("palette4", "gptq")])
+@pytest.mark.parametrize(("recipe", "method"), [("int4", "rtn"), ("palette6", "gptq")])
 def test_a_recipe_s_bytes(
-    chosen: Callable[..., tuple[Path, Path]], model: Model, recipe: str, method: str, tmp_path: Path
+    chosen: Callable[..., tuple[Path, Path]],
+    model: Model,
+    words: Calibration,
+    recipe: str,
+    method: str,
+    tmp_path: Path,
 ) -> None:
+    """No package is larger than the recipe's, the program and its record of the choice included."""
     folder, saved = chosen(recipe, method, allocate=True)
-    plan = api.plan(model, "coreml", recipe, out=tmp_path / "plain")
-    assert weight_bytes(folder) <= plan.num_bytes
-    assert weight_bytes(folder) > 0.97 * plan.num_bytes
+    plain = api.export(
+        api.plan(model, "coreml", recipe, out=tmp_path / "plain", method=method),
+        method=method,
+        text=None if method == "rtn" else words,
+    )
+    assert package_bytes(folder) <= package_bytes(plain)
+    assert weight_bytes(folder) > 0.95 * weight_bytes(plain)
     document = json.loads(saved.read_text())
     assert formats(folder, model) == document["formats"]
     assert len(set(document["formats"].values())) > 1
@@ -183,8 +198,8 @@ def test_a_recipe_s_bytes(
     assert (report.verdict, report.method) == ("pass", method), report.reasons
     assert report.allocation is not None
     assert report.allocation["measured"] == document["measured"]
-    shown = api.inspect(folder) if hasattr(api, "inspect") else doors.inspect(folder)
-    assert json.loads(str(shown.facts["allocation"]))["sha256"] == document["sha256"]
+    assert json.loads(str(doors.inspect(folder).facts["allocation"]))["sha256"] == document["sha256"]
+    assert not list(doors.lint(folder, model)[1])
 
 
 def test_a_choice_is_taken_again(chosen: Callable[..., tuple[Path, Path]], model: Model, tmp_path: Path) -> None:
