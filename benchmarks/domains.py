@@ -9,8 +9,8 @@ calls. Dialogues are rendered by the checkpoint's own chat template; one that kn
 what is said. WINDOWS are held-out windows as in quality.py; each of their sources is one more group, and ``--sources``
 has the files that tell where documents begin (window_documents.py).
 
-An artifact may be of any target. Groups of four or five documents are there to find a language that is hurt, not to rank
-artifacts: their intervals are wide, and hold the truth in 7 of 8 cases rather than in 19 of 20.
+An artifact may be of any target. Groups of four or five documents are there to find a language that is hurt, not to
+rank artifacts: their intervals are wide, and hold the truth in 7 of 8 cases rather than in 19 of 20.
 """
 
 from __future__ import annotations
