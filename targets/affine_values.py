@@ -15,7 +15,7 @@ from qwen3_export.parity.values import Limits, ValueCheck, compare_values
 from qwen3_export.quantizers.affine import AffineFormat
 from qwen3_export.quantizers.weights.protocols import code_format
 
-__all__ = ["check_affine_values"]
+__all__ = ["affine_limits", "check_affine_values"]
 
 TENSOR_LIMIT_AT_4_BITS, MOST = 0.28, 0.95
 
@@ -27,10 +27,11 @@ def check_affine_values(
 
     ``is_solved``: a solver may have chosen them; ``digests`` are what the artifact records of that.
     """
-    return compare_values(stored, expected, limits=_limits, is_full=is_full, is_solved=is_solved, digests=digests)
+    return compare_values(stored, expected, limits=affine_limits, is_full=is_full, is_solved=is_solved, digests=digests)
 
 
-def _limits(weight: Weight) -> Limits | None:
+def affine_limits(weight: Weight) -> Limits | None:
+    """The limits of a weight in affine blocks; None for other formats."""
     number_format = code_format(weight)
     if not isinstance(number_format, AffineFormat):
         return None

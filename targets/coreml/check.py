@@ -22,6 +22,7 @@ from torch import Tensor
 
 from qwen3_export.calibration.provenance import (
     PREFIX,
+    allocation_or_none,
     calibration_or_none,
     read_digests_record,
     read_scales_record,
@@ -127,6 +128,7 @@ class CoremlSubject:
             ),
             packages=PACKAGES,
             calibration=calibration_or_none(file.metadata),
+            allocation=allocation_or_none(file.metadata),
         )
 
     def read_scales(self) -> Mapping[Fold, NDArray[np.float32]]:

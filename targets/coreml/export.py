@@ -19,13 +19,15 @@ from qwen3_export.files.atomic import partial_file, partial_folder
 from qwen3_export.graph import Graph
 from qwen3_export.parallel import default_threads
 from qwen3_export.quantizers.weights.rounded import round_graph
+from qwen3_export.targets.allocating import Allocation, Slot, chosen_formats, read_allocation
 from qwen3_export.targets.coreml.documents import COREML_DOCUMENTS, coreml_documents, end_remarks
 from qwen3_export.targets.coreml.extra import require_coremltools
 from qwen3_export.targets.coreml.layout import WeightPlan, plan_weights, stored_matrices
 from qwen3_export.targets.coreml.names import MODEL_FILE, PACKAGE, WEIGHT_FILE
 from qwen3_export.targets.coreml.program import ProgramOptions, build_program, constants
 from qwen3_export.targets.coreml.recipes import CoremlFormat, Recipe, assign
-from qwen3_export.targets.coreml.target import CoremlOptions
+from qwen3_export.targets.coreml.slots import slots_of
+from qwen3_export.targets.coreml.target import COREML, CoremlOptions
 from qwen3_export.targets.target import REPORT_FILES, Written
 from qwen3_export.units import human_size
 
@@ -42,6 +44,9 @@ LEAST_CONTEXT = 3
 # Python, torch, coremltools and the program; and what a thread holds of one block of rows.
 BASE_BYTES, BYTES_A_THREAD = 800_000_000, 40_000_000
 
+# What a choice of formats may add to the program: its record, and other arrays for a weight than the recipe's.
+RECORD_BYTES, BYTES_A_WEIGHT = 2048, 64
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CoremlExport:
@@ -55,6 +60,7 @@ class CoremlExport:
     options: CoremlOptions
     program: ProgramOptions
     plan: WeightPlan
+    allocation: Allocation | None = None
     solution: Solution | None = None
 
     @property
@@ -71,8 +77,12 @@ class CoremlExport:
 
     @property
     def num_bytes(self) -> int:
-        """Of weight.bin; the program beside it is a few megabytes."""
-        return self.plan.num_bytes
+        """Of weight.bin; the program beside it is a few megabytes.
+
+        Where formats are chosen, what the program may grow by counts too: no package is larger than the recipe's.
+        """
+        grown = 0 if self.allocation is None else RECORD_BYTES + BYTES_A_WEIGHT * len(self.plan.matrices)
+        return self.plan.num_bytes + grown
 
     @property
     def num_weights(self) -> int:
@@ -103,6 +113,25 @@ class CoremlExport:
     def for_method(self, method: Method) -> CoremlExport:  # noqa: ARG002 (formats are the same for all)
         return self
 
+    @property
+    def has_blocks(self) -> bool:
+        """Whether weights are integers in blocks, for GPUs; other formats are for the Neural Engine."""
+        return self.recipe.has_blocks and not self.options.channelwise
+
+    @property
+    def slots(self) -> tuple[Slot, ...]:
+        """What a format can be chosen for."""
+        return slots_of(self.graph, self.formats, tuple(self.plan.matrices.values()), has_blocks=self.has_blocks)
+
+    def with_allocation(self, allocation: Allocation) -> CoremlExport:
+        """The plan in formats that were chosen for each weight."""
+        return prepare(self.model, self.recipe, out=self.out, options=self.options, allocation=allocation)
+
+    def with_recipe(self, recipe: Recipe, *, group_size: int | None = None) -> CoremlExport:
+        """The plan with another recipe, or with blocks of another size."""
+        options = self.options if group_size is None else replace(self.options, group_size=group_size)
+        return prepare(self.model, recipe, out=self.out, options=options)
+
     def rows(self) -> Iterator[str]:
         """Format, shape and name of each weight, then the package."""
         for name, number_format in self.formats.items():
@@ -125,10 +154,16 @@ def default_path(model: Model, recipe: Recipe) -> Path:
 
 
 def prepare(
-    model: Model, recipe: Recipe, *, out: Path | None = None, options: CoremlOptions | None = None
+    model: Model,
+    recipe: Recipe,
+    *,
+    out: Path | None = None,
+    options: CoremlOptions | None = None,
+    allocation: Allocation | None = None,
 ) -> CoremlExport:
     """Choose every weight's format, round to nearest, and lay out weight.bin.
 
+    ``allocation`` has formats for its weights, instead of the recipe's.
     Raises QuantizationError for what Core ML does not store and for a context that the model does not have,
     UnsupportedModelError for mixtures of experts, MissingExtraError without coremltools.
     """
@@ -151,6 +186,26 @@ def prepare(
         mask=options.mask,
     )
     formats = assign(model.graph, recipe, group_size=options.group_size, channelwise=options.channelwise)
+    planned = _laid_out(model, recipe, formats, out=out, options=options, program=program)
+    if allocation is None and options.allocation is not None:
+        allocation = read_allocation(options.allocation, target=COREML.name, slots=planned.slots)
+    if allocation is None:
+        return planned
+    formats |= chosen_formats(planned.slots, allocation)
+    chosen = _laid_out(model, recipe, formats, out=out, options=options, program=program)
+    return replace(chosen, allocation=allocation)
+
+
+def _laid_out(
+    model: Model,
+    recipe: Recipe,
+    formats: Mapping[str, CoremlFormat],
+    *,
+    out: Path | None,
+    options: CoremlOptions,
+    program: ProgramOptions,
+) -> CoremlExport:
+    """The export in these formats."""
     matrices = stored_matrices(model.graph, formats, head_rows=options.split_lm_head)
     out_features = [matrix.shape[0] for matrix in matrices if len(matrix.shape) > 1]
     return CoremlExport(
@@ -161,7 +216,7 @@ def prepare(
         formats=formats,
         options=options,
         program=program,
-        plan=plan_weights(matrices, constants(config, program, out_features=out_features)),
+        plan=plan_weights(matrices, constants(model.graph.config, program, out_features=out_features)),
     )
 
 
@@ -191,7 +246,7 @@ def write(
         package = folder / PACKAGE
         weights = package / WEIGHT_FILE
         weights.parent.mkdir(parents=True)
-        with partial_file(weights, num_bytes=export.num_bytes) as descriptor:
+        with partial_file(weights, num_bytes=export.plan.num_bytes) as descriptor:
             write_weights(descriptor, export.graph, export.plan, threads=threads, progress=progress)
         _write_bytes(package / MODEL_FILE, program_bytes(export))
         _write_bytes(package / "Manifest.json", manifest_text().encode())
@@ -213,6 +268,7 @@ def program_bytes(export: CoremlExport) -> bytes:
             model=model.name,
             recipe=export.recipe.name,
             solution=export.solution,
+            allocation=None if export.allocation is None else export.allocation.record,
             target=export.options.target,
             context_length=str(export.context_length),
         ),

@@ -9,18 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from math import lcm
+from math import lcm, prod
 
 import numpy as np
 
 from qwen3_export.errors import QuantizationError
 from qwen3_export.graph import Graph, Kind, Weight, module_name
-from qwen3_export.targets.coreml.blobs import RECORD_BYTES, Blob, aligned
+from qwen3_export.targets.coreml.blobs import ELEMENTS, RECORD_BYTES, Blob, aligned
 from qwen3_export.targets.coreml.names import HEAD_PART, mil_name
 from qwen3_export.targets.coreml.recipes import CoremlFormat
 from qwen3_export.targets.coreml.storage import VALUES, storage_of
 
-__all__ = ["StoredMatrix", "WeightPlan", "plan_weights", "row_step", "stored_matrices"]
+__all__ = ["StoredMatrix", "WeightPlan", "matrix_bytes", "plan_weights", "row_step", "stored_matrices"]
 
 NUMPY_ELEMENTS: Mapping[str, str] = {"<f4": "fp32", "<f2": "fp16"}
 
@@ -90,6 +90,12 @@ def plan_weights(matrices: Sequence[StoredMatrix], constants: Mapping[str, np.nd
     return WeightPlan(
         matrices={matrix.name: matrix for matrix in matrices}, parts=parts, constants=placed, num_bytes=end
     )
+
+
+def matrix_bytes(shape: tuple[int, ...], number_format: CoremlFormat) -> int:
+    """What a matrix takes of the file: its arrays, their records, and the gaps behind them."""
+    elements = storage_of(number_format).elements(shape).values()
+    return sum(aligned(RECORD_BYTES + -(-prod(size) * ELEMENTS[element].num_bits // 8)) for element, size in elements)
 
 
 def row_step(number_format: CoremlFormat) -> int:

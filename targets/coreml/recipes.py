@@ -21,7 +21,7 @@ from qwen3_export.quantizers.floats import F16, F32, FloatFormat
 from qwen3_export.quantizers.palette import PaletteFormat
 from qwen3_export.targets.coreml.target import GROUP_SIZES
 
-__all__ = ["RECIPES", "CoremlFormat", "Recipe", "assign", "find_recipe"]
+__all__ = ["RECIPES", "CoremlFormat", "Recipe", "assign", "find_recipe", "table_rows"]
 
 
 FloatType = Literal["F32", "F16"]
@@ -90,7 +90,7 @@ def _format(weight: Weight, recipe: Recipe, *, group_size: int | None) -> Coreml
         return F32 if recipe.float_type == "F32" else F16
     if recipe.is_palette:
         return PaletteFormat(
-            num_bits=recipe.num_bits, rows_per_table=_table_rows(weight.shape[0], TABLE_ROWS[recipe.num_bits])
+            num_bits=recipe.num_bits, rows_per_table=table_rows(weight.shape[0], TABLE_ROWS[recipe.num_bits])
         )
     columns = weight.shape[1]
     if group_size is not None and columns % group_size:
@@ -102,6 +102,6 @@ def _format(weight: Weight, recipe: Recipe, *, group_size: int | None) -> Coreml
     return AffineFormat(num_bits=recipe.num_bits, group_size=group_size, scale_dtype="f16")
 
 
-def _table_rows(rows: int, most: int) -> int:
+def table_rows(rows: int, most: int) -> int:
     """The largest number of rows, up to ``most``, that divides ``rows``; some vocabularies are odd."""
     return next(size for size in range(most, 0, -1) if rows % size == 0)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from qwen3_export.targets.options import TargetOptions, option, require_choice
+from qwen3_export.targets.options import AllocatingOptions, option, require_choice
 from qwen3_export.targets.target import Target
 
 __all__ = ["COREML", "GROUP_SIZES", "CoremlOptions", "MaskInput", "System"]
@@ -18,7 +18,7 @@ GROUP_SIZES = (16, 32, 64, 128, 256)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CoremlOptions(TargetOptions):
+class CoremlOptions(AllocatingOptions):
     """Options of a Core ML export."""
 
     group_size: int = option(
@@ -38,9 +38,15 @@ class CoremlOptions(TargetOptions):
     target: System = option("iOS18", help="The oldest system that shall run the package.")
 
     def __post_init__(self) -> None:
+        AllocatingOptions.__post_init__(self)
         require_choice("group_size", self.group_size, GROUP_SIZES)
         require_choice("mask", self.mask, MaskInput)
         require_choice("target", self.target, System)
+
+    @property
+    def needs_text(self) -> bool:
+        """Formats are measured on the calibration text, whatever the method."""
+        return self.chooses_formats
 
 
 def owns(path: Path) -> bool:
@@ -62,6 +68,7 @@ COREML = Target(
     examples=(
         "--model demo --quant int4",
         "--model Qwen3-0.6B --quant palette4 --method gptq --context-length 1024",
+        "--model Qwen3-0.6B --quant palette4 --method gptq --allocate    (the best package in that recipe's size)",
         "--model Qwen3-1.7B --quant int4 --channelwise --split-lm-head 16384",
     ),
 )

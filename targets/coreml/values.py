@@ -15,7 +15,7 @@ from qwen3_export.graph import Graph, Weight
 from qwen3_export.parity.values import Limits, ValueCheck, compare_values
 from qwen3_export.quantizers.palette import PaletteFormat
 from qwen3_export.quantizers.weights.protocols import code_format
-from qwen3_export.targets.affine_values import check_affine_values
+from qwen3_export.targets.affine_values import affine_limits
 
 __all__ = ["check_values"]
 
@@ -29,20 +29,12 @@ def check_values(
 
     ``is_solved``: a solver may have chosen them; ``digests`` are what the artifact records of that.
     """
-    if any(_palette(weight) for weight in stored):
-        return compare_values(stored, expected, limits=_limits, is_full=is_full, is_solved=is_solved, digests=digests)
-    return check_affine_values(stored, expected, is_full=is_full, is_solved=is_solved, digests=digests)
+    return compare_values(stored, expected, limits=_limits, is_full=is_full, is_solved=is_solved, digests=digests)
 
 
 def _limits(weight: Weight) -> Limits | None:
-    palette = _palette(weight)
-    if palette is None:
-        return None
-    tensor = TENSOR_LIMIT_AT_16_ENTRIES * 16 / (1 << palette.num_bits)
-    return Limits(tensor=tensor, block=min(ROW_FACTOR * tensor, MOST), block_size=weight.shape[1])
-
-
-def _palette(weight: Weight) -> PaletteFormat | None:
-    """The format of a weight that has tables."""
     number_format = code_format(weight)
-    return number_format if isinstance(number_format, PaletteFormat) else None
+    if not isinstance(number_format, PaletteFormat):
+        return affine_limits(weight)
+    tensor = TENSOR_LIMIT_AT_16_ENTRIES * 16 / (1 << number_format.num_bits)
+    return Limits(tensor=min(tensor, MOST), block=min(ROW_FACTOR * tensor, MOST), block_size=weight.shape[1])

@@ -49,6 +49,9 @@ def test_dry_run_and_refusals(run, tmp_path: Path) -> None:
         (("--context-length", "4096"), "must be from 3 to the model's 2048"),
         (("--split-lm-head", "3"), "must be a multiple of 8"),
         (("--calibration", "x.txt"), "--calibration is for --method gptq and awq"),
+        (("--size", "10K"), "--size 10K: the smallest formats take"),
+        (("--bits-per-weight", "20"), "--bits-per-weight 20.0: the largest formats take"),
+        (("--size", "1M", "--allocate"), "--allocate and --size exclude each other"),
     ]:
         refused = run("coreml", "-m", "demo", *arguments)
         assert (refused.code, told in refused.err) == (1, True), refused.err
