@@ -5,9 +5,10 @@
     python benchmarks/allocation.py --target onnx --quant int4 …
 
 WINDOWS is as in quality.py. Each artifact is made by the command, in its own process. Every number is the mean over the
-sources, of the stored values in fp32 arithmetic; the interval is that of the paired difference in percent, 95 %, by
-bootstrap over windows within each source. Bytes are those of whole artifacts, without their tokenizers; seconds are of
-the whole export without its check.
+sources, of the stored values in fp32 arithmetic; the interval is that of the paired difference in percent, 95 %,
+clustered by document (``--sources wiki=FILE`` tells where a source's documents begin; see window_documents.py). Then
+the same for each source. Bytes are those of whole artifacts, without their tokenizers; seconds are of the whole export
+without its check.
 
 Shapes: P positions, V vocabulary
 """
@@ -15,7 +16,6 @@ Shapes: P positions, V vocabulary
 from __future__ import annotations
 
 import argparse
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -25,13 +25,13 @@ from pathlib import Path
 
 import numpy as np
 from evaluation import Windows, klds_by_text, read_windows
+from intervals import paired_difference
 from quality import through_llama
+from window_documents import documents_of, source_file
 
 from qwen3_export.checkpoint.model import Model, load
 from qwen3_export.targets.documents import TOKENIZER_DOCUMENTS
 from qwen3_export.targets.registry import TARGETS, find_target
-
-RESAMPLES = 2000
 
 # Mean KL divergence of each window, by source.
 Losses = Mapping[str, np.ndarray]
@@ -41,18 +41,19 @@ def main() -> None:
     arguments = _arguments()
     model = load(arguments.model)
     windows = read_windows(arguments.windows, model, per_source=None)
+    documents = documents_of(windows, model, dict(arguments.sources))
     with tempfile.TemporaryDirectory() as scratch:
         folder = arguments.work or Path(scratch)
         folder.mkdir(parents=True, exist_ok=True)
         for recipe in arguments.quant:
             plain, chosen = (_made(arguments, recipe, folder, allocates=allocates) for allocates in (False, True))
             losses = [_losses(arguments.target, path, model, windows) for path, _ in (plain, chosen)]
-            before, after = (_mean(found) for found in losses)
-            low, high = _interval(*losses)
-            change = f"{100 * (after / before - 1):+.1f} %, {low:+.1f} to {high:+.1f}"
-            line = f"{recipe:8} {before:.3e} -> {after:.3e} ({change})"
+            found = paired_difference(*losses, documents)
+            line = f"{recipe:8} {found.before:.3e} -> {found.after:.3e} ({found})"
             sizes = f"{_bytes(plain[0]):,} -> {_bytes(chosen[0]):,} bytes"
             print(f"{line}, {sizes}, {plain[1]:.0f} -> {chosen[1]:.0f} s", flush=True)
+            means = (f"{source} {' -> '.join(f'{side[source].mean():.2e}' for side in losses)}" for source in windows)
+            print(f"{'':8} {', '.join(means)}", flush=True)
             if arguments.llama:
                 through = [through_llama(path, model.graph, windows) for path, _ in (plain, chosen)]
                 print(f"{'':8} through llama.cpp {through[0]:.3e} -> {through[1]:.3e}", flush=True)
@@ -86,23 +87,6 @@ def _losses(target: str, path: Path, model: Model, windows: Windows) -> Losses:
     return {source: np.array(klds_by_text(model.graph, stored, texts)) for source, texts in windows.items()}
 
 
-def _mean(losses: Losses) -> float:
-    return statistics.fmean(float(found.mean()) for found in losses.values())
-
-
-def _interval(before: Losses, after: Losses) -> tuple[float, float]:
-    """The 95 % interval of the difference in percent; windows are drawn again within each source, the same for both."""
-    generator, found = np.random.default_rng(0), []
-    for _ in range(RESAMPLES):
-        drawn = {source: generator.integers(0, len(losses), len(losses)) for source, losses in before.items()}
-        was, now = (
-            _mean({source: losses[drawn[source]] for source, losses in side.items()}) for side in (before, after)
-        )
-        found.append(100 * (now / was - 1))
-    low, high = np.percentile(found, [2.5, 97.5])
-    return float(low), float(high)
-
-
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="demo")
@@ -112,6 +96,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--calibration", type=Path)
     parser.add_argument("--samples", type=int, default=128)
     parser.add_argument("--windows", type=Path, required=True)
+    parser.add_argument("--sources", nargs="+", default=[], type=source_file, metavar="SOURCE=FILE")
     parser.add_argument("--llama", action="store_true", help="GGUF files through llama.cpp, too")
     parser.add_argument("--work", type=Path, help="keep the files here")
     arguments = parser.parse_args()

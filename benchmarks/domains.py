@@ -24,7 +24,7 @@ from typing import Any
 
 from evaluation import klds_by_text, read_windows
 from intervals import Difference, paired_difference
-from window_documents import documents_of
+from window_documents import documents_of, source_file
 
 from qwen3_export import api
 from qwen3_export.checkpoint.model import Model, load
@@ -114,17 +114,12 @@ def _rendered(entry: Mapping[str, Any], model: Model) -> str:
     )
 
 
-def _source(text: str) -> tuple[str, Path]:
-    name, _, file = text.partition("=")
-    return name, Path(file)
-
-
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="demo")
     parser.add_argument("--files", nargs=2, type=Path, required=True, metavar=("BEFORE", "AFTER"))
     parser.add_argument("--windows", type=Path)
-    parser.add_argument("--sources", nargs="+", type=_source, default=[], metavar="NAME=FILE")
+    parser.add_argument("--sources", nargs="+", type=source_file, default=[], metavar="NAME=FILE")
     return parser.parse_args()
 
 

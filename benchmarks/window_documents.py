@@ -20,7 +20,7 @@ from evaluation import Windows
 
 from qwen3_export.checkpoint.model import Model
 
-__all__ = ["documents_of", "titles_in"]
+__all__ = ["documents_of", "source_file", "titles_in"]
 
 TITLE = re.compile(r"^ = (?!=).* = \s*$|^(?:ADVENTURE )?[IVX]+\. [A-Z' -]+$", re.MULTILINE)
 # Ends of windows may be cut through a character.
@@ -35,6 +35,12 @@ def documents_of(windows: Windows, model: Model, files: Mapping[str, Path]) -> d
         else _labels(texts, model, files[source].read_text(encoding="utf-8"))
         for source, texts in windows.items()
     }
+
+
+def source_file(text: str) -> tuple[str, Path]:
+    """A source and its file, from ``NAME=FILE``."""
+    name, _, file = text.partition("=")
+    return name, Path(file)
 
 
 def titles_in(text: str) -> list[tuple[int, str]]:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from qwen3_export.cli.console import say
 from qwen3_export.cli.options import OfflineOption, RevisionOption
 from qwen3_export.cli.wording import as_options
+from qwen3_export.targets.options import make_options
 from qwen3_export.targets.registry import find_target
-from qwen3_export.units import human_count, human_size
+from qwen3_export.units import human_count, human_duration, human_size
+
+if TYPE_CHECKING:
+    from qwen3_export.checkpoint.model import Model
+    from qwen3_export.targets.target import Target
 
 EPILOG = """Examples:
 
@@ -32,10 +37,14 @@ def quants(
     revision: RevisionOption = None,
     offline: OfflineOption = False,
 ) -> None:
-    """List recipes with bits per weight, file size and a forecast of the memory that running takes."""
+    """List recipes with bits per weight, file size and a forecast of the memory that running takes.
+
+    At the end it says what the best file in a recipe's size takes on this machine.
+    """
     from qwen3_export.checkpoint.model import load
 
-    doors = find_target(target).doors
+    chosen = find_target(target)
+    doors = chosen.doors
     opened = load(model, revision=revision, offline=offline)
     config = opened.graph.config
     tokens = min(context or context_length, config.context_length)
@@ -51,6 +60,26 @@ def quants(
             f"{row.name:9} {row.bits_per_weight:5.2f} {human_size(row.num_bytes):>10} {human_size(memory):>10}  "
             f"{as_options(row.description)}"
         )
+    print(f"\n{_best(chosen, opened)}")
+
+
+def _best(target: Target, model: Model) -> str:
+    """The command for the best artifact in a recipe's size, and what it takes, with the text that ships."""
+    from qwen3_export.calibration.tokens import read_calibration
+    from qwen3_export.targets.exporting import forecast
+
+    text = read_calibration(None, model.tokenizer)
+    plans = [
+        target.doors.plan(model, target.default_recipe, out=None, options=options, method="gptq")
+        for options in (target.options(), make_options(target.options, target.title, {"allocate": True}))
+    ]
+    solving, best = (forecast(plan, "gptq", text) for plan in plans)
+    return (
+        f"the best in {target.default_recipe}'s size: --quant {target.default_recipe} --method gptq --allocate, "
+        f"{human_duration(best.seconds)} on this machine and {human_size(best.memory_bytes)} of memory\n"
+        f"in the recipe's own formats: --method gptq, {human_duration(solving.seconds)} and "
+        f"{human_size(solving.memory_bytes)}"
+    )
 
 
 quants.__doc__ = f"{quants.__doc__}\n\n{EPILOG}"
