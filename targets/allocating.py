@@ -5,7 +5,7 @@ A part of the calibration text is held back. On the other part the loss of every
 and choice are compared on the text that was held back, by the KL divergence of the whole model with its values rounded
 to nearest. Where the choice does not lose less, the recipe is kept.
 
-A target takes part with the doors of ``AllocatingDoors``.
+A target takes part with an ``AllocatingPlan``, and with the door of ``AllocatingDoors``.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ from qwen3_export.units import human_size, parse_size
 
 __all__ = [
     "AllocatingDoors",
+    "AllocatingPlan",
     "Allocation",
     "Slot",
     "allocated",
@@ -121,18 +122,28 @@ class Allocation:
         write_text(path, text, overwrite=overwrite, is_ours=is_allocation)
 
 
-class AllocatingDoors(Protocol):
-    """The functions of a target whose formats can be chosen, besides ``target.Doors``."""
+class AllocatingPlan(Plan, Protocol):
+    """The plan of a target whose formats can be chosen."""
 
-    def slots(self, plan: Any) -> tuple[Slot, ...]:
+    @property
+    def graph(self) -> Graph:
+        """The graph with the values that would be stored."""
+        ...
+
+    @property
+    def slots(self) -> tuple[Slot, ...]:
         """What a format can be chosen for; a format that the user asked for stays, and has no slot."""
         ...
 
-    def with_allocation(self, plan: Any, allocation: Allocation) -> Plan:
+    def with_allocation(self, allocation: Allocation) -> AllocatingPlan:
         """The plan in these formats."""
         ...
 
-    def fitting(self, plan: Any, num_bytes: int) -> Plan | None:
+
+class AllocatingDoors(Protocol):
+    """The function of a target whose formats can be chosen, besides ``target.Doors``."""
+
+    def fitting(self, plan: Any, num_bytes: int) -> AllocatingPlan | None:
         """The plan with the largest recipe of at most so many bytes; None if there is none."""
         ...
 
@@ -203,9 +214,12 @@ def read_allocation(path: Path, *, target: str, slots: Sequence[Slot]) -> Alloca
     )
 
 
-def check_request(plan: Plan, slots: Sequence[Slot]) -> None:
+def check_request(plan: AllocatingPlan) -> None:
     """Refuse a size that no choice of formats has, before anything is measured."""
     options = cast("AllocatingOptions", plan.options)
+    if not options.chooses_formats:
+        return
+    slots = plan.slots
     if not slots:
         raise OptionError(f"{plan.recipe.name}: no tensor is left whose format could be chosen; leave `allocate` out")
     limit = _limit(plan, options)
@@ -219,12 +233,12 @@ def check_request(plan: Plan, slots: Sequence[Slot]) -> None:
         raise OptionError(f"{what}: the largest formats take {human_size(high)} ({high:,} bytes); ask for less")
 
 
-def forecast_measuring(doors: AllocatingDoors, plan: Plan, text: Calibration, *, threads: int | None) -> Forecast:
+def forecast_measuring(plan: AllocatingPlan, text: Calibration, *, threads: int | None) -> Forecast:
     """What it takes to measure all formats on the text, and to compare the choice with the recipe."""
     measured_on, held_back = _parts(text.windows)
     return sensitivity_forecast(
         plan.model.graph,
-        _candidates(doors.slots(plan)),
+        _candidates(plan.slots),
         num_tokens=sum(map(len, measured_on)),
         verified=sum(map(len, held_back)),
         threads=threads or default_threads(),
@@ -233,7 +247,7 @@ def forecast_measuring(doors: AllocatingDoors, plan: Plan, text: Calibration, *,
 
 def allocated(
     doors: AllocatingDoors,
-    plan: Plan,
+    plan: AllocatingPlan,
     text: Calibration,
     *,
     target: str,
@@ -242,7 +256,7 @@ def allocated(
     overwrite: bool,
     threads: int | None,
     progress: Progress,
-) -> Plan:
+) -> AllocatingPlan:
     """The plan with the formats that lose least within its size, or as it was where these do not lose less.
 
     ``method`` will choose the values: a solver leaves less of an error where inputs are alike, so formats count there
@@ -252,7 +266,7 @@ def allocated(
     limit = _limit(plan, options)
     base = plan if options.allocate else doors.fitting(plan, limit)
     start = base or plan
-    slots = doors.slots(start)
+    slots = start.slots
     measured_on, held_back = _parts(text.windows)
     with progress.bar("measuring formats", 100) as advance:
         sensitivity = measure_sensitivity(
@@ -279,10 +293,10 @@ def allocated(
             num_tokens=sensitivity.num_tokens,
         )
 
-    found, allocation = _within(doors, start, slots, limit, choice)
+    found, allocation = _within(start, slots, limit, choice)
     progress.say("comparing recipe and choice on text that the choice has not seen")
-    measured = mean_kld(plan.model.graph, _rounded(found), held_back)
-    by_recipe = None if base is None else mean_kld(plan.model.graph, _rounded(base), held_back)
+    measured = mean_kld(plan.model.graph, found.graph, held_back)
+    by_recipe = None if base is None else mean_kld(plan.model.graph, base.graph, held_back)
     keeps = base is not None and by_recipe is not None and not measured < by_recipe
     allocation = replace(allocation, measured=measured, measured_by_recipe=by_recipe, keeps_recipe=keeps)
     if keeps:
@@ -291,7 +305,7 @@ def allocated(
     progress.say(_told(allocation, start))
     if options.save_allocation is not None:
         allocation.save(options.save_allocation, overwrite=overwrite)
-    return doors.with_allocation(start, allocation)
+    return start.with_allocation(allocation)
 
 
 def mean_kld(original: Graph, candidate: Graph, windows: Windows) -> float:
@@ -302,14 +316,14 @@ def mean_kld(original: Graph, candidate: Graph, windows: Windows) -> float:
 
 
 def _within(
-    doors: AllocatingDoors, start: Plan, slots: Sequence[Slot], limit: int, choice: Callable[[int], Allocation]
-) -> tuple[Plan, Allocation]:
+    start: AllocatingPlan, slots: Sequence[Slot], limit: int, choice: Callable[[int], Allocation]
+) -> tuple[AllocatingPlan, Allocation]:
     """The choice, and the plan with it, in no more than ``limit`` bytes; what is not in slots takes its share."""
     planned = sum(slot.num_bytes[slot.planned] for slot in slots)
     budget = limit - (start.num_bytes - planned)
     for _ in range(ATTEMPTS):
         allocation = choice(budget)
-        found = doors.with_allocation(start, allocation)
+        found = start.with_allocation(allocation)
         if found.num_bytes <= limit:
             return found, allocation
         taken = sum(slot.num_bytes[allocation.formats[slot.name]] for slot in slots)
@@ -380,12 +394,6 @@ def _spread(pieces: Windows, tokens: int) -> Windows:
     """About so many tokens of pieces, evenly spaced."""
     count = min(len(pieces), max(1, tokens // PIECE))
     return [pieces[i] for i in np.linspace(0, len(pieces) - 1, count).round().astype(int).tolist()]
-
-
-def _rounded(plan: Plan) -> Graph:
-    """The graph of a plan whose values are rounded to nearest."""
-    graph: Graph = cast("Any", plan).graph
-    return graph
 
 
 def _told(allocation: Allocation, start: Plan) -> str:

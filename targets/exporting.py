@@ -17,7 +17,7 @@ from qwen3_export.files.recognise import is_allocation
 from qwen3_export.files.unfinished import remove_runs
 from qwen3_export.parallel import use_threads
 from qwen3_export.progress import SILENT, Progress, percent
-from qwen3_export.targets.allocating import AllocatingDoors, allocated, forecast_measuring
+from qwen3_export.targets.allocating import AllocatingDoors, AllocatingPlan, allocated, forecast_measuring
 from qwen3_export.targets.options import AllocatingOptions, TargetOptions
 from qwen3_export.targets.registry import planned_target
 from qwen3_export.targets.target import Doors, Plan
@@ -72,7 +72,7 @@ def forecast(plan: Plan, method: Method, text: Calibration, *, threads: int | No
     use_threads(threads)
     parts = []
     if _chooses_formats(plan):
-        parts.append(forecast_measuring(_allocating_doors(plan), plan, text, threads=threads))
+        parts.append(forecast_measuring(cast("AllocatingPlan", plan), text, threads=threads))
     if method != ROUNDING:
         parts.append(_forecast_solving(plan, method, text, threads=threads))
     return reduce(Forecast.then, parts, Forecast(seconds=0.0, memory_bytes=0, disk_bytes=0))
@@ -86,10 +86,6 @@ def _forecast_solving(plan: Plan, method: Method, text: Calibration, *, threads:
 
 def _chooses_formats(plan: Plan) -> bool:
     return isinstance(plan.options, AllocatingOptions) and plan.options.chooses_formats
-
-
-def _allocating_doors(plan: Plan) -> AllocatingDoors:
-    return cast("AllocatingDoors", planned_target(plan).doors)
 
 
 def _ties_outputs(plan: Plan) -> bool:
@@ -128,18 +124,19 @@ def _allocated(
     """The plan in the formats that are chosen on the text, where the options ask for that."""
     if not _chooses_formats(plan):
         return plan
-    doors, kept = _allocating_doors(plan), cast("AllocatingOptions", plan.options).save_allocation
+    target, chosen = planned_target(plan), cast("AllocatingPlan", plan)
+    kept = cast("AllocatingOptions", plan.options).save_allocation
     use_threads(threads)
     if kept is not None:
         check_output(kept, overwrite=overwrite, is_ours=is_allocation)
     if not resume:
         remove_runs(folder, ["sensitivity"])
-    progress.say(f"forecast of measuring formats: {forecast_measuring(doors, plan, text, threads=threads)}")
+    progress.say(f"forecast of measuring formats: {forecast_measuring(chosen, text, threads=threads)}")
     return allocated(
-        doors,
-        plan,
+        cast("AllocatingDoors", target.doors),
+        chosen,
         text,
-        target=planned_target(plan).name,
+        target=target.name,
         method=method,
         work_dir=folder,
         overwrite=overwrite,

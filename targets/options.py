@@ -89,6 +89,11 @@ class AllocatingOptions(TargetOptions):
             raise OptionError(f"`bits_per_weight` {self.bits_per_weight:g}: must be positive")
 
     @property
+    def needs_text(self) -> bool:
+        """Formats are measured on the calibration text, whatever the method."""
+        return self.chooses_formats
+
+    @property
     def chooses_formats(self) -> bool:
         """Whether formats are chosen by what they cost on the calibration text."""
         return self.allocate or self.size is not None or self.bits_per_weight is not None

@@ -12,7 +12,7 @@ from qwen3_export.errors import QuantizationError
 from qwen3_export.files.atomic import check_output_folder
 from qwen3_export.graph import Graph
 from qwen3_export.progress import Progress
-from qwen3_export.targets.allocating import Allocation, Slot, check_request, largest
+from qwen3_export.targets.allocating import check_request, largest
 from qwen3_export.targets.coreml.check import open_subject
 from qwen3_export.targets.coreml.export import CoremlExport, is_export_file, prepare, with_solution
 from qwen3_export.targets.coreml.export import write as write_folder
@@ -39,8 +39,6 @@ __all__ = [
     "open_subject",
     "plan",
     "read",
-    "slots",
-    "with_allocation",
     "with_solution",
     "write",
 ]
@@ -48,17 +46,8 @@ __all__ = [
 
 def plan(model: Model, recipe: str, *, out: Path | None, options: CoremlOptions, method: Method) -> CoremlExport:
     found = prepare(model, find_recipe(recipe), out=out, options=options).for_method(method)
-    if options.chooses_formats:
-        check_request(found, found.slots)
+    check_request(found)
     return found
-
-
-def slots(plan: CoremlExport) -> tuple[Slot, ...]:
-    return plan.slots
-
-
-def with_allocation(plan: CoremlExport, allocation: Allocation) -> CoremlExport:
-    return plan.with_allocation(allocation)
 
 
 def fitting(plan: CoremlExport, num_bytes: int) -> CoremlExport | None:

@@ -43,11 +43,6 @@ class CoremlOptions(AllocatingOptions):
         require_choice("mask", self.mask, MaskInput)
         require_choice("target", self.target, System)
 
-    @property
-    def needs_text(self) -> bool:
-        """Formats are measured on the calibration text, whatever the method."""
-        return self.chooses_formats
-
 
 def owns(path: Path) -> bool:
     """Whether a path is a Core ML package, or a folder with one."""

@@ -10,7 +10,7 @@ from qwen3_export.checkpoint.model import Model
 from qwen3_export.files.atomic import check_output_folder
 from qwen3_export.graph import Graph
 from qwen3_export.progress import Progress
-from qwen3_export.targets.allocating import Allocation, Slot, check_request, largest
+from qwen3_export.targets.allocating import check_request, largest
 from qwen3_export.targets.defaults import before_check, cost_of, measured
 from qwen3_export.targets.executorch.check import open_subject, program_path
 from qwen3_export.targets.executorch.export import ExecutorchExport, is_export_file, prepare, with_solution
@@ -19,7 +19,6 @@ from qwen3_export.targets.executorch.generate import generate
 from qwen3_export.targets.executorch.inspect import inspect
 from qwen3_export.targets.executorch.lint import lint_executorch
 from qwen3_export.targets.executorch.recipes import RECIPES, find_recipe, untied
-from qwen3_export.targets.executorch.slots import slots_of
 from qwen3_export.targets.executorch.stored import read_index, read_weights
 from qwen3_export.targets.executorch.target import EXECUTORCH, ExecutorchOptions
 from qwen3_export.targets.lint import Finding
@@ -37,8 +36,6 @@ __all__ = [
     "open_subject",
     "plan",
     "read",
-    "slots",
-    "with_allocation",
     "with_solution",
     "write",
 ]
@@ -51,17 +48,8 @@ def plan(
     model: Model, recipe: str, *, out: Path | None, options: ExecutorchOptions, method: Method
 ) -> ExecutorchExport:
     found = prepare(model, find_recipe(recipe), out=out, options=options).for_method(method)
-    if options.chooses_formats:
-        check_request(found, slots(found))
+    check_request(found)
     return found
-
-
-def slots(plan: ExecutorchExport) -> tuple[Slot, ...]:
-    return slots_of(plan.model.graph, plan.formats, plan.options)
-
-
-def with_allocation(plan: ExecutorchExport, allocation: Allocation) -> ExecutorchExport:
-    return plan.with_allocation(allocation)
 
 
 def fitting(plan: ExecutorchExport, num_bytes: int) -> ExecutorchExport | None:

@@ -16,7 +16,7 @@ from qwen3_export.graph import Graph, Weight
 from qwen3_export.parity.tokenization import EXECUTORCH as EXECUTORCH_LIMITS
 from qwen3_export.parity.tokenization import token_remarks
 from qwen3_export.quantizers.weights.rounded import round_graph
-from qwen3_export.targets.allocating import Allocation, chosen_formats, read_allocation
+from qwen3_export.targets.allocating import Allocation, Slot, chosen_formats, read_allocation
 from qwen3_export.targets.documents import TOKENIZER_DOCUMENTS, tokenizer_documents
 from qwen3_export.targets.executorch.recipes import ExecutorchFormat, Recipe, assign, untied
 from qwen3_export.targets.executorch.slots import slots_of
@@ -100,6 +100,11 @@ class ExecutorchExport:
 
     def for_method(self, method: Method) -> ExecutorchExport:  # noqa: ARG002 (formats are the same for all)
         return self
+
+    @property
+    def slots(self) -> tuple[Slot, ...]:
+        """What a format can be chosen for."""
+        return slots_of(self.model.graph, self.formats, self.options)
 
     def with_allocation(self, allocation: Allocation) -> ExecutorchExport:
         """The plan in formats that were chosen for each weight."""

@@ -36,11 +36,6 @@ class ExecutorchOptions(AllocatingOptions):
         if self.embedding is not None:
             require_choice("embedding", self.embedding, EMBEDDING_BITS)
 
-    @property
-    def needs_text(self) -> bool:
-        """Formats are measured on the calibration text, whatever the method."""
-        return self.chooses_formats
-
 
 def owns(path: Path) -> bool:
     """Whether a path is an ExecuTorch program, or a folder with one."""

@@ -13,11 +13,11 @@ from qwen3_export.files.atomic import check_output, write_text
 from qwen3_export.files.recognise import is_gguf_model, is_modelfile
 from qwen3_export.graph import Graph
 from qwen3_export.progress import Progress
-from qwen3_export.targets.allocating import Allocation, Slot, check_request, largest
+from qwen3_export.targets.allocating import check_request, largest
 from qwen3_export.targets.defaults import before_check
 from qwen3_export.targets.gguf.check import open_subject
 from qwen3_export.targets.gguf.emit import emit
-from qwen3_export.targets.gguf.export import GgufExport, overrides_of, prepare, refuse_imatrix, with_solution
+from qwen3_export.targets.gguf.export import GgufExport, prepare, refuse_imatrix, with_solution
 from qwen3_export.targets.gguf.formats import FORMATS
 from qwen3_export.targets.gguf.generate import generate
 from qwen3_export.targets.gguf.inspect import inspect
@@ -27,7 +27,6 @@ from qwen3_export.targets.gguf.names import check_representable, gguf_tensors
 from qwen3_export.targets.gguf.read import open_gguf, read_graph
 from qwen3_export.targets.gguf.recipes import RECIPES, assign, find_recipe
 from qwen3_export.targets.gguf.sizes import bits_per_weight, total_bytes
-from qwen3_export.targets.gguf.slots import slots_of
 from qwen3_export.targets.gguf.target import GGUF, GgufOptions
 from qwen3_export.targets.lint import Finding
 from qwen3_export.targets.target import RecipeCost
@@ -44,8 +43,6 @@ __all__ = [
     "open_subject",
     "plan",
     "read",
-    "slots",
-    "with_allocation",
     "with_solution",
     "write",
 ]
@@ -56,17 +53,8 @@ NEEDS = " (needs `imatrix`, or a calibrated `method`)"
 def plan(model: Model, recipe: str, *, out: Path | None, options: GgufOptions, method: Method) -> GgufExport:
     refuse_imatrix(options, method)
     found = prepare(model, find_recipe(recipe), out=out, options=options, is_calibrated=method != "rtn")
-    if options.chooses_formats:
-        check_request(found, slots(found))
+    check_request(found)
     return found
-
-
-def slots(plan: GgufExport) -> tuple[Slot, ...]:
-    return slots_of(plan.tensors, plan.formats, overrides=overrides_of(plan.options))
-
-
-def with_allocation(plan: GgufExport, allocation: Allocation) -> GgufExport:
-    return plan.with_allocation(allocation)
 
 
 def fitting(plan: GgufExport, num_bytes: int) -> GgufExport | None:

@@ -23,7 +23,7 @@ from qwen3_export.quantizers.formats import PackedFormat
 from qwen3_export.quantizers.transforms import Fold, fold
 from qwen3_export.quantizers.weights.digests import digest_name
 from qwen3_export.quantizers.weights.rounded import round_graph
-from qwen3_export.targets.allocating import Allocation, chosen_formats, read_allocation
+from qwen3_export.targets.allocating import Allocation, Slot, chosen_formats, read_allocation
 from qwen3_export.targets.gguf.emit import FilePlan, plan_files
 from qwen3_export.targets.gguf.ends import end_remarks
 from qwen3_export.targets.gguf.imatrix import Imatrix, check_fits, read_imatrix, rounded_plainly
@@ -102,6 +102,11 @@ class GgufExport:
     def with_scales(self, scales: Scales) -> GgufExport:
         """The plan with scales that are moved before anything is rounded."""
         return self._again(scales=scales)
+
+    @property
+    def slots(self) -> tuple[Slot, ...]:
+        """What a format can be chosen for."""
+        return slots_of(self.tensors, self.formats, overrides=overrides_of(self.options))
 
     def with_allocation(self, allocation: Allocation) -> GgufExport:
         """The plan in formats that were chosen for each tensor."""

@@ -10,11 +10,11 @@ from qwen3_export.calibration.solving import Method
 from qwen3_export.checkpoint.model import Model
 from qwen3_export.graph import Graph
 from qwen3_export.progress import Progress
-from qwen3_export.targets.allocating import Allocation, Slot, check_request, largest
+from qwen3_export.targets.allocating import check_request, largest
 from qwen3_export.targets.defaults import before_check, cost_of, measured
 from qwen3_export.targets.lint import Finding
 from qwen3_export.targets.onnx.check import open_subject
-from qwen3_export.targets.onnx.export import OnnxExport, graph_proto, offered, prepare, with_solution
+from qwen3_export.targets.onnx.export import OnnxExport, graph_proto, prepare, with_solution
 from qwen3_export.targets.onnx.export import write as write_folder
 from qwen3_export.targets.onnx.generate import generate
 from qwen3_export.targets.onnx.inspect import inspect
@@ -38,8 +38,6 @@ __all__ = [
     "open_subject",
     "plan",
     "read",
-    "slots",
-    "with_allocation",
     "with_solution",
     "write",
 ]
@@ -47,17 +45,8 @@ __all__ = [
 
 def plan(model: Model, recipe: str, *, out: Path | None, options: OnnxOptions, method: Method) -> OnnxExport:
     found = prepare(model, find_recipe(recipe), out=out, options=options).for_method(method)
-    if options.chooses_formats:
-        check_request(found, slots(found))
+    check_request(found)
     return found
-
-
-def slots(plan: OnnxExport) -> tuple[Slot, ...]:
-    return offered(plan.model, plan.formats, plan.options)
-
-
-def with_allocation(plan: OnnxExport, allocation: Allocation) -> OnnxExport:
-    return plan.with_allocation(allocation)
 
 
 def fitting(plan: OnnxExport, num_bytes: int) -> OnnxExport | None:

@@ -43,7 +43,6 @@ __all__ = [
     "default_path",
     "graph_proto",
     "is_export_file",
-    "offered",
     "prepare",
     "with_solution",
     "write",
@@ -68,6 +67,8 @@ JS_DTYPES = {
 }
 # Context where the user asks for none. onnxruntime-genai allocates a KV cache for all of it.
 CONTEXT_LENGTH = 4096
+# What a choice of formats may add to the graph: its record, and in each layer q, k and v as operators of their own.
+RECORD_BYTES, BYTES_A_LAYER = 2048, 2048
 # What a browser fetches in one piece, with some room below the 2 GiB of an ArrayBuffer.
 BROWSER_FILE_BYTES = 2_000_000_000
 # WebAssembly addresses 4 GiB; weights are read into it whether a GPU takes them from there or not.
@@ -110,7 +111,12 @@ class OnnxExport:
 
     @property
     def num_bytes(self) -> int:
-        return self.plan.num_bytes
+        """Of the data; the graph beside it is some kilobytes.
+
+        Where formats are chosen, what the graph may grow by counts too: no folder is larger than the recipe's.
+        """
+        layers = self.graph.config.num_hidden_layers
+        return self.plan.num_bytes + (0 if self.allocation is None else RECORD_BYTES + BYTES_A_LAYER * layers)
 
     @property
     def num_weights(self) -> int:
@@ -147,6 +153,11 @@ class OnnxExport:
 
     def for_method(self, method: Method) -> OnnxExport:  # noqa: ARG002 (formats are the same for all)
         return self
+
+    @property
+    def slots(self) -> tuple[Slot, ...]:
+        """What a format can be chosen for."""
+        return _slots(self.model, self.formats, self.options)
 
     def with_allocation(self, allocation: Allocation) -> OnnxExport:
         """The plan in formats that were chosen for each matrix."""
@@ -203,7 +214,7 @@ def prepare(
         )
     context_length = _context_length(config, options)
     formats = assign(model.graph, recipe, group_size=options.group_size, is_symmetric=not options.asymmetric)
-    slots = offered(model, formats, options)
+    slots = _slots(model, formats, options)
     if allocation is None and options.allocation is not None:
         allocation = read_allocation(options.allocation, target=ONNX.name, slots=slots)
     if allocation is not None:
@@ -223,7 +234,7 @@ def prepare(
     )
 
 
-def offered(model: Model, formats: Mapping[str, OnnxFormat], options: OnnxOptions) -> tuple[Slot, ...]:
+def _slots(model: Model, formats: Mapping[str, OnnxFormat], options: OnnxOptions) -> tuple[Slot, ...]:
     """What formats can be chosen for; ``formats`` are the recipe's."""
     is_for_browsers = options.flavour == "transformers.js"
     return slots_of(model.graph, formats, is_for_browsers=is_for_browsers, accuracy_level=options.accuracy_level)
@@ -359,7 +370,7 @@ def _old_releases(export: OnnxExport) -> Iterator[str]:
         yield f"this graph {text}"
     if not export.options.chooses_formats:
         return
-    slots = offered(export.model, export.formats, export.options)
+    slots = export.slots
     bits = {found.num_bits for slot in slots for found in slot.formats.values() if isinstance(found, AffineFormat)}
     if 2 in bits:
         yield "if matrices of 2 bits are chosen, it needs onnxruntime 1.24 or newer, and is slow before 1.29"

@@ -44,11 +44,6 @@ class OnnxOptions(AllocatingOptions):
         if self.context_length is not None and self.context_length < 1:
             raise OptionError(f"`context_length` {self.context_length}: must be at least 1")
 
-    @property
-    def needs_text(self) -> bool:
-        """Formats are measured on the calibration text, whatever the method."""
-        return self.chooses_formats
-
 
 def owns(path: Path) -> bool:
     """Whether a path is an ONNX graph, or a folder with one."""

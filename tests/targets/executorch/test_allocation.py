@@ -53,7 +53,7 @@ def plan_of(model: Model, recipe: str, out: Path, **options: Any) -> ExecutorchE
 
 def mixed(plan: ExecutorchExport) -> ExecutorchExport:
     """The plan with each slot in the next of its formats."""
-    slots = doors.slots(plan)
+    slots = plan.slots
     turn = cycle(dict.fromkeys(name for slot in reversed(slots) for name in slot.formats))
     formats = {slot.name: next(name for name in turn if name in slot.formats) for slot in slots}
     return plan.with_allocation(
@@ -88,7 +88,7 @@ def test_a_mixture_of_formats_computes_what_it_should(tmp_path: Path, variant: s
     # What is read back does not know that bytes a channel leave out one code.
     assert found == {name: kind.name.removesuffix("_narrow") for name, kind in plan.formats.items()}
     if variant != "moe":
-        offered = {name for slot in doors.slots(plan)[1:] for name in slot.formats}
+        offered = {name for slot in plan.slots[1:] for name in slot.formats}
         assert {kind.name for kind in plan.formats.values()} >= offered
     report = checked("executorch", plan.out, model.graph, model.tokenizer, full=full)
     assert report.verdict == "pass", report.reasons
@@ -143,10 +143,10 @@ def test_refused_in_one_sentence(model: Model, recipe: str, options: dict[str, A
 
 
 def test_what_the_user_asked_for_stays(model: Model, tmp_path: Path) -> None:
-    names = {slot.name for slot in doors.slots(plan_of(model, "8da4w", tmp_path / "a"))}
+    names = {slot.name for slot in plan_of(model, "8da4w", tmp_path / "a").slots}
     assert {"model.embed_tokens", "lm_head"} <= names
     for options in ({"embedding": 8}, {"portable": True}):
-        fixed = {slot.name for slot in doors.slots(plan_of(model, "8da4w", tmp_path / "a", **options))}
+        fixed = {slot.name for slot in plan_of(model, "8da4w", tmp_path / "a", **options).slots}
         assert fixed == names - {"model.embed_tokens"}
 
 
@@ -160,7 +160,7 @@ def test_sizes_begin_with_the_largest_recipe_that_fits(model: Model, tmp_path: P
 
 def test_experts_of_a_layer_share_a_format(tmp_path: Path, model_folder: Callable[[str], Path]) -> None:
     model = load(model_folder("moe"))
-    slots = {slot.name: slot for slot in doors.slots(plan_of(model, "8da4w", tmp_path / "a"))}
+    slots = {slot.name: slot for slot in plan_of(model, "8da4w", tmp_path / "a").slots}
     experts = slots["model.layers.0.mlp.experts"]
     assert len(experts.weights) == 3 * model.graph.config.num_experts
     assert not any(".experts." in name for name in slots)

@@ -20,7 +20,7 @@ from qwen3_export.checkpoint.model import Model, load
 from qwen3_export.errors import OptionError
 from qwen3_export.targets.allocating import Allocation
 from qwen3_export.targets.onnx import doors
-from qwen3_export.targets.onnx.export import OnnxExport, write
+from qwen3_export.targets.onnx.export import OnnxExport, graph_bytes, write
 from qwen3_export.targets.onnx.read import OnnxFile, open_onnx, read_graph
 from qwen3_export.targets.onnx.versions import find_needs, oldest_runtime
 
@@ -67,14 +67,14 @@ def plan_of(model: Model, recipe: str, out: Path, **options: Any) -> OnnxExport:
 
 def mixed(plan: OnnxExport, first: int = 0) -> OnnxExport:
     """The plan with each slot in the next of all formats."""
-    slots = doors.slots(plan)
+    slots = plan.slots
     names = list(dict.fromkeys(name for slot in slots for name in slot.formats))
     turn = cycle(names[first:] + names[:first])
     return in_formats(plan, {slot.name: next(name for name in turn if name in slot.formats) for slot in slots})
 
 
 def in_formats(plan: OnnxExport, formats: dict[str, str]) -> OnnxExport:
-    shapes = {slot.name: slot.shape for slot in doors.slots(plan)}
+    shapes = {slot.name: slot.shape for slot in plan.slots}
     return plan.with_allocation(
         Allocation(
             target="onnx",
@@ -105,7 +105,7 @@ def test_all_formats_in_one_graph(tmp_path: Path) -> None:
     file = open_onnx(plan.out)
     assert oldest_runtime(find_needs(file.proto.graph)) == "1.24"
     found = formats_in(file, model)
-    assert set(found.values()) == {"F32", *(name for slot in doors.slots(plan) for name in slot.formats)}
+    assert set(found.values()) == {"F32", *(name for slot in plan.slots for name in slot.formats)}
     report = checked("onnx", plan.out, model.graph, model.tokenizer)
     assert report.verdict == "pass", report.reasons
 
@@ -143,8 +143,8 @@ def test_rows_of_an_embedding_in_other_formats(tmp_path: Path, number: int, opti
     pytest.importorskip("onnxruntime")
     model = load(write_model(tmp_path / "m", "tied", num_hidden_layers=1))
     plan = plan_of(model, "int4", tmp_path / "out", **options)
-    formats = {slot.name: slot.planned for slot in doors.slots(plan)}
-    (embedding,) = (slot for slot in doors.slots(plan) if slot.name == "model.embed_tokens")
+    formats = {slot.name: slot.planned for slot in plan.slots}
+    (embedding,) = (slot for slot in plan.slots if slot.name == "model.embed_tokens")
     plan = in_formats(plan, formats | {embedding.name: list(embedding.formats)[number]})
     write(plan)
     report = checked("onnx", plan.out, model.graph, model.tokenizer)
@@ -155,7 +155,10 @@ def test_rows_of_an_embedding_in_other_formats(tmp_path: Path, number: int, opti
 def test_a_recipe_s_bytes(chosen: Callable[[str], OnnxFile], model: Model, tmp_path: Path, method: str) -> None:
     pytest.importorskip("onnxruntime")
     file, recipe = chosen(method), plan_of(model, "int4", tmp_path / "recipe")
-    assert 0.97 * recipe.num_bytes < data_bytes(file) <= recipe.num_bytes
+    assert 0.96 * recipe.num_bytes < data_bytes(file) <= recipe.num_bytes
+    if method == "rtn":  # with its record, and q, k and v apart
+        whole = data_bytes(file) + file.graph_path.stat().st_size
+        assert whole <= recipe.num_bytes + len(graph_bytes(recipe))
     record = allocation_or_none(file.metadata)
     assert record is not None
     assert record["keeps_recipe"] is False
@@ -172,7 +175,7 @@ def test_any_size(model: Model, words: Calibration, tmp_path: Path) -> None:
     limit = plan_of(model, "int8", tmp_path / "a").num_bytes - 20_000
     plan = plan_of(model, "int4", tmp_path / "b", size=str(limit))
     file = open_onnx(api.export(plan, text=words))
-    assert 0.97 * limit < data_bytes(file) <= limit
+    assert 0.96 * limit < data_bytes(file) <= limit
     assert (allocation_or_none(file.metadata) or {})["measured_by_recipe"] > 0
 
 
@@ -213,7 +216,7 @@ def test_what_is_offered(model: Model, tmp_path: Path) -> None:
     """Two bits where they are fast: not looked up, not in browsers, not with fp32 activations or fp16 scales."""
 
     def bits(recipe: str, **options: Any) -> dict[str, set[int]]:
-        slots = doors.slots(plan_of(model, recipe, tmp_path / "out", **options))
+        slots = plan_of(model, recipe, tmp_path / "out", **options).slots
         return {slot.name: {found.num_bits for found in slot.formats.values()} for slot in slots}
 
     usual = bits("int4")
@@ -232,7 +235,7 @@ def test_experts_of_a_layer_share_a_format(tmp_path: Path, text: Path) -> None:
     file = open_onnx(api.export(plan, text=words))
     assert data_bytes(file) <= plan.num_bytes
     assert len({kind for name, kind in formats_in(file, model).items() if ".experts." in name}) == 1
-    in_browsers = {slot.name: slot for slot in doors.slots(plan_of(model, "int4", tmp_path / "js", **JS))}
+    in_browsers = {slot.name: slot for slot in plan_of(model, "int4", tmp_path / "js", **JS).slots}
     experts = in_browsers["model.layers.0.mlp.experts"]
     assert {number_format.num_bits for number_format in experts.formats.values()} == {4}
     assert len(experts.weights) == 3 * model.graph.config.num_experts
