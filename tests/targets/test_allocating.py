@@ -12,11 +12,12 @@ from models import write_model
 
 from qwen3_export import api
 from qwen3_export.calibration.sensitivity import run as sensitivity_run
+from qwen3_export.calibration.solving import Solution
 from qwen3_export.calibration.tokens import Calibration
 from qwen3_export.checkpoint.model import Model, load
 from qwen3_export.errors import CalibrationError, ExportError, OptionError, OutputError
 from qwen3_export.graph import Kind
-from qwen3_export.targets import allocating
+from qwen3_export.targets import allocating, exporting
 from qwen3_export.targets.gguf.read import GgufFile, open_gguf, recorded_allocation
 
 pytestmark = pytest.mark.gguf
@@ -156,6 +157,37 @@ def test_a_choice_is_saved_and_taken_again(
         api.export(plan, text=words)
     assert own.read_text() == "{}"
     assert not (tmp_path / "x.gguf").exists()
+
+
+def test_a_solver_counts_errors_of_outputs_together_where_formats_are_given(
+    model: Model, words: Calibration, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A choice that is taken again gives the same file as the export that made it, and a recipe has nothing of it."""
+    tied, solve = [], exporting.solve
+
+    def seen(*arguments: Any, **settings: Any) -> Solution:
+        tied.append(settings["ties_outputs"])
+        return solve(*arguments, **settings)
+
+    monkeypatch.setattr(exporting, "solve", seen)
+    saved, files = tmp_path / "choice.json", []
+    for options in ({"allocate": True, "save_allocation": saved}, {"allocation": saved}, {}):
+        plan = api.plan(model, "gguf", "q3_k_m", out=tmp_path / f"{len(files)}.gguf", method="gptq", **options)
+        files.append(api.export(plan, method="gptq", text=words).read_bytes())
+    assert tied == [True, True, False]
+    assert files[0] == files[1] != files[2]
+
+
+def test_a_dry_run_counts_what_is_measured(model: Model, words: Calibration) -> None:
+    plain, allocating_too = (
+        api.plan(model, "gguf", "q3_k_m", method="gptq", allocate=allocate) for allocate in (False, True)
+    )
+    solving, all_of_it = (exporting.forecast(plan, "gptq", words) for plan in (plain, allocating_too))
+    rounding = exporting.forecast(allocating_too, "rtn", words)
+    assert all_of_it.seconds > solving.seconds > 0
+    assert all_of_it.disk_bytes > solving.disk_bytes
+    assert all_of_it.seconds > rounding.seconds > 0
+    assert exporting.forecast(plain, "rtn", words).seconds == 0
 
 
 @pytest.mark.parametrize(

@@ -172,7 +172,7 @@ def test_bytes_of_slots_are_those_of_the_file(model: Model, tmp_path: Path) -> N
             assert with_formats(plan, names).plan.num_bytes == fixed + taken
 
 
-@pytest.mark.parametrize(("recipe", "method"), [("int4", "rtn"), ("palette6", "gptq")])
+@pytest.mark.parametrize(("recipe", "method"), [("int4", "gptq"), ("palette6", "rtn")])
 def test_a_recipe_s_bytes(
     chosen: Callable[..., tuple[Path, Path]],
     model: Model,

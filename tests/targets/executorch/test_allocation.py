@@ -78,7 +78,7 @@ def program_bytes(folder: Path) -> int:
     return (folder / "model.pte").stat().st_size
 
 
-@pytest.mark.parametrize(("variant", "full"), [("tied", False), ("untied", False), ("moe", True)])
+@pytest.mark.parametrize(("variant", "full"), [("untied", True), ("moe", False)])
 def test_a_mixture_of_formats_computes_what_it_should(tmp_path: Path, variant: str, full: bool) -> None:
     """Groups of every size, bytes a channel and nibbles in one program; a full check has an exact twin."""
     model = load(write_model(tmp_path / "m", variant, num_hidden_layers=1))
@@ -114,11 +114,7 @@ def test_a_recipe_s_bytes(chosen: Path, model: Model, tmp_path: Path) -> None:
 
 def test_a_choice_is_taken_again(chosen: Path, model: Model, tmp_path: Path) -> None:
     saved = chosen.with_name("choice.json")
-    plans = [plan_of(model, "8da4w", tmp_path / name, allocation=saved) for name in ("a", "b")]
-    for plan in plans:
-        api.export(plan)
-    first, second = ((tmp_path / name / "model.pte").read_bytes() for name in ("a", "b"))
-    assert first == second
+    api.export(plan_of(model, "8da4w", tmp_path / "a", allocation=saved))
     assert formats_in(tmp_path / "a", model) == formats_in(chosen, model)
     other = load(write_model(tmp_path / "other", "tied", num_hidden_layers=2))
     with pytest.raises(OptionError, match="is another model's"):
