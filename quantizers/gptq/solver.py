@@ -41,6 +41,8 @@ __all__ = ["GptqResult", "GptqSettings", "gptq"]
 
 SLAB_COLUMNS = 256
 FEW_ROWS = 64
+# How far a row moves to make up for others, of its own size. On the text it may cost nothing to move it anywhere.
+MOST_MOVED = 0.5
 LARGEST_GROUP = 512
 
 Method = Literal["gptq", "rtn"]
@@ -146,11 +148,19 @@ def _solve(problem: _Problem, target_OI: Tensor, *, blocks: Sequence[RowBlock], 
         return _solve_rows(problem, target_OI, threads=threads)
     left_OI, parts = target_OI.clone(), []
     for block in blocks:
-        part = _solve_rows(problem, left_OI[block.rows], threads=threads)
+        aimed_BI = _not_too_far(left_OI[block.rows], target_OI[block.rows])
+        part = _solve_rows(problem, aimed_BI, threads=threads)
         error_BI = left_OI[block.rows] - torch.from_numpy(problem.number_format.dequantize(*part))
         left_OI[block.after] -= block.after_SB @ error_BI
         parts.append(part)
     return np.concatenate([codes_BI for codes_BI, _ in parts]), join_rows([params for _, params in parts])
+
+
+def _not_too_far(moved_BI: Tensor, target_BI: Tensor) -> Tensor:
+    """Targets that were moved for errors of other rows, but by no more than a share of their own size."""
+    move_BI = moved_BI - target_BI
+    most_B1 = MOST_MOVED * target_BI.norm(dim=1, keepdim=True)
+    return target_BI + move_BI * (most_B1 / move_BI.norm(dim=1, keepdim=True).clamp_min(1e-30)).clamp_max(1)
 
 
 def _solve_rows(problem: _Problem, target_OI: Tensor, *, threads: int) -> tuple[Codes, Any]:

@@ -11,6 +11,7 @@ from qwen3_export.quantizers.affine import AffineFormat
 from qwen3_export.quantizers.formats import NumberFormat
 from qwen3_export.quantizers.ggml import GGML_FORMATS
 from qwen3_export.quantizers.gptq import outputs as module
+from qwen3_export.quantizers.gptq import solver
 from qwen3_export.quantizers.gptq.hessian import Moments
 from qwen3_export.quantizers.gptq.outputs import OutputMetric, row_blocks
 from qwen3_export.quantizers.gptq.solver import GptqSettings, gptq
@@ -70,6 +71,7 @@ def test_row_by_row_it_equals_a_naive_reference(monkeypatch: pytest.MonkeyPatch)
     """Feedback over rows and columns, with the inverses of what is left worked out anew each time, in fp64."""
     monkeypatch.setattr(module, "FEWEST_ROWS", 1)
     monkeypatch.setattr(module, "MOST_ROWS", 1)
+    monkeypatch.setattr(solver, "MOST_MOVED", 1e9)
     number_format, rows = FORMATS["int8_channel"], 6
     settings = GptqSettings(step=0.0, rounds=0, cycles=0)
     result = gptq(weights(rows), moments(), number_format, settings=settings, outputs=metric(rows))
@@ -104,6 +106,19 @@ def _damped(matrix: Tensor, damping: float) -> np.ndarray:
     found = matrix.double().numpy()
     damped: np.ndarray = found / found.diagonal().mean() + damping * np.eye(len(found))
     return damped
+
+
+@pytest.mark.parametrize("name", ["Q2_K", "Q3_K"])
+def test_a_small_row_is_not_given_up_for_the_others(name: str) -> None:
+    """Its own errors cost little, so that it could make up for any error of theirs; on other text it would be missed."""
+    gradient_PO, w_OI = correlated(2000, ROWS, seed=3), weights()
+    gradient_PO[:, -8:] = 0.3 * gradient_PO[:, :8]
+    w_OI[-8:] *= 0.1
+    outputs = OutputMetric(spans=(gradient_PO.T @ gradient_PO,))
+    result = gptq(w_OI, moments(), FORMATS[name], outputs=outputs)
+    stored, own = FORMATS[name].dequantize(result.codes_OI, result.params)[-8:], w_OI.numpy()[-8:]
+    cosine = (stored * own).sum(1) / np.linalg.norm(stored, axis=1) / np.linalg.norm(own, axis=1)
+    assert float(cosine.min()) > 0.6
 
 
 def test_the_number_of_threads_changes_nothing() -> None:
