@@ -110,7 +110,7 @@ def _damped(matrix: Tensor, damping: float) -> np.ndarray:
 
 @pytest.mark.parametrize("name", ["Q2_K", "Q3_K"])
 def test_a_small_row_is_not_given_up_for_the_others(name: str) -> None:
-    """Its own errors cost little, so that it could make up for any error of theirs; on other text it would be missed."""
+    """Its own errors cost little, so it could make up for any error of theirs; on other text it would be missed."""
     gradient_PO, w_OI = correlated(2000, ROWS, seed=3), weights()
     gradient_PO[:, -8:] = 0.3 * gradient_PO[:, :8]
     w_OI[-8:] *= 0.1
