@@ -159,8 +159,9 @@ def _solve(problem: _Problem, target_OI: Tensor, *, blocks: Sequence[RowBlock], 
 def _not_too_far(moved_BI: Tensor, target_BI: Tensor) -> Tensor:
     """Targets that were moved for errors of other rows, but by no more than a share of their own size."""
     move_BI = moved_BI - target_BI
-    most_B1 = MOST_MOVED * target_BI.norm(dim=1, keepdim=True)
-    return target_BI + move_BI * (most_B1 / move_BI.norm(dim=1, keepdim=True).clamp_min(1e-30)).clamp_max(1)
+    most_B1 = MOST_MOVED * torch.linalg.vector_norm(target_BI, dim=1, keepdim=True)
+    moved_B1 = torch.linalg.vector_norm(move_BI, dim=1, keepdim=True)
+    return torch.where(moved_B1 <= most_B1, moved_BI, target_BI + move_BI * (most_B1 / moved_B1))
 
 
 def _solve_rows(problem: _Problem, target_OI: Tensor, *, threads: int) -> tuple[Codes, Any]:
