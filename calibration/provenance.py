@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from qwen3_export import __version__
 from qwen3_export.errors import CheckpointError
+from qwen3_export.files.json_file import parse_json
 from qwen3_export.quantizers.transforms import Fold, parse_place, place_text
 
 if TYPE_CHECKING:
@@ -70,11 +71,11 @@ def read_calibration_record(metadata: Mapping[str, str]) -> dict[str, Any] | Non
         ) from error
 
 
-def allocation_or_none(metadata: Mapping[str, str]) -> dict[str, Any] | None:
+def allocation_or_none(metadata: Mapping[str, Any]) -> dict[str, Any] | None:
     """How formats were chosen; None where they were the recipe's, or the record cannot be read."""
     try:
-        found = json.loads(metadata[PREFIX + "allocation"])
-    except (KeyError, ValueError, TypeError, RecursionError):
+        found = parse_json(str(metadata.get(PREFIX + "allocation", "")).encode())
+    except ValueError:
         return None
     return found if isinstance(found, dict) else None
 

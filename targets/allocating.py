@@ -53,6 +53,7 @@ __all__ = [
     "largest",
     "mean_kld",
     "read_allocation",
+    "record_of",
     "slot_of",
 ]
 
@@ -110,12 +111,6 @@ class Allocation:
         """The document that ``save_allocation`` writes."""
         return {"kind": KIND, "version": VERSION, "written_by": f"qwen3-export {__version__}", **asdict(self)}
 
-    @property
-    def record(self) -> dict[str, Any]:
-        """What artifacts and reports say of it: all but the formats, which the artifact has."""
-        found = asdict(self)
-        return {key: value for key, value in found.items() if key not in ("target", "recipe", "formats", "shapes")}
-
     def save(self, path: Path, *, overwrite: bool) -> None:
         """Write it as JSON, for ``read_allocation``."""
         text = json.dumps(self.as_dict(), indent=1) + "\n"
@@ -165,6 +160,14 @@ def slot_of(weight: Weight, formats: Iterable[NumberFormat], *, planned: NumberF
 def chosen_formats(slots: Sequence[Slot], allocation: Allocation) -> dict[str, Any]:
     """The chosen formats by weight name, to take the place of the recipe's."""
     return {weight: slot.formats[allocation.formats[slot.name]] for slot in slots for weight in slot.weights}
+
+
+def record_of(allocation: Allocation | None) -> dict[str, Any] | None:
+    """What artifacts and reports say of a choice, if there was one: all but the formats, which the artifact has."""
+    if allocation is None:
+        return None
+    found = asdict(allocation)
+    return {key: value for key, value in found.items() if key not in ("target", "recipe", "formats", "shapes")}
 
 
 def largest(plans: Iterable[AnyPlan], num_bytes: int) -> AnyPlan | None:

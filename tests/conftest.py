@@ -16,7 +16,10 @@ import pytest
 from hypothesis import settings
 from models import DEMO, VARIANTS, write_model
 
+from qwen3_export import api
+from qwen3_export.calibration.tokens import Calibration
 from qwen3_export.checkpoint.folder import open_checkpoint
+from qwen3_export.checkpoint.model import Model
 from qwen3_export.graph import Graph
 from qwen3_export.parity.report import NUMBERS, Report
 
@@ -66,6 +69,12 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
         " ".join(f"{i} times {j} is {i * j}, said the teacher of class {i + j}." for i in range(12) for j in range(12))
     )
     return path
+
+
+@pytest.fixture(scope="module")
+def words(model: Model, text: Path) -> Calibration:
+    """The text in windows, as tokens of the model that the module has a fixture for."""
+    return api.calibration_text(text, model, sequence_length=64, num_samples=16)
 
 
 @pytest.fixture

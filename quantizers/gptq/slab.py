@@ -24,7 +24,7 @@ from qwen3_export.quantizers.formats import Codes, NumberFormat, Values
 from qwen3_export.quantizers.gptq.codes import descend_codes, round_columns
 from qwen3_export.quantizers.params import join_rows
 
-__all__ = ["Slab", "SlabMetric", "improve_slab", "start_slab"]
+__all__ = ["ROWS_PER_JOB", "Slab", "SlabMetric", "improve_slab", "start_slab"]
 
 # Jobs are small where few rows are solved at a time.
 ROWS_PER_JOB, FEW_ROWS_PER_JOB = 64, 8

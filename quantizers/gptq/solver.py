@@ -34,13 +34,12 @@ from qwen3_export.errors import QuantizationError
 from qwen3_export.quantizers.formats import Codes, NumberFormat, Values
 from qwen3_export.quantizers.gptq.hessian import InverseFactor, Moments, aim, factor_inverse
 from qwen3_export.quantizers.gptq.outputs import OutputMetric, RowBlock, row_blocks
-from qwen3_export.quantizers.gptq.slab import Slab, SlabMetric, improve_slab, start_slab
+from qwen3_export.quantizers.gptq.slab import ROWS_PER_JOB, Slab, SlabMetric, improve_slab, start_slab
 from qwen3_export.quantizers.params import join_columns, join_rows
 
 __all__ = ["GptqResult", "GptqSettings", "gptq"]
 
 SLAB_COLUMNS = 256
-FEW_ROWS = 64
 # How far a row moves to make up for others, of its own size. On the text it may cost nothing to move it anywhere.
 MOST_MOVED = 0.5
 LARGEST_GROUP = 512
@@ -279,7 +278,7 @@ def _loss(difference_OI: Tensor, metric_II: Tensor, *, damping: float, outputs: 
 
 def _product(left_RJ: Values, right_JJ: Values) -> Values:
     """A product; of few rows it is torch's, because numpy's threads wait for each other longer than it takes."""
-    if len(left_RJ) > FEW_ROWS:
+    if len(left_RJ) > ROWS_PER_JOB:
         return np.asarray(left_RJ @ right_JJ, np.float32)
     product: Values = (torch.from_numpy(left_RJ) @ torch.from_numpy(right_JJ)).numpy()
     return product

@@ -19,7 +19,7 @@ from qwen3_export.files.atomic import partial_file, partial_folder
 from qwen3_export.graph import Graph
 from qwen3_export.parallel import default_threads
 from qwen3_export.quantizers.weights.rounded import round_graph
-from qwen3_export.targets.allocating import Allocation, Slot, chosen_formats, read_allocation
+from qwen3_export.targets.allocating import Allocation, Slot, chosen_formats, read_allocation, record_of
 from qwen3_export.targets.coreml.documents import COREML_DOCUMENTS, coreml_documents, end_remarks
 from qwen3_export.targets.coreml.extra import require_coremltools
 from qwen3_export.targets.coreml.layout import WeightPlan, plan_weights, stored_matrices
@@ -268,7 +268,7 @@ def program_bytes(export: CoremlExport) -> bytes:
             model=model.name,
             recipe=export.recipe.name,
             solution=export.solution,
-            allocation=None if export.allocation is None else export.allocation.record,
+            allocation=record_of(export.allocation),
             target=export.options.target,
             context_length=str(export.context_length),
         ),

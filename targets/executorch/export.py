@@ -16,7 +16,7 @@ from qwen3_export.graph import Graph, Weight
 from qwen3_export.parity.tokenization import EXECUTORCH as EXECUTORCH_LIMITS
 from qwen3_export.parity.tokenization import token_remarks
 from qwen3_export.quantizers.weights.rounded import round_graph
-from qwen3_export.targets.allocating import Allocation, Slot, chosen_formats, read_allocation
+from qwen3_export.targets.allocating import Allocation, Slot, chosen_formats, read_allocation, record_of
 from qwen3_export.targets.documents import TOKENIZER_DOCUMENTS, tokenizer_documents
 from qwen3_export.targets.executorch.recipes import ExecutorchFormat, Recipe, assign, untied
 from qwen3_export.targets.executorch.slots import slots_of
@@ -218,7 +218,7 @@ def write(export: ExecutorchExport, *, overwrite: bool = False) -> None:
                 model=export.model.name,
                 recipe=export.recipe.name,
                 solution=export.solution,
-                allocation=None if export.allocation is None else export.allocation.record,
+                allocation=record_of(export.allocation),
             ),
             "group_size": export.options.group_size,
             "constants": find_constants(program, export.graph, context=export.context_length),

@@ -16,6 +16,7 @@ from pathlib import Path
 from numpy import float32
 from numpy.typing import NDArray
 
+from qwen3_export.calibration.provenance import allocation_or_none
 from qwen3_export.checkpoint.tokenizer import Tokenizer
 from qwen3_export.graph import Graph
 from qwen3_export.parity.compare import (
@@ -44,7 +45,6 @@ from qwen3_export.targets.gguf.read import (
     GgufFile,
     open_gguf,
     read_graph,
-    recorded_allocation,
     recorded_calibration,
     recorded_digests,
     tensor_differences,
@@ -116,7 +116,7 @@ class GgufSubject:
             runtime=Runtime(name="llama.cpp (llama-cpp-python)", version=llama.runtime_version()),
             packages=PACKAGES,
             calibration=recorded_calibration(file),
-            allocation=recorded_allocation(file),
+            allocation=allocation_or_none(file.metadata),
         )
 
     def read_scales(self) -> Mapping[Fold, NDArray[float32]]:

@@ -23,7 +23,7 @@ from qwen3_export.quantizers.formats import PackedFormat
 from qwen3_export.quantizers.transforms import Fold, fold
 from qwen3_export.quantizers.weights.digests import digest_name
 from qwen3_export.quantizers.weights.rounded import round_graph
-from qwen3_export.targets.allocating import Allocation, Slot, chosen_formats, read_allocation
+from qwen3_export.targets.allocating import Allocation, Slot, chosen_formats, read_allocation, record_of
 from qwen3_export.targets.gguf.emit import FilePlan, plan_files
 from qwen3_export.targets.gguf.ends import end_remarks
 from qwen3_export.targets.gguf.imatrix import Imatrix, check_fits, read_imatrix, rounded_plainly
@@ -198,8 +198,7 @@ def prepare(
         formats = {**formats, **chosen_formats(slots, allocation)}
     importance = {} if imatrix is None else _importance_by_weight(imatrix, tensors)
     graph = round_graph(model.graph, formats, importance=importance)
-    record = None if allocation is None else allocation.record
-    provenance = replace(_provenance(recipe, imatrix), scales=scales, allocation=record)
+    provenance = replace(_provenance(recipe, imatrix), scales=scales, allocation=record_of(allocation))
     files = plan_files(graph, build_metadata(model, provenance), out, split_max_size=_split_size(options))
     return GgufExport(
         checkpoint=checkpoint,
@@ -245,7 +244,7 @@ def with_solution(export: GgufExport, solution: Solution) -> GgufExport:
         method=solution.method,
         calibration=origin,
         scales={**export.scales, **solution.scales},
-        allocation=None if export.allocation is None else export.allocation.record,
+        allocation=record_of(export.allocation),
     )
     metadata = build_metadata(export.model, provenance)
     files = plan_files(solution.graph, metadata, export.out, split_max_size=_split_size(export.options))

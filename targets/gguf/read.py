@@ -17,13 +17,12 @@ from typing import Any, Literal
 import numpy as np
 
 from qwen3_export.errors import CheckpointError
-from qwen3_export.files.json_file import parse_json
 from qwen3_export.files.positional import read_exactly
 from qwen3_export.graph import ALL_ROWS, Graph, Role, Weight, module_name
 from qwen3_export.quantizers.weights.digests import digest_name
 from qwen3_export.targets.gguf.bounds import check_bounds
 from qwen3_export.targets.gguf.formats import FORMATS
-from qwen3_export.targets.gguf.metadata import ALLOCATION, TENSOR_ERRORS, VALUE_DIGESTS
+from qwen3_export.targets.gguf.metadata import TENSOR_ERRORS, VALUE_DIGESTS
 from qwen3_export.targets.gguf.names import gguf_tensors
 
 __all__ = [
@@ -32,7 +31,6 @@ __all__ = [
     "StoredTensor",
     "open_gguf",
     "read_graph",
-    "recorded_allocation",
     "recorded_calibration",
     "recorded_digests",
     "split_parts",
@@ -150,15 +148,6 @@ def read_graph(file: GgufFile, checkpoint: Graph, *, decoder: Decoder = "own") -
                 offset=stored.offset + i * member_bytes, row_bytes=member_bytes // rows, decoder=decoder,
             )  # fmt: skip
     return checkpoint.with_weights({name: weights[name] for name in checkpoint.weights})
-
-
-def recorded_allocation(file: GgufFile) -> dict[str, Any] | None:
-    """How the formats of a file were chosen; None if it records nothing of it."""
-    try:
-        found = parse_json(str(file.metadata.get(ALLOCATION, "")).encode())
-    except ValueError:
-        return None
-    return found if isinstance(found, dict) else None
 
 
 def recorded_calibration(file: GgufFile) -> dict[str, Any] | None:

@@ -23,7 +23,7 @@ from qwen3_export.graph import Graph
 from qwen3_export.parity.tokenization import GENAI, TRANSFORMERS_JS, token_remarks
 from qwen3_export.quantizers.affine import AffineFormat
 from qwen3_export.quantizers.weights.rounded import round_graph
-from qwen3_export.targets.allocating import Allocation, Slot, chosen_formats, read_allocation
+from qwen3_export.targets.allocating import Allocation, Slot, chosen_formats, read_allocation, record_of
 from qwen3_export.targets.documents import TOKENIZER_DOCUMENTS, tokenizer_documents
 from qwen3_export.targets.onnx.layout import DataPlan, plan_data, stored_matrices
 from qwen3_export.targets.onnx.names import rope_caches
@@ -296,7 +296,7 @@ def graph_proto(export: OnnxExport, *, accuracy_level: int | None = None) -> Mod
         recipe=export.recipe.name,
         flavour=export.options.flavour,
         solution=export.solution,
-        allocation=None if export.allocation is None else export.allocation.record,
+        allocation=record_of(export.allocation),
     )
     model = build_model(export.graph.config, export.plan, options, metadata=metadata)
     return ir.to_proto(model)

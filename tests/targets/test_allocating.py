@@ -11,6 +11,7 @@ import pytest
 from models import write_model
 
 from qwen3_export import api
+from qwen3_export.calibration.provenance import allocation_or_none
 from qwen3_export.calibration.sensitivity import run as sensitivity_run
 from qwen3_export.calibration.solving import Solution
 from qwen3_export.calibration.tokens import Calibration
@@ -18,7 +19,7 @@ from qwen3_export.checkpoint.model import Model, load
 from qwen3_export.errors import CalibrationError, ExportError, OptionError, OutputError
 from qwen3_export.graph import Kind
 from qwen3_export.targets import allocating, exporting
-from qwen3_export.targets.gguf.read import GgufFile, open_gguf, recorded_allocation
+from qwen3_export.targets.gguf.read import GgufFile, open_gguf
 
 pytestmark = pytest.mark.gguf
 
@@ -26,11 +27,6 @@ pytestmark = pytest.mark.gguf
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
     return load(write_model(tmp_path_factory.mktemp("model") / "m", "tied", num_hidden_layers=2))
-
-
-@pytest.fixture(scope="module")
-def words(model: Model, text: Path) -> Calibration:
-    return api.calibration_text(text, model, sequence_length=64, num_samples=16)
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +59,7 @@ def test_a_recipe_s_bytes(written: Callable[..., GgufFile], method: str) -> None
     found, recipe = written("q3_k_m", method, allocate=True), written("q3_k_m", method)
     assert size(found) <= size(recipe)
     assert size(found) > 0.97 * size(recipe)
-    record = recorded_allocation(found)
+    record = allocation_or_none(found.metadata)
     assert record is not None
     assert record["keeps_recipe"] is False
     assert record["measured"] < record["measured_by_recipe"]
@@ -77,7 +73,7 @@ def test_a_recipe_s_bytes(written: Callable[..., GgufFile], method: str) -> None
 def test_what_is_recorded_was_measured(written: Callable[..., GgufFile], model: Model, words: Calibration) -> None:
     """The numbers in the file are those of the files' own values on the text that was held back."""
     _, held_back = allocating._parts(words.windows)
-    record = recorded_allocation(written("q3_k_m", allocate=True))
+    record = allocation_or_none(written("q3_k_m", allocate=True).metadata)
     assert record is not None
     for key, file in (
         ("measured", written("q3_k_m", allocate=True)),
@@ -235,7 +231,7 @@ def test_a_recipe_that_is_better_is_kept(
     found = open_gguf(api.export(plan, text=words))
     plain = open_gguf(api.export(api.plan(model, "gguf", "q4_k_m", out=tmp_path / "plain.gguf")))
     assert formats(found) == formats(plain)
-    record = recorded_allocation(found)
+    record = allocation_or_none(found.metadata)
     assert record is not None
     assert record["keeps_recipe"] is True
     assert record["measured"] >= record["measured_by_recipe"]

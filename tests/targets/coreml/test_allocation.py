@@ -13,6 +13,7 @@ import pytest
 
 pytest.importorskip("coremltools")
 
+from choices import in_formats
 from models import TINY, write_model
 
 from qwen3_export import api
@@ -21,9 +22,8 @@ from qwen3_export.checkpoint.model import Model, load
 from qwen3_export.errors import OptionError
 from qwen3_export.quantizers.affine import AffineFormat
 from qwen3_export.quantizers.palette import PaletteFormat
-from qwen3_export.targets.allocating import Allocation
 from qwen3_export.targets.coreml import doors
-from qwen3_export.targets.coreml.export import CoremlExport, prepare
+from qwen3_export.targets.coreml.export import prepare
 from qwen3_export.targets.coreml.layout import matrix_bytes
 from qwen3_export.targets.coreml.names import PACKAGE, WEIGHT_FILE, mil_name
 from qwen3_export.targets.coreml.read import open_coreml, read_package
@@ -40,11 +40,6 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> Model:
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
     return load(write_model(tmp_path_factory.mktemp("model") / "m", "tied", **{**TINY, "hidden_size": 128}))
-
-
-@pytest.fixture(scope="module")
-def words(model: Model, text: Path) -> Calibration:
-    return api.calibration_text(text, model, sequence_length=64, num_samples=16)
 
 
 @pytest.fixture(scope="module")
@@ -79,15 +74,6 @@ def package_bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in (folder / PACKAGE).rglob("*") if path.is_file())
 
 
-def with_formats(plan: CoremlExport, names: dict[str, str]) -> CoremlExport:
-    """The plan with a choice that was made by hand."""
-    shapes = {slot.name: list(slot.shape) for slot in plan.slots}
-    settings: dict[str, Any] = {"dataset": "none", "sha256": "0" * 64, "num_tokens": 0, "expected": 0.0}
-    return plan.with_allocation(
-        Allocation(target="coreml", recipe=plan.recipe.name, formats=names, shapes=shapes, **settings)
-    )
-
-
 @pytest.mark.parametrize(
     ("recipe", "options", "count"),
     [("int4", {"group_size": 16}, 8), ("palette4", {}, 15), ("int4", {"channelwise": True, "split_lm_head": 4096}, 15)],
@@ -103,7 +89,7 @@ def test_every_format_in_one_package(
     turn = cycle(range(count))
     names = {slot.name: list(slot.formats)[next(turn)] for slot in plan.slots}
     assert len(set(names.values())) >= count
-    mixed = with_formats(plan, names)
+    mixed = in_formats(plan, names)
     doors.write(mixed, overwrite=False, threads=2, progress=api.SILENT)
     assert formats(mixed.out, wide) == names
     assert weight_bytes(mixed.out) == mixed.plan.num_bytes
@@ -123,7 +109,7 @@ def test_a_damaged_weight_of_a_mixed_package_is_found(model: Model, tmp_path: Pa
     """Integers have their own limits beside palettes, and tables of few values limits below 1."""
     plan = prepare(model, RECIPES["palette4"], out=tmp_path / "out")
     names = {slot.name: "int8_channel_f16" for slot in plan.slots} | {"model.layers.1.mlp.up_proj": "palette2_rows4"}
-    mixed = with_formats(plan, names)
+    mixed = in_formats(plan, names)
     doors.write(mixed, overwrite=False, threads=2, progress=api.SILENT)
     assert api.check(mixed.out, model).verdict == "pass"
     file, path = open_coreml(mixed.out), mixed.package / WEIGHT_FILE
@@ -169,7 +155,7 @@ def test_bytes_of_slots_are_those_of_the_file(model: Model, tmp_path: Path) -> N
         for pick in (min, max):
             names = {slot.name: pick(slot.formats, key=slot.num_bytes.__getitem__) for slot in plan.slots}
             taken = sum(slot.num_bytes[names[slot.name]] for slot in plan.slots)
-            assert with_formats(plan, names).plan.num_bytes == fixed + taken
+            assert in_formats(plan, names).plan.num_bytes == fixed + taken
 
 
 @pytest.mark.parametrize(("recipe", "method"), [("int4", "gptq"), ("palette6", "rtn")])

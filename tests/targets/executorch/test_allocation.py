@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from checks import checked
+from choices import in_formats
 from models import write_model
 
 pytest.importorskip("executorch")
@@ -18,7 +19,6 @@ from qwen3_export.calibration.provenance import allocation_or_none
 from qwen3_export.calibration.tokens import Calibration
 from qwen3_export.checkpoint.model import Model, load
 from qwen3_export.errors import OptionError
-from qwen3_export.targets.allocating import Allocation
 from qwen3_export.targets.executorch import doors
 from qwen3_export.targets.executorch.export import ExecutorchExport, write
 from qwen3_export.targets.executorch.stored import read_index
@@ -29,11 +29,6 @@ MAX_SEQ_LEN = 96
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
     return load(write_model(tmp_path_factory.mktemp("model") / "m", "tied", num_hidden_layers=1))
-
-
-@pytest.fixture(scope="module")
-def words(model: Model, text: Path) -> Calibration:
-    return api.calibration_text(text, model, sequence_length=64, num_samples=16)
 
 
 @pytest.fixture(scope="module")
@@ -55,19 +50,7 @@ def mixed(plan: ExecutorchExport) -> ExecutorchExport:
     """The plan with each slot in the next of its formats."""
     slots = plan.slots
     turn = cycle(dict.fromkeys(name for slot in reversed(slots) for name in slot.formats))
-    formats = {slot.name: next(name for name in turn if name in slot.formats) for slot in slots}
-    return plan.with_allocation(
-        Allocation(
-            target="executorch",
-            recipe=plan.recipe.name,
-            formats=formats,
-            shapes={slot.name: slot.shape for slot in slots},
-            dataset="none",
-            sha256="0",
-            num_tokens=0,
-            expected=0.0,
-        )
-    )
+    return in_formats(plan, {slot.name: next(name for name in turn if name in slot.formats) for slot in slots})
 
 
 def formats_in(folder: Path, model: Model) -> dict[str, str]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from checks import checked
+from choices import in_formats
 from models import write_model
 
 pytest.importorskip("onnx_ir")
@@ -18,7 +19,6 @@ from qwen3_export.calibration.provenance import allocation_or_none
 from qwen3_export.calibration.tokens import Calibration
 from qwen3_export.checkpoint.model import Model, load
 from qwen3_export.errors import OptionError
-from qwen3_export.targets.allocating import Allocation
 from qwen3_export.targets.onnx import doors
 from qwen3_export.targets.onnx.export import OnnxExport, graph_bytes, write
 from qwen3_export.targets.onnx.read import OnnxFile, open_onnx, read_graph
@@ -30,11 +30,6 @@ JS = {"flavour": "transformers.js"}
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
     return load(write_model(tmp_path_factory.mktemp("model") / "m", "tied", num_hidden_layers=2))
-
-
-@pytest.fixture(scope="module")
-def words(model: Model, text: Path) -> Calibration:
-    return api.calibration_text(text, model, sequence_length=64, num_samples=16)
 
 
 @pytest.fixture(scope="module")
@@ -71,22 +66,6 @@ def mixed(plan: OnnxExport, first: int = 0) -> OnnxExport:
     names = list(dict.fromkeys(name for slot in slots for name in slot.formats))
     turn = cycle(names[first:] + names[:first])
     return in_formats(plan, {slot.name: next(name for name in turn if name in slot.formats) for slot in slots})
-
-
-def in_formats(plan: OnnxExport, formats: dict[str, str]) -> OnnxExport:
-    shapes = {slot.name: slot.shape for slot in plan.slots}
-    return plan.with_allocation(
-        Allocation(
-            target="onnx",
-            recipe=plan.recipe.name,
-            formats=formats,
-            shapes=shapes,
-            dataset="none",
-            sha256="0",
-            num_tokens=0,
-            expected=0.0,
-        )
-    )
 
 
 def formats_in(file: OnnxFile, model: Model) -> dict[str, str]:
