@@ -108,11 +108,16 @@ class ExecutorchExport:
 
     def with_allocation(self, allocation: Allocation) -> ExecutorchExport:
         """The plan in formats that were chosen for each weight."""
-        return prepare(self.model, self.recipe, out=self.out, options=self.options, allocation=allocation)
+        return self._again(self.recipe, allocation)
 
     def with_recipe(self, recipe: Recipe) -> ExecutorchExport:
         """The plan with another recipe."""
-        return prepare(self.model, recipe, out=self.out, options=self.options)
+        return self._again(recipe, None)
+
+    def _again(self, recipe: Recipe, allocation: Allocation | None) -> ExecutorchExport:
+        """Planned again, from a model that has a head of its own by now: its parameters stay the checkpoint's."""
+        found = prepare(self.model, recipe, out=self.out, options=self.options, allocation=allocation)
+        return replace(found, num_parameters=self.num_parameters)
 
     def rows(self) -> Iterator[str]:
         """Format, shape and name of each weight, then the program."""

@@ -137,6 +137,14 @@ def test_sizes_begin_with_the_largest_recipe_that_fits(model: Model, tmp_path: P
     assert doors.fitting(small, small.num_bytes - 1) is None
 
 
+def test_a_plan_in_other_formats_counts_the_checkpoint_s_parameters(model: Model, tmp_path: Path) -> None:
+    """The head that a tied model is stored with twice is not one of them, and is told as before."""
+    plan = plan_of(model, "8da4w", tmp_path / "a")
+    for again in (in_formats(plan, {slot.name: slot.planned for slot in plan.slots}), plan.with_recipe(plan.recipe)):
+        assert again.num_parameters == plan.num_parameters == model.graph.num_parameters
+        assert again.remarks == plan.remarks
+
+
 def test_experts_of_a_layer_share_a_format(tmp_path: Path, model_folder: Callable[[str], Path]) -> None:
     model = load(model_folder("moe"))
     slots = {slot.name: slot for slot in plan_of(model, "8da4w", tmp_path / "a").slots}
