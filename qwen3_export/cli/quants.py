@@ -60,7 +60,7 @@ def quants(
             f"{row.name:9} {row.bits_per_weight:5.2f} {human_size(row.num_bytes):>10} {human_size(memory):>10}  "
             f"{as_options(row.description)}"
         )
-    say(_best(chosen, opened))
+    print(_best(chosen, opened))
 
 
 def _best(target: Target, model: Model) -> str:
