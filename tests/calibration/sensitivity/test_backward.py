@@ -11,8 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from qwen3_export.calibration.sensitivity import backward as module
-from qwen3_export.calibration.sensitivity.backward import Passed, backward
+from qwen3_export.calibration.sensitivity.backward import Passed, backward, drawn_tokens
 from qwen3_export.graph import ALL_ROWS, DerivedWeight, Graph, Kind, Role
 from qwen3_export.reference.model import forward
 
@@ -45,12 +44,19 @@ def value(graph: Graph) -> float:
     return sum(float((h.double() * u).sum()) for h, u in zip(found, wanted(graph), strict=True))
 
 
-def seen(graph: Graph, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[Role, Passed]:
-    parts = iter(wanted(graph))
-    monkeypatch.setattr(module, "_sampled_gradient", lambda *_: next(parts))
+def seen(graph: Graph, tmp_path: Path) -> tuple[dict[Role, Passed], dict[Role, Tensor]]:
+    """What passed through each weight, and the gradients of norms."""
     found: dict[Role, Passed] = {}
-    backward(graph, windows(graph), lambda role, passed: found.update({role: passed}), folder=tmp_path)
-    return found
+    norms: dict[Role, Tensor] = {}
+    backward(
+        graph,
+        windows(graph),
+        lambda role, passed: found.update({role: passed}),
+        folder=tmp_path,
+        head_gradient=lambda i, _hidden: wanted(graph)[i],
+        visit_norm=lambda role, gradient: norms.update({role: gradient}),
+    )
+    return found, norms
 
 
 def by_gradient(passed: Passed, change_OI: Tensor) -> float:
@@ -62,12 +68,25 @@ def by_gradient(passed: Passed, change_OI: Tensor) -> float:
     return total
 
 
+def by_own_gradient(passed: Passed, change_OI: Tensor) -> float:
+    gradients = passed.gradients if passed.own_gradients is None else passed.own_gradients
+    by_weight_OI = sum(g_TO.T @ x_TI for g_TO, x_TI in zip(gradients, passed.inputs, strict=True))
+    return float((by_weight_OI * change_OI).double().sum())
+
+
+def measured(graph: Graph, role: Role, change: Tensor) -> float:
+    """The derivative by a change of one weight, from two values."""
+    sides = []
+    for sign in (1, -1):
+        moved = Moved(source=graph[role], added=(sign * STEP * change).numpy())
+        sides.append(value(graph.with_weights({**graph.weights, moved.name: moved})))
+    return (sides[0] - sides[1]) / (2 * STEP)
+
+
 @pytest.mark.parametrize("variant", ["tied", "moe"])
-def test_every_weight_s_gradient(
-    variant: str, model_graph: Callable[[str], Graph], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_weight_s_gradient(variant: str, model_graph: Callable[[str], Graph], tmp_path: Path) -> None:
     graph = model_graph(variant)
-    found = seen(graph, tmp_path, monkeypatch)
+    found, _ = seen(graph, tmp_path)
     kinds = {(role.kind, role.expert is not None) for role in found if role.layer is not None}
     assert len(kinds) == 7
     checked = 0
@@ -76,33 +95,35 @@ def test_every_weight_s_gradient(
             continue
         generator = torch.Generator().manual_seed(5)
         change = torch.randn(graph[role].shape, generator=generator) * float(np.std(graph[role].read()))
-        sides = []
-        for sign in (1, -1):
-            moved = Moved(source=graph[role], added=(sign * STEP * change).numpy())
-            sides.append(value(graph.with_weights({**graph.weights, moved.name: moved})))
-        measured = (sides[0] - sides[1]) / (2 * STEP)
-        assert by_gradient(passed, change) == pytest.approx(measured, rel=0.05, abs=0.05), role
+        expected = pytest.approx(measured(graph, role, change), rel=0.05, abs=0.05)
+        assert by_gradient(passed, change) == expected, role
+        assert by_own_gradient(passed, change) == expected, role
         checked += 1
     assert checked >= 14
 
 
-def test_the_embedding_s_gradient(
-    model_graph: Callable[[str], Graph], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("variant", ["tied", "moe"])
+def test_every_norm_s_gradient(variant: str, model_graph: Callable[[str], Graph], tmp_path: Path) -> None:
+    graph = model_graph(variant)
+    _, norms = seen(graph, tmp_path)
+    assert set(norms) == {weight.role for weight in graph if len(weight.shape) == 1}
+    for role, gradient in norms.items():
+        change = torch.randn(graph[role].shape, generator=torch.Generator().manual_seed(6)) / 30
+        found = float((gradient * change).double().sum())
+        assert found == pytest.approx(measured(graph, role, change), rel=0.05, abs=0.05), role
+
+
+def test_the_embedding_s_gradient(model_graph: Callable[[str], Graph], tmp_path: Path) -> None:
     graph = model_graph("untied")
-    passed = seen(graph, tmp_path, monkeypatch)[Role(Kind.EMBED_TOKENS)]
+    passed = seen(graph, tmp_path)[0][Role(Kind.EMBED_TOKENS)]
     weight = graph[Role(Kind.EMBED_TOKENS)]
     generator = np.random.default_rng(0)
-    change = generator.standard_normal(weight.shape, np.float32) * np.float32(weight.read().std())
-    sides = [
-        value(graph.with_weights({**graph.weights, weight.name: Moved(source=weight, added=sign * STEP * change)}))
-        for sign in (1, -1)
-    ]
+    change = torch.from_numpy(generator.standard_normal(weight.shape, np.float32) * np.float32(weight.read().std()))
     moved = sum(
-        float((torch.from_numpy(change)[tokens_T1[:, 0]] * gradient_TD).double().sum())
+        float((change[tokens_T1[:, 0]] * gradient_TD).double().sum())
         for tokens_T1, gradient_TD in zip(passed.inputs, passed.gradients, strict=True)
     )
-    assert moved == pytest.approx((sides[0] - sides[1]) / (2 * STEP), rel=0.05)
+    assert moved == pytest.approx(measured(graph, weight.role, change), rel=0.05)
 
 
 def test_drawn_tokens_are_the_seed_s(model_graph: Callable[[str], Graph], tmp_path: Path) -> None:
@@ -114,7 +135,7 @@ def test_drawn_tokens_are_the_seed_s(model_graph: Callable[[str], Graph], tmp_pa
             windows(graph),
             lambda role, passed, kept=gradients: kept.extend(passed.gradients) if role.kind is Kind.Q_PROJ else None,
             folder=tmp_path,
-            seed=seed,
+            head_gradient=drawn_tokens(graph, seed=seed),
         )
         found.append(torch.cat([part.flatten() for part in gradients]))
     assert torch.equal(found[0], found[1])
