@@ -84,6 +84,15 @@ class FloatFormat:
     def refit(self, codes_RJ: Codes, params: None, *, gradient_RJ: Values, metric_JJ: Values) -> tuple[None, Values]:
         return None, gradient_RJ
 
+    def changes_shape(self, shape: tuple[int, ...]) -> None:
+        return None
+
+    def changed(self, params: None, changes: Values) -> None:
+        return None
+
+    def by_changes(self, codes_RI: Codes, params: None, gradient_RI: Values) -> Values:
+        return np.zeros((len(codes_RI), 0), np.float32)
+
     def row_bytes(self, columns: int) -> int:
         return columns * self.dtype.itemsize
 

@@ -131,6 +131,21 @@ class NumberFormat(Protocol):
         """
         ...
 
+    def changes_shape(self, shape: tuple[int, ...]) -> tuple[int, ...] | None:
+        """The shape of relative changes of a weight's parameters, rows (or tables) first; None where there are none."""
+        ...
+
+    def changed(self, params: Any, changes: Values) -> Any:
+        """Parameters changed by small relative numbers, as they can be stored; ``changes`` of 0 change nothing.
+
+        A scale s becomes s (1 + change); the entry of a table is moved by change times the table's largest magnitude.
+        """
+        ...
+
+    def by_changes(self, codes_RI: Codes, params: Any, gradient_RI: Values) -> Values:
+        """The derivative by each of these changes, from the gradient by the stored values."""
+        ...
+
     def to_arrays(self, codes_RI: Codes, params: Any) -> dict[str, NDArray[Any]]:
         """Codes and parameters as named arrays, to be kept in a file: those that ``array_types`` tells beforehand.
 

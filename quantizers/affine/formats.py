@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from qwen3_export.errors import QuantizationError
 from qwen3_export.quantizers.affine.params import AffineParams
-from qwen3_export.quantizers.affine.scale_dtypes import LARGEST_WEIGHT, SCALE_DTYPES, ScaleDtype
+from qwen3_export.quantizers.affine.scale_dtypes import LARGEST_WEIGHT, SCALE_DTYPES, ScaleDtype, round_scales
 from qwen3_export.quantizers.formats import Arrays, ArrayType, Codebook, Codes, Values, Weighting
 
 __all__ = ["AffineFormat"]
@@ -170,6 +170,19 @@ class AffineFormat:
         return refit_scales(
             codes_RJ, params, gradient_RJ=gradient_RJ, metric_JJ=metric_JJ, scale_dtype=self.scale_dtype
         )
+
+    def changes_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """[R, G], of the scales."""
+        return shape[0], shape[1] // self.columns_a_group(shape[1])
+
+    def changed(self, params: AffineParams, changes: Values) -> AffineParams:
+        scale_RG = round_scales(params.scale_RG * (1 + changes), self.scale_dtype)
+        return AffineParams(scale_RG=scale_RG, zero_point_RG=params.zero_point_RG)
+
+    def by_changes(self, codes_RI: Codes, params: AffineParams, gradient_RI: Values) -> Values:
+        by_value_RI = gradient_RI * self.dequantize(codes_RI, params)
+        by_scale_RG: Values = by_value_RI.reshape(*params.scale_RG.shape, -1).sum(axis=2)
+        return by_scale_RG
 
     def to_arrays(self, codes_RI: Codes, params: AffineParams) -> dict[str, NDArray[Any]]:
         return {"codes": codes_RI, "scales": params.scale_RG, "zero_points": params.zero_point_RG}

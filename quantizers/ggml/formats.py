@@ -109,6 +109,31 @@ class GgmlFormat:
             self.shape, self.codebook, codes_RJ, params, gradient_RJ=gradient_RJ, metric_JJ=metric_JJ
         )
 
+    def changes_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """[R, S, 1], or [R, S, 2] in formats with an offset: of the float16 scale of each block, and of its offset."""
+        return (*shape[:-1], shape[-1] // self.block_size, 1 + self.shape.has_offset)
+
+    def changed(self, params: BlockParams, changes: Values) -> BlockParams:
+        from qwen3_export.quantizers.ggml import packing
+
+        offset_RS = params.block_offset_RS
+        return packing.effective_params(
+            block_scale_RS=_as_float16(params.block_scale_RS * (1 + changes[..., 0])),
+            block_offset_RS=None if offset_RS is None else _as_float16(offset_RS * (1 + changes[..., 1])),
+            sub_scale_RG=params.sub_scale_RG,
+            sub_offset_RG=params.sub_offset_RG,
+        )
+
+    def by_changes(self, codes_RI: Codes, params: BlockParams, gradient_RI: Values) -> Values:
+        rows, blocks = params.block_scale_RS.shape
+        values_RI = self.dequantize(codes_RI, params)
+        by_value_RS = (gradient_RI * values_RI).reshape(rows, blocks, -1).sum(axis=2)
+        if params.block_offset_RS is None:
+            return by_value_RS[..., None]
+        sums_RG = gradient_RI.reshape(*params.offset_RG.shape, -1).sum(axis=2)
+        by_offset_RS = (sums_RG * params.offset_RG).reshape(rows, blocks, -1).sum(axis=2)
+        return np.stack([by_value_RS + by_offset_RS, -by_offset_RS], axis=2)
+
     def pack(self, codes_RI: Codes, params: BlockParams) -> Bytes:
         from qwen3_export.quantizers.ggml import packing
 
@@ -139,6 +164,10 @@ class GgmlFormat:
                 f"{self.name}: {columns} columns are not a multiple of its block of {self.block_size}; "
                 f"use a format with smaller blocks"
             )
+
+
+def _as_float16(values: Values) -> Values:
+    return values.astype(np.float16).astype(np.float32)
 
 
 GGML_FORMATS: Mapping[str, GgmlFormat] = MappingProxyType(

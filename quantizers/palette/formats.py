@@ -121,9 +121,7 @@ class PaletteFormat:
                 "keep this weight unquantized"
             )
         table_LE = fitting.fit_tables(values_RI, importance, tables=tables, entries=1 << self.num_bits)
-        if self.table_dtype == "f16":
-            table_LE = table_LE.astype(np.float16).astype(np.float32)
-        return PaletteParams(table_LE=table_LE)
+        return PaletteParams(table_LE=self._as_stored(table_LE))
 
     def round(self, values_RI: Values, params: PaletteParams) -> Codes:
         from qwen3_export.quantizers.palette import kmeans
@@ -147,6 +145,25 @@ class PaletteFormat:
         """Tables stay: the columns of one slab are only some of those that a table serves."""
         return params, gradient_RJ
 
+    def changes_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """[L, E], of the entries."""
+        return self.tables(shape[0]), 1 << self.num_bits
+
+    def changed(self, params: PaletteParams, changes: Values) -> PaletteParams:
+        moved_LE = params.table_LE + changes * _largest(params.table_LE)
+        # Entries stay in ascending order.
+        return PaletteParams(table_LE=np.maximum.accumulate(self._as_stored(moved_LE), axis=1))
+
+    def by_changes(self, codes_RI: Codes, params: PaletteParams, gradient_RI: Values) -> Values:
+        tables, entries = params.table_LE.shape
+        places_LJ = codes_RI.reshape(tables, -1).astype(np.intp) + np.arange(tables)[:, None] * entries
+        sums = np.bincount(places_LJ.ravel(), weights=gradient_RI.ravel(), minlength=tables * entries)
+        by_entry_LE: Values = sums.reshape(tables, entries).astype(np.float32) * _largest(params.table_LE)
+        return by_entry_LE
+
+    def _as_stored(self, table_LE: Values) -> Values:
+        return table_LE if self.table_dtype == "f32" else table_LE.astype(np.float16).astype(np.float32)
+
     def to_arrays(self, codes_RI: Codes, params: PaletteParams) -> dict[str, NDArray[Any]]:
         return {"codes": codes_RI, "tables": params.table_LE}
 
@@ -156,3 +173,9 @@ class PaletteFormat:
     def array_types(self, shape: tuple[int, ...]) -> dict[str, ArrayType]:
         tables = (self.tables(shape[0]), 1 << self.num_bits)
         return {"codes": ArrayType("|u1", shape), "tables": ArrayType("<f4", tables)}
+
+
+def _largest(table_LE: Values) -> Values:
+    """The largest magnitude of each table, [L, 1]."""
+    found: Values = np.abs(table_LE).max(axis=1, keepdims=True)
+    return found

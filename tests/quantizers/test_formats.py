@@ -201,3 +201,33 @@ def test_floats_beyond_float16_are_refused() -> None:
     with pytest.raises(QuantizationError, match="70000"):
         F16.encode(values)
     assert np.isfinite(BF16.dequantize(*BF16.encode(values))).all()
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_changes_of_parameters(name: str, values: Values) -> None:
+    """None is no change; others move the stored values as their derivatives say."""
+    number_format = FORMATS[name]
+    codes, params = number_format.encode(values)
+    shape = number_format.changes_shape(values.shape)
+    if shape is None:
+        assert number_format.is_float
+        return
+    stored = number_format.dequantize(codes, params)
+    unchanged = number_format.changed(params, np.zeros(shape, np.float32))
+    np.testing.assert_array_equal(number_format.dequantize(codes, unchanged), stored)
+    random = np.random.default_rng(8)
+    gradient = random.normal(size=values.shape).astype(np.float32)
+    by_changes = number_format.by_changes(codes, params, gradient)
+    assert by_changes.shape == shape
+    # One row (or table) at a time, all of its parameters together: by steps that float16 shows, and that keep entries of
+    # tables in order.
+    step = 0.05 if number_format.codebook is not None else 0.003
+    for place in (0, shape[0] - 1):
+        changes = np.zeros(shape, np.float32)
+        changes[place] = random.choice([-step, step], size=shape[1:])
+        moved = number_format.dequantize(codes, number_format.changed(params, changes))
+        found = float(((moved - stored) * gradient).sum(dtype=np.float64))
+        wanted = float((changes * by_changes).sum(dtype=np.float64))
+        size = float(np.sqrt(np.square((moved - stored) * gradient).sum(dtype=np.float64)))
+        assert found == pytest.approx(wanted, abs=0.1 * size)
+        assert size > 0
