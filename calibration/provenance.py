@@ -28,6 +28,7 @@ __all__ = [
     "read_digests_record",
     "read_scales_record",
     "recorded",
+    "tuning_or_none",
 ]
 
 PREFIX = "qwen3_export."
@@ -53,6 +54,7 @@ def describe(
         found["calibration"] = json.dumps({**calibration, "tensor_errors": dict(solution.errors)})
         found |= {"scales": json.dumps(scales)} if scales else {}
         found |= {"value_digests": json.dumps(dict(solution.digests))} if solution.digests else {}
+        found |= {} if solution.tuning is None else {"tuning": json.dumps(dict(solution.tuning))}
     if allocation is not None:
         found["allocation"] = json.dumps(dict(allocation))
     return {PREFIX + key: value for key, value in found.items()}
@@ -73,11 +75,12 @@ def read_calibration_record(metadata: Mapping[str, str]) -> dict[str, Any] | Non
 
 def allocation_or_none(metadata: Mapping[str, Any]) -> dict[str, Any] | None:
     """How formats were chosen; None where they were the recipe's, or the record cannot be read."""
-    try:
-        found = parse_json(str(metadata.get(PREFIX + "allocation", "")).encode())
-    except ValueError:
-        return None
-    return found if isinstance(found, dict) else None
+    return _record_or_none(metadata, "allocation")
+
+
+def tuning_or_none(metadata: Mapping[str, Any]) -> dict[str, Any] | None:
+    """How norms and scales were tuned; None where they were not, or the record cannot be read."""
+    return _record_or_none(metadata, "tuning")
 
 
 def recorded(metadata: Mapping[str, str], key: str) -> str:
@@ -115,3 +118,11 @@ def read_digests_record(metadata: Mapping[str, str]) -> dict[str, str]:
     if not isinstance(found, dict):
         return {}
     return {name: digest for name, digest in found.items() if isinstance(digest, str)}
+
+
+def _record_or_none(metadata: Mapping[str, Any], key: str) -> dict[str, Any] | None:
+    try:
+        found = parse_json(str(metadata.get(PREFIX + key, "")).encode())
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) else None

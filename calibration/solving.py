@@ -8,10 +8,10 @@ weights so that rounding costs least for the activations on a text, and then rou
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Literal, TypedDict, get_args
+from typing import Any, Literal, TypedDict, get_args
 
 from numpy import float32
 from numpy.typing import NDArray
@@ -22,15 +22,16 @@ from qwen3_export.calibration.forecast import Forecast
 from qwen3_export.calibration.gptq.forecast import gptq_forecast
 from qwen3_export.calibration.gptq.sequential import SequentialSettings, gptq_graph
 from qwen3_export.calibration.tokens import Calibration
+from qwen3_export.calibration.tuning.run import TuningText, tune_graph
 from qwen3_export.errors import ExportError
 from qwen3_export.files.unfinished import remove_runs
 from qwen3_export.graph import Graph
 from qwen3_export.parallel import default_threads
 from qwen3_export.quantizers.formats import NumberFormat
 from qwen3_export.quantizers.transforms import Fold
-from qwen3_export.quantizers.weights.digests import value_digests
+from qwen3_export.quantizers.weights.digests import digest_name, value_digests
 
-__all__ = ["Formats", "Method", "Solution", "Solver", "forecast_solving", "solve"]
+__all__ = ["Formats", "Method", "Solution", "Solver", "forecast_solving", "solve", "tune"]
 
 Solver = Literal["gptq", "awq"]
 Method = Literal["rtn", "gptq", "awq"]
@@ -57,7 +58,8 @@ class Solution:
     """The graph with the values that a solver chose, and the text that it used.
 
     ``errors`` are by weight name: the error of the weight's output, relative to the output. ``scales`` were moved
-    before rounding; ``digests`` are of values that are not the nearest ones; ``notes`` are sentences for the user.
+    before rounding; ``digests`` are of values that are not the nearest ones; ``tuning`` is the record of how norms and
+    scales were tuned, where they were; ``notes`` are sentences for the user.
     """
 
     graph: Graph
@@ -68,6 +70,7 @@ class Solution:
     errors: Mapping[str, float]
     scales: Mapping[Fold, NDArray[float32]] = field(default_factory=lambda: MappingProxyType({}))
     digests: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    tuning: Mapping[str, Any] | None = None
     notes: tuple[str, ...] = ()
 
 
@@ -106,6 +109,29 @@ def solve(
     digests = value_digests(solved, errors)
     notes = tuple(report.notes)
     return Solution(graph=solved, method=method, errors=errors, digests=digests, notes=notes, **origin)
+
+
+def tune(
+    graph: Graph,
+    solution: Solution,
+    text: TuningText,
+    *,
+    work_dir: Path,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> Solution:
+    """The solution with norms, and the scales of what was solved, tuned to answer as ``graph`` does.
+
+    Where that does not lose less on what the text holds back, the values stay, and ``tuning`` says so. An interrupted
+    run is continued from ``work_dir``.
+    """
+    solved = {name: solution.digests[digest_name(solution.graph.weights[name].role)] for name in solution.errors}
+    tuned = tune_graph(graph, solution.graph, solved, text, work_dir=work_dir, threads=threads, progress=progress)
+    digests = solution.digests
+    if not tuned.keeps_solved:
+        norms = [weight.name for weight in graph if weight.role.is_norm]
+        digests = value_digests(tuned.graph, [*solved, *norms])
+    return replace(solution, graph=tuned.graph, digests=digests, tuning=tuned.record())
 
 
 def forecast_solving(

@@ -63,6 +63,7 @@ def plan(
     found = find_target(target)
     exporting.check_method(method)
     chosen = make_options(found.options, found.title, options)
+    exporting.check_tune(method, chosen)
     where = None if out is None else Path(out)
     return found.doors.plan(model, recipe or found.default_recipe, out=where, options=chosen, method=method)
 

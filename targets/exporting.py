@@ -9,20 +9,23 @@ from pathlib import Path
 from typing import cast, get_args
 
 from qwen3_export.calibration.forecast import Forecast, check_disk
-from qwen3_export.calibration.solving import Method, Solution, forecast_solving, solve
+from qwen3_export.calibration.solving import Method, Solution, forecast_solving, solve, tune
 from qwen3_export.calibration.tokens import Calibration, read_calibration
+from qwen3_export.calibration.tuning.forecast import tuning_forecast
+from qwen3_export.calibration.tuning.run import tuning_text
 from qwen3_export.errors import OptionError
 from qwen3_export.files.atomic import check_output
 from qwen3_export.files.recognise import is_allocation
 from qwen3_export.files.unfinished import remove_runs
-from qwen3_export.parallel import use_threads
+from qwen3_export.parallel import default_threads, use_threads
+from qwen3_export.parity.summary import tuning_lines
 from qwen3_export.progress import SILENT, Progress, percent
 from qwen3_export.targets.allocating import AllocatingDoors, AllocatingPlan, allocated, forecast_measuring
 from qwen3_export.targets.options import AllocatingOptions, TargetOptions
 from qwen3_export.targets.registry import planned_target
 from qwen3_export.targets.target import Doors, Plan
 
-__all__ = ["check_method", "check_text", "export", "forecast", "needs_text"]
+__all__ = ["check_method", "check_text", "check_tune", "export", "forecast", "needs_text"]
 
 ROUNDING: Method = "rtn"
 
@@ -47,6 +50,7 @@ def export(
     written where that can be known.
     """
     check_method(method)
+    check_tune(method, plan.options)
     plan = plan.for_method(method)
     check_text(text, method, plan.options)
     doors.check_place(plan, overwrite=overwrite)
@@ -68,13 +72,15 @@ def export(
 
 
 def forecast(plan: Plan, method: Method, text: Calibration, *, threads: int | None = None) -> Forecast:
-    """What measuring formats and solving will take in time, memory and disk, as far as the export does them."""
+    """What measuring, solving and tuning will take in time, memory and disk, as far as the export does them."""
     use_threads(threads)
     parts = []
     if _chooses_formats(plan):
         parts.append(forecast_measuring(cast("AllocatingPlan", plan), text, threads=threads))
     if method != ROUNDING:
         parts.append(_forecast_solving(plan, method, text, threads=threads))
+    if plan.options.tune:
+        parts.append(_forecast_tuning(plan, text, threads=threads))
     return reduce(Forecast.then, parts, Forecast(seconds=0.0, memory_bytes=0, disk_bytes=0))
 
 
@@ -82,6 +88,11 @@ def _forecast_solving(plan: Plan, method: Method, text: Calibration, *, threads:
     return forecast_solving(
         method, plan.model.graph, plan.weight_formats, text, ties_outputs=_ties_outputs(plan), threads=threads
     )
+
+
+def _forecast_tuning(plan: Plan, text: Calibration, *, threads: int | None) -> Forecast:
+    pieces = tuning_text(text, plan.model.tokenizer)
+    return tuning_forecast(plan.model.graph, plan.weight_formats, pieces, threads=threads or default_threads())
 
 
 def _chooses_formats(plan: Plan) -> bool:
@@ -97,6 +108,12 @@ def check_method(method: str) -> None:
     """Refuse what is no method."""
     if method not in get_args(Method):
         raise OptionError(f"`method` {method}: no such method; there is {', '.join(get_args(Method))}")
+
+
+def check_tune(method: str, options: TargetOptions) -> None:
+    """Refuse to tune what no solver has chosen."""
+    if options.tune and method != "gptq":
+        raise OptionError("`tune` goes on from codes that a solver has chosen: it is for `method` gptq")
 
 
 def needs_text(method: Method, options: TargetOptions) -> bool:
@@ -163,12 +180,15 @@ def _solved(
         return
     progress.say(f"if it is interrupted, the same command goes on where it ended, from {folder}")
     expected = _forecast_solving(plan, method, text, threads=threads)
+    if plan.options.tune:
+        expected = expected.then(_forecast_tuning(plan, text, threads=threads))
     progress.say(f"forecast: {expected}")
     if not folder.exists():
         check_disk(expected.disk_bytes + plan.num_bytes, folder)
-    yield doors.with_solution(
-        plan, _solve(plan, method, text, folder, resume=resume, threads=threads, progress=progress)
-    )
+    solution = _solve(plan, method, text, folder, resume=resume, threads=threads, progress=progress)
+    if plan.options.tune:
+        solution = _tune(plan, solution, text, folder, resume=resume, threads=threads, progress=progress)
+    yield doors.with_solution(plan, solution)
 
 
 def _solve(
@@ -196,3 +216,30 @@ def _solve(
     for note in solution.notes:
         progress.say(f"note: {note}")
     return solution
+
+
+def _tune(
+    plan: Plan,
+    solution: Solution,
+    text: Calibration,
+    folder: Path,
+    *,
+    resume: bool,
+    threads: int | None,
+    progress: Progress,
+) -> Solution:
+    """The solution with its norms and scales tuned."""
+    if not resume:
+        remove_runs(folder, ["tuning"])
+    with progress.bar("tuning", 100) as advance:
+        tuned = tune(
+            plan.model.graph,
+            solution,
+            tuning_text(text, plan.model.tokenizer),
+            work_dir=folder,
+            threads=threads,
+            progress=percent(advance),
+        )
+    for line in tuning_lines(tuned.tuning):
+        progress.say(line)
+    return tuned

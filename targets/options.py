@@ -44,20 +44,22 @@ class OptionText:
     metavar: str | None = None
 
 
+def option(default: Any, *, help: str, hidden: tuple[str, ...] = (), metavar: str | None = None) -> Any:
+    """A field of a ``TargetOptions``, with what ``--help`` says of it."""
+    text = OptionText(help=help, hidden=hidden, metavar=metavar)
+    return dataclasses.field(default=default, metadata={KEY: text})
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TargetOptions:
     """Options of one target. Subclasses check in ``__post_init__`` what does not depend on the model."""
+
+    tune: bool = option(False, help="After gptq, tune norms and scales against the model's own answers.")
 
     @property
     def needs_text(self) -> bool:
         """Whether the target measures something on the calibration text, whatever the method."""
         return False
-
-
-def option(default: Any, *, help: str, hidden: tuple[str, ...] = (), metavar: str | None = None) -> Any:
-    """A field of a ``TargetOptions``, with what ``--help`` says of it."""
-    text = OptionText(help=help, hidden=hidden, metavar=metavar)
-    return dataclasses.field(default=default, metadata={KEY: text})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

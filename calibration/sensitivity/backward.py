@@ -37,7 +37,7 @@ from qwen3_export.reference.weights import (
     read_tensor,
 )
 
-__all__ = ["POSITIONS_PER_BLOCK", "HeadGradient", "Passed", "Visit", "backward", "drawn_tokens"]
+__all__ = ["HeadGradient", "Passed", "Visit", "backward", "drawn_tokens"]
 
 # Logits of so many positions are held at once: 78 MB with Qwen3's vocabulary.
 POSITIONS_PER_BLOCK = 128
@@ -62,8 +62,8 @@ class Passed:
 Visit = Callable[[Role, Passed], None]
 VisitNorm = Callable[[Role, Tensor], None]
 
-HeadGradient = Callable[[int, Tensor], Tensor]
-"""The gradient [T, D] by the final hidden states [T, D] of window i; windows are asked for in order, once each."""
+HeadGradient = Callable[[Sequence[Tensor]], Sequence[Tensor]]
+"""From the final hidden states of all windows, [T, D] each, the gradients by them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,11 +129,11 @@ def drawn_tokens(graph: Graph, *, seed: int = 0) -> HeadGradient:
     """Gradients of the log-probabilities of tokens that are drawn from the model's distribution."""
     generator = torch.Generator().manual_seed(seed)
 
-    def gradient(_index: int, hidden_TD: Tensor) -> Tensor:
+    def gradient(hidden_TD: Tensor) -> Tensor:
         blocks = torch.split(hidden_TD, POSITIONS_PER_BLOCK)
         return torch.cat([_sampled_gradient(graph, part_PD, generator) for part_PD in blocks])
 
-    return gradient
+    return lambda final: [gradient(hidden_TD) for hidden_TD in final]
 
 
 def _sampled_gradient(graph: Graph, hidden_PD: Tensor, generator: torch.Generator) -> Tensor:
@@ -162,8 +162,7 @@ class _Back:
         final = [rms_norm(states[i], norm_D.detach(), eps=eps) for i in range(len(states))]
         self.visit(self.graph.head.role, Passed(inputs=final, gradients=()))
         gradients, by_norm_D = [], torch.zeros_like(norm_D)
-        for i, hidden_TD in enumerate(final):
-            gradient_TD = head_gradient(i, hidden_TD)
+        for i, gradient_TD in enumerate(head_gradient(final)):
             with torch.enable_grad():
                 x_TD = states[i].detach().requires_grad_()
                 h_TD = rms_norm(x_TD, norm_D, eps=eps)

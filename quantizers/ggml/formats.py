@@ -127,12 +127,13 @@ class GgmlFormat:
     def by_changes(self, codes_RI: Codes, params: BlockParams, gradient_RI: Values) -> Values:
         rows, blocks = params.block_scale_RS.shape
         values_RI = self.dequantize(codes_RI, params)
-        by_value_RS = (gradient_RI * values_RI).reshape(rows, blocks, -1).sum(axis=2)
+        by_value_RS: Values = (gradient_RI * values_RI).reshape(rows, blocks, -1).sum(axis=2)
         if params.block_offset_RS is None:
             return by_value_RS[..., None]
         sums_RG = gradient_RI.reshape(*params.offset_RG.shape, -1).sum(axis=2)
         by_offset_RS = (sums_RG * params.offset_RG).reshape(rows, blocks, -1).sum(axis=2)
-        return np.stack([by_value_RS + by_offset_RS, -by_offset_RS], axis=2)
+        both: Values = np.stack([by_value_RS + by_offset_RS, -by_offset_RS], axis=2)
+        return both
 
     def pack(self, codes_RI: Codes, params: BlockParams) -> Bytes:
         from qwen3_export.quantizers.ggml import packing

@@ -14,7 +14,7 @@ from pathlib import Path
 
 __all__ = ["RUN_KINDS", "remove_runs"]
 
-RUN_KINDS = ("statistics", "gptq", "awq", "sensitivity")
+RUN_KINDS = ("statistics", "gptq", "awq", "sensitivity", "tuning")
 
 
 def remove_runs(folder: Path, kinds: Sequence[str] = RUN_KINDS) -> None:

@@ -40,6 +40,7 @@ class Artifact:
     packages: tuple[str, ...]
     calibration: Mapping[str, Any] | None = None
     allocation: Mapping[str, Any] | None = None
+    tuning: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,6 +116,7 @@ class Findings:
             decode=self.decode or decode,
             calibration=artifact.calibration,
             allocation=artifact.allocation,
+            tuning=artifact.tuning,
             metadata=tuple(self.problems),
             notes=(*self.notes, *(() if self.values is None else self.values.notes)),
             values=() if self.values is None else self.values.differences,

@@ -146,7 +146,8 @@ class Report:
     """Everything a check found.  ``metadata`` and ``values`` list differences from the checkpoint, one sentence
     each, ``notes`` what the runtime cannot do as the checkpoint does; ``gates`` lists user bounds that are not kept;
     ``floor`` is the noise floor behind ``shipped``'s bound; ``calibration`` names a solver's text and each tensor's
-    error, ``allocation`` how formats were chosen, as far as the artifact records them.  ``bounds`` are the user's;
+    error, ``allocation`` how formats were chosen, ``tuning`` how norms and scales were tuned, as far as the artifact
+    records them.  ``bounds`` are the user's;
     ``curves`` are numbers by name over the positions of the texts, ``weight_errors`` how far off each matrix is;
     ``command`` repeats the check.
     """
@@ -166,6 +167,7 @@ class Report:
     decode: Decode = field(default_factory=Decode)
     calibration: Mapping[str, Any] | None = None
     allocation: Mapping[str, Any] | None = None
+    tuning: Mapping[str, Any] | None = None
     metadata: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     values: tuple[str, ...] = ()

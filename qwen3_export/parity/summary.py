@@ -14,13 +14,14 @@ if TYPE_CHECKING:
 
 __all__ = [
     "HEADS",
-    "describe_allocation",
+    "describe_choices",
     "describe_decode",
     "describe_sampling",
     "overview_text",
     "summary_rows",
     "to_renderable",
     "to_text",
+    "tuning_lines",
 ]
 
 HEADS = ("", "mean KLD", "p99 KLD", "max KLD", "same top-1", "ppl ratio", "bound", "status")
@@ -44,7 +45,7 @@ def to_text(report: Report) -> str:
     lines = _aligned([HEADS, *summary_rows(report)])
     lines.append(f"decode        {describe_decode(report.decode)}")
     lines += [f"- {reason}" for reason in report.reasons]
-    lines += describe_allocation(report.allocation)
+    lines += describe_choices(report)
     lines += [f"note: {note}" for note in report.notes]
     lines.append(f"verdict: {report.verdict} ({describe_sampling(report)})")
     return "\n".join(line.rstrip() for line in lines)
@@ -69,14 +70,19 @@ def to_renderable(report: Report) -> Group:
     for *cells, status in summary_rows(report):
         table.add_row(*cells, Text(status, style=COLOURS[status]))
     lines = [f"decode {describe_decode(report.decode)}", *(f"- {reason}" for reason in report.reasons)]
-    lines += describe_allocation(report.allocation)
+    lines += describe_choices(report)
     lines += [f"note: {note}" for note in report.notes]
     verdict = Text.assemble("verdict: ", (report.verdict, COLOURS[report.verdict]), f" ({describe_sampling(report)})")
     return Group(table, *(Text(line) for line in lines), verdict)
 
 
-def describe_allocation(allocation: Mapping[str, Any] | None) -> list[str]:
-    """A line on how formats were chosen, as the artifact records it; none where they are a recipe's."""
+def describe_choices(report: Report) -> list[str]:
+    """Lines on how formats were chosen, and norms and scales tuned, as the artifact records it."""
+    return [*_allocation_line(report.allocation), *tuning_lines(report.tuning)]
+
+
+def _allocation_line(allocation: Mapping[str, Any] | None) -> list[str]:
+    """None where formats are a recipe's."""
     if allocation is None:
         return []
     measured, by_recipe = (allocation.get(key) for key in ("measured", "measured_by_recipe"))
@@ -88,6 +94,19 @@ def describe_allocation(allocation: Mapping[str, Any] | None) -> list[str]:
     if allocation.get("keeps_recipe") is True:
         return [f"formats: the recipe's, because chosen ones lose no less ({both})"]
     return [f"formats: chosen by what they cost ({both})"]
+
+
+def tuning_lines(tuning: Mapping[str, Any] | None) -> list[str]:
+    """A line on how norms and scales were tuned; none where nothing was."""
+    if tuning is None:
+        return []
+    measured, before = (tuning.get(key) for key in ("measured", "measured_before"))
+    if not isinstance(measured, float) or not isinstance(before, float):
+        return ["norms and scales: tuned"]
+    both = f"{measured:.2e} nats against {before:.2e} before, on held-back text"
+    if tuning.get("keeps_solved") is True:
+        return [f"norms and scales: not changed, because tuned ones gained nothing for some text ({both})"]
+    return [f"norms and scales: tuned ({both})"]
 
 
 def describe_decode(decode: Decode) -> str:

@@ -13,6 +13,9 @@ its text never used as far as it likes, so no limit on the error follows from th
   and half of them are negative. ``_Correlations`` tells from that, without a limit on the error.
 
 Without a recorded digest, as in other tools' files, what exceeds the format's limits is a note, and not a fault.
+
+Norms are stored without loss, unless they were tuned: then a digest of theirs is recorded too, and each number is
+within ``MOST_OF_A_NORM`` of the checkpoint's.
 """
 
 # R rows  I in_features
@@ -26,6 +29,7 @@ import numpy as np
 
 from qwen3_export.graph import Graph, Weight
 from qwen3_export.quantizers.weights.digests import ValueDigest, digest_name
+from qwen3_export.quantizers.weights.tuned import MOST_OF_A_NORM
 
 __all__ = ["Limits", "ValueCheck", "WeightError", "compare_values"]
 
@@ -326,7 +330,10 @@ def _compare(
             wrong = f"{weight.name}: NaN or Inf in row {row} of the file"
             break
         if limits is None:
-            _add_excess(errors, ours, theirs, number_format=weight.format, source=expected.format, first=rows.start)
+            allowance = _rounding_allowance(weight.format, expected.format, theirs)
+            if record.has(weight):
+                allowance = allowance + np.abs(theirs) * np.float32(MOST_OF_A_NORM * (1 + 2**-20))
+            _add_excess(errors, ours, theirs, allowance, first=rows.start)
         else:
             _add_errors(errors, ours, theirs, block_size=limits.block_size, first=rows.start)
             if is_solved:
@@ -338,11 +345,11 @@ def _compare(
 
 
 def _add_excess(
-    errors: _Errors, ours: np.ndarray, theirs: np.ndarray, *, number_format: str, source: str, first: int
+    errors: _Errors, ours: np.ndarray, theirs: np.ndarray, allowance: np.ndarray | float, *, first: int
 ) -> None:
-    """Add the errors of floats beyond the rounding of their format."""
+    """Add the errors of floats beyond what is allowed: the rounding of their format, and what tuning may do."""
     errors.add(ours - theirs, theirs)
-    excess = np.abs(ours - theirs) - _rounding_allowance(number_format, source, theirs)
+    excess = np.abs(ours - theirs) - allowance
     worst = float(excess.max(initial=0.0))
     if worst > errors.largest_excess:
         errors.largest_excess = worst

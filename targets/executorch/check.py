@@ -28,6 +28,7 @@ from qwen3_export.calibration.provenance import (
     read_digests_record,
     read_scales_record,
     recorded,
+    tuning_or_none,
 )
 from qwen3_export.checkpoint.tokenizer import Tokenizer
 from qwen3_export.errors import CheckpointError
@@ -158,6 +159,7 @@ class ExecutorchSubject:
             packages=PACKAGES,
             calibration=read_calibration_record(document),
             allocation=allocation_or_none(document),
+            tuning=tuning_or_none(document),
         )
 
     def read_scales(self) -> Mapping[Fold, NDArray[np.float32]]:

@@ -16,7 +16,7 @@ from pathlib import Path
 from numpy import float32
 from numpy.typing import NDArray
 
-from qwen3_export.calibration.provenance import allocation_or_none
+from qwen3_export.calibration.provenance import allocation_or_none, tuning_or_none
 from qwen3_export.checkpoint.tokenizer import Tokenizer
 from qwen3_export.graph import Graph
 from qwen3_export.parity.compare import (
@@ -117,6 +117,7 @@ class GgufSubject:
             packages=PACKAGES,
             calibration=recorded_calibration(file),
             allocation=allocation_or_none(file.metadata),
+            tuning=tuning_or_none(file.metadata),
         )
 
     def read_scales(self) -> Mapping[Fold, NDArray[float32]]:

@@ -245,6 +245,7 @@ def with_solution(export: GgufExport, solution: Solution) -> GgufExport:
         calibration=origin,
         scales={**export.scales, **solution.scales},
         allocation=record_of(export.allocation),
+        tuning=solution.tuning,
     )
     metadata = build_metadata(export.model, provenance)
     files = plan_files(solution.graph, metadata, export.out, split_max_size=_split_size(export.options))

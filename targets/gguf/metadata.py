@@ -40,6 +40,7 @@ __all__ = [
 
 QUANTIZATION_VERSION = 2
 ALLOCATION = "qwen3_export.allocation"
+TUNING = "qwen3_export.tuning"
 TENSOR_ERRORS = "qwen3_export.calibration.tensor_errors"
 VALUE_DIGESTS = "qwen3_export.calibration.value_digests"
 
@@ -81,6 +82,7 @@ class Provenance:
     imatrix_entries: int = 0
     imatrix_chunks: int = 0
     allocation: Mapping[str, Any] | None = None
+    tuning: Mapping[str, Any] | None = None
 
 
 def architecture(config: Qwen3Config) -> str:
@@ -307,6 +309,8 @@ def _provenance(provenance: Provenance) -> dict[str, MetaValue]:
             result[VALUE_DIGESTS] = _texts(list(origin.value_digests))
     if provenance.allocation is not None:
         result[ALLOCATION] = _text(json.dumps(dict(provenance.allocation)))
+    if provenance.tuning is not None:
+        result[TUNING] = _text(json.dumps(dict(provenance.tuning)))
     result |= scales_metadata(provenance.scales)
     if provenance.imatrix_file is not None:
         result["quantize.imatrix.file"] = _text(provenance.imatrix_file)

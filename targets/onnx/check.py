@@ -25,6 +25,7 @@ from qwen3_export.calibration.provenance import (
     read_digests_record,
     read_scales_record,
     recorded,
+    tuning_or_none,
 )
 from qwen3_export.checkpoint.tokenizer import Tokenizer
 from qwen3_export.graph import Graph, Weight
@@ -123,6 +124,7 @@ class OnnxSubject:
             packages=PACKAGES,
             calibration=calibration_or_none(file.metadata),
             allocation=allocation_or_none(file.metadata),
+            tuning=tuning_or_none(file.metadata),
         )
 
     def read_scales(self) -> Mapping[Fold, NDArray[np.float32]]:

@@ -219,8 +219,7 @@ def test_changes_of_parameters(name: str, values: Values) -> None:
     gradient = random.normal(size=values.shape).astype(np.float32)
     by_changes = number_format.by_changes(codes, params, gradient)
     assert by_changes.shape == shape
-    # One row (or table) at a time, all of its parameters together: by steps that float16 shows, and that keep entries of
-    # tables in order.
+    # One row (or table) at a time, all of its parameters together; float16 shows these steps, and tables stay in order.
     step = 0.05 if number_format.codebook is not None else 0.003
     for place in (0, shape[0] - 1):
         changes = np.zeros(shape, np.float32)

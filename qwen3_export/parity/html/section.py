@@ -12,7 +12,7 @@ from qwen3_export.parity.html.markup import Markup, definitions, join, tag
 from qwen3_export.parity.html.numbers import bytes_text, percent, scientific
 from qwen3_export.parity.metrics import Comparison, Status
 from qwen3_export.parity.report import NUMBERS, Report
-from qwen3_export.parity.summary import describe_allocation
+from qwen3_export.parity.summary import describe_choices
 
 __all__ = ["report_sections", "status_mark"]
 
@@ -79,7 +79,7 @@ def _verdict(report: Report) -> Markup:
     if report.verdict == "not_run" and not reasons:
         missing = [name for name in NUMBERS if getattr(report, name).status == "not_run"]
         reasons = [f"{', '.join([*missing, *(['decode'] if report.decode.status == 'not_run' else [])])}: not run"]
-    reasons += [*describe_allocation(report.allocation), *(f"note: {note}" for note in report.notes)]
+    reasons += [*describe_choices(report), *(f"note: {note}" for note in report.notes)]
     listed = tag("ul", *(tag("li", reason) for reason in reasons), class_="why") if reasons else ""
     return tag(
         "div",

@@ -53,7 +53,7 @@ def seen(graph: Graph, tmp_path: Path) -> tuple[dict[Role, Passed], dict[Role, T
         windows(graph),
         lambda role, passed: found.update({role: passed}),
         folder=tmp_path,
-        head_gradient=lambda i, _hidden: wanted(graph)[i],
+        head_gradient=lambda _hidden: wanted(graph),
         visit_norm=lambda role, gradient: norms.update({role: gradient}),
     )
     return found, norms

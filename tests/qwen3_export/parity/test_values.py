@@ -15,6 +15,7 @@ from qwen3_export.quantizers.ggml import GGML_FORMATS
 from qwen3_export.quantizers.gptq.hessian import Moments
 from qwen3_export.quantizers.gptq.solver import gptq
 from qwen3_export.quantizers.weights.digests import value_digests
+from qwen3_export.quantizers.weights.tuned import MOST_OF_A_NORM
 
 LIMITS = Limits(tensor=0.3, block=0.9, block_size=16)
 
@@ -137,6 +138,33 @@ def test_values_that_the_solver_did_not_choose_are_damage(model_graph: Callable[
     (text,) = found.differences
     assert text.startswith("model.layers.1.mlp.experts.up_proj: ")  # all experts of a layer share a digest
     assert "digest" in text
+
+
+def test_norms_that_were_tuned(model_graph: Callable[[str], Graph]) -> None:
+    """They may differ by a part of themselves, and must be those that were recorded."""
+    graph = model_graph("tied")
+    norm = graph[Role(Kind.K_NORM, 0)]
+
+    def differences(off: float, *, recorded: float | None) -> tuple[str, ...]:
+        def with_norm(share: float) -> Graph:
+            return graph.with_weights({**graph.weights, norm.name: Noisy(source=norm, off=share)})
+
+        return compare_values(
+            with_norm(off),
+            graph,
+            limits=lambda weight: None if len(weight.shape) == 1 else LIMITS,
+            is_full=True,
+            is_solved=True,
+            digests={} if recorded is None else value_digests(with_norm(recorded), [norm.name]),
+        ).differences
+
+    assert differences(0.15, recorded=0.15) == ()
+    assert differences(-MOST_OF_A_NORM, recorded=-MOST_OF_A_NORM) == ()
+    (found,) = differences(0.15, recorded=0.14)
+    assert found.startswith(f"{norm.name}: its values are not those that the solver chose")
+    for share, recorded in ((0.3, 0.3), (1e-3, None)):
+        (found,) = differences(share, recorded=recorded)
+        assert found.startswith(f"{norm.name}: is stored as")
 
 
 def test_what_is_not_recorded_is_held_to_its_format(model_graph: Callable[[str], Graph]) -> None:
