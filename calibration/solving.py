@@ -22,7 +22,8 @@ from qwen3_export.calibration.forecast import Forecast
 from qwen3_export.calibration.gptq.forecast import gptq_forecast
 from qwen3_export.calibration.gptq.sequential import SequentialSettings, gptq_graph
 from qwen3_export.calibration.tokens import Calibration
-from qwen3_export.calibration.tuning.run import TuningText, tune_graph
+from qwen3_export.calibration.tuning.run import tune_graph
+from qwen3_export.calibration.tuning.text import TuningText
 from qwen3_export.errors import ExportError
 from qwen3_export.files.unfinished import remove_runs
 from qwen3_export.graph import Graph

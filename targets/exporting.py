@@ -12,7 +12,7 @@ from qwen3_export.calibration.forecast import Forecast, check_disk
 from qwen3_export.calibration.solving import Method, Solution, forecast_solving, solve, tune
 from qwen3_export.calibration.tokens import Calibration, read_calibration
 from qwen3_export.calibration.tuning.forecast import tuning_forecast
-from qwen3_export.calibration.tuning.run import tuning_text
+from qwen3_export.calibration.tuning.text import tuning_text
 from qwen3_export.errors import OptionError
 from qwen3_export.files.atomic import check_output
 from qwen3_export.files.recognise import is_allocation

@@ -64,9 +64,9 @@ def divergences(graph: Graph, expected: Answers, tuned: Graph, final: Sequence[T
 
 
 def head_gradient(
-    graph: Graph, expected: Answers, tuned: Graph, final: Sequence[Tensor], visit_rows: VisitRows
+    graph: Graph, expected: Answers, tuned: Graph, final: Sequence[Tensor], weights_P: Tensor, visit_rows: VisitRows
 ) -> list[Tensor]:
-    """The gradient [T, D] of the mean KL divergence by the final hidden states of each window.
+    """The gradient [T, D] of Σ weight · KL divergence over all positions, by the final hidden states of each window.
 
     ``visit_rows`` is told the gradient by the head's own values, block of rows by block of rows.
     """
@@ -76,7 +76,7 @@ def head_gradient(
     for rows, exact_RD, found_RD in _both_heads(graph, tuned):
         difference_PR = (found_PD @ found_RD.T).sub_(found_P[:, None]).exp_()
         difference_PR -= (exact_PD @ exact_RD.T).sub_(exact_P[:, None]).exp_()
-        difference_PR /= len(found_PD)
+        difference_PR *= weights_P[:, None]
         gradient_PD += difference_PR @ found_RD
         visit_rows(rows, difference_PR.T @ found_PD)
     return list(torch.split(gradient_PD, [len(part) for part in final]))

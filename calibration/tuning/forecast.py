@@ -13,7 +13,8 @@ from collections.abc import Mapping
 from qwen3_export.calibration.estimates import multiplications_a_second, seen_tokens
 from qwen3_export.calibration.forecast import Forecast
 from qwen3_export.calibration.sensitivity.forecast import backward_bytes
-from qwen3_export.calibration.tuning.run import TuneSettings, TuningText, num_steps
+from qwen3_export.calibration.tuning.run import TuneSettings, num_steps
+from qwen3_export.calibration.tuning.text import TuningText
 from qwen3_export.graph import Graph, Weight
 from qwen3_export.quantizers.formats import NumberFormat
 

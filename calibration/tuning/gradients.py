@@ -32,14 +32,16 @@ def gradients(
     tuned: Graph,
     windows: Sequence[Tensor],
     expected: Answers,
+    weights_P: Tensor,
     found: dict[str, Values],
     *,
     folder: Path,
     threads: int,
 ) -> None:
-    """Add the derivatives of the mean KL divergence of ``tuned`` from ``graph`` on these windows to ``found``.
+    """Add the derivatives of Σ weight · KL divergence of ``tuned`` from ``graph`` on these windows to ``found``.
 
-    ``found`` has an array of zeros for each weight that is tuned, in the shape of its changes.
+    ``weights_P`` are those of all positions, window by window. ``found`` has an array of zeros for each weight that is
+    tuned, in the shape of its changes.
     """
     sums = _Sums(tuned=tuned, found=found, threads=threads)
     backward(
@@ -47,7 +49,7 @@ def gradients(
         windows,
         sums.visit,
         folder=folder,
-        head_gradient=lambda final: head_gradient(graph, expected, tuned, final, sums.visit_head_rows),
+        head_gradient=lambda final: head_gradient(graph, expected, tuned, final, weights_P, sums.visit_head_rows),
         visit_norm=sums.visit_norm,
     )
 

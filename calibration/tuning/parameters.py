@@ -41,9 +41,12 @@ class Parameters:
         shapes = {weight.name: _shape(weight) for weight in graph if weight.role.is_norm or weight.name in solved}
         return cls(graph=graph, changes={name: np.zeros(shape, np.float32) for name, shape in shapes.items()})
 
-    def tuned(self) -> Graph:
-        """The graph with the changes; those that are made later show in it."""
-        changed = {name: _tuned(self.graph.weights[name], changes) for name, changes in self.changes.items()}
+    def tuned(self, fraction: float = 1.0) -> Graph:
+        """The graph with this part of the changes; of all of them (1), those that are made later show in it."""
+        parts = {
+            name: changes if fraction == 1 else changes * np.float32(fraction) for name, changes in self.changes.items()
+        }
+        changed = {name: _tuned(self.graph.weights[name], changes) for name, changes in parts.items()}
         return self.graph.with_weights(MappingProxyType({**self.graph.weights, **changed}))
 
     def zeros(self) -> dict[str, Values]:

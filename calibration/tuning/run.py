@@ -1,9 +1,9 @@
 """Tune norms and scales after a solver has chosen codes: least KL divergence from the fp32 model on calibration text.
 
-Some pieces of the text are held back. At the end the model before and after is compared on them, apart for replies
-with a thought, replies without one, and other text. Where the mean does not fall, or one of the kinds loses more than
-before, the values stay as the solver left them. A text that lacks one of the two kinds of replies is completed by the
-dialogues that ship with the package.
+Replies with a thought, replies without one, and other text count alike: each kind's divergence is divided by what it
+was on average before. Some pieces of the text are held back. At the end the model before and after is compared on them.
+Where the mean does not fall, or one of the kinds loses more than before, a half and a quarter of the way are tried; and
+where these are no better, the values stay as the solver left them.
 
 Each step passes some windows forwards and back through the quantized model (``gradients``). What is tuned is kept from
 time to time, so that an interrupted run goes on:
@@ -18,9 +18,9 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import safetensors.numpy
@@ -29,35 +29,31 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from qwen3_export.calibration.digests import run_key
-from qwen3_export.calibration.tokens import Calibration, TextEncoder, read_calibration
 from qwen3_export.calibration.tuning.divergence import Answers, answers, divergences
 from qwen3_export.calibration.tuning.gradients import gradients
-from qwen3_export.calibration.tuning.kinds import DIALOGUES, KINDS, Markers, kinds_of, read_markers
+from qwen3_export.calibration.tuning.kinds import KINDS
 from qwen3_export.calibration.tuning.parameters import Parameters
-from qwen3_export.errors import CalibrationError, OutputError
+from qwen3_export.calibration.tuning.text import LEAST_POSITIONS, Kinds, TuningText, Windows
+from qwen3_export.errors import OutputError
 from qwen3_export.files.atomic import partial_file, write_all
 from qwen3_export.files.recognise import is_work_file
 from qwen3_export.graph import Graph
 from qwen3_export.parallel import default_threads
 from qwen3_export.reference.model import forward
 
-__all__ = ["TuneSettings", "Tuned", "TuningText", "num_steps", "tune_graph", "tuning_text"]
+__all__ = ["TuneSettings", "Tuned", "num_steps", "tune_graph"]
 
 # Raise it when a change makes results differ from those of older runs, or their files.
 VERSION = 1
 
-# So much of a text is used at most, the part that is held back included.
-TOKENS = 32768
-# The text is cut into pieces of so many tokens, or of its windows' length; one of so many is held back.
-PIECE, HELD_BACK = 256, 8
-# So many windows of the package's own dialogues are added where the text has none of one kind.
-DIALOGUE_WINDOWS = 16
-# A kind counts where so many positions of it are held back.
-LEAST_POSITIONS = 64
+
+# In nats: what loses less counts no more.
+LEAST_LOSS = 1e-7
 
 SECONDS_BETWEEN_SAVES = 60.0
 
-Windows = Sequence[NDArray[np.int64]]
+# Parts of the way that are tried, until no kind of text loses.
+FRACTIONS = (1.0, 0.5, 0.25)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,29 +66,16 @@ class TuneSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TuningText:
-    """Pieces of T tokens, to tune on and to compare on; ``kinds`` are those of the tokens of the latter."""
-
-    seen: Windows
-    held_back: Windows
-    kinds: Sequence[NDArray[np.int8]]
-
-    @property
-    def num_tokens(self) -> int:
-        """Tokens that are tuned on."""
-        return sum(map(len, self.seen))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Tuned:
     """The result; ``losses`` are mean KL divergences in nats on what was held back, before and after, by kind.
 
-    ``measured_before`` and ``measured`` are those of all positions. ``keeps_solved`` says that the values stay as they
-    were; ``graph`` has them then.
+    ``measured_before`` and ``measured`` are those of all positions, ``fraction`` is the part of the way that was gone.
+    ``keeps_solved`` says that the values stay as they were; ``graph`` has them then.
     """
 
     graph: Graph
     num_tokens: int
+    fraction: float
     measured_before: float
     measured: float
     losses: Mapping[str, tuple[float, float]]
@@ -102,30 +85,12 @@ class Tuned:
         """What artifacts and reports say of it."""
         return {
             "num_tokens": self.num_tokens,
+            "fraction": self.fraction,
             "measured": self.measured,
             "measured_before": self.measured_before,
             "by_kind": {kind: list(pair) for kind, pair in self.losses.items()},
             "keeps_solved": self.keeps_solved,
         }
-
-
-def tuning_text(calibration: Calibration, tokenizer: TextEncoder) -> TuningText:
-    """Cut a calibration text into pieces, and hold some of them back.
-
-    Raises CalibrationError for a text that is too short for both.
-    """
-    markers = read_markers(tokenizer)
-    length = min(PIECE, max(map(len, calibration.windows)))
-    seen, held = _parts(calibration.windows, markers, length)
-    if not all(_count(held, kind) >= LEAST_POSITIONS for kind in DIALOGUES):
-        dialogues = read_calibration(None, tokenizer, num_samples=DIALOGUE_WINDOWS)
-        more, held_more = _parts(dialogues.windows, markers, length)
-        seen, held = [*seen, *more], [*held, *held_more]
-    return TuningText(
-        seen=[piece.tokens_T for piece in seen],
-        held_back=[piece.tokens_T for piece in held],
-        kinds=[piece.kinds_T for piece in held],
-    )
 
 
 def tune_graph(
@@ -147,14 +112,16 @@ def tune_graph(
     settings = settings or TuneSettings()
     run = _Run(
         graph=graph,
+        quantized=quantized,
         parameters=Parameters.of(quantized, solved),
         seen=_tensors(text.seen),
+        kinds=text.seen_kinds,
         path=_folder(work_dir, graph, solved, text, settings),
         settings=settings,
         threads=threads or default_threads(),
     )
     run.train(progress or (lambda _done, _total: None))
-    return _compared(graph, quantized, run.parameters.tuned(), text)
+    return _compared(graph, quantized, run.parameters, text)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -162,8 +129,10 @@ class _Run:
     """A run in progress."""
 
     graph: Graph
+    quantized: Graph
     parameters: Parameters
     seen: list[Tensor]
+    kinds: Kinds
     path: Path
     settings: TuneSettings
     threads: int
@@ -172,18 +141,45 @@ class _Run:
     def train(self, progress: Callable[[int, int], None]) -> None:
         batches = list(self._batches())
         done = self._load()
-        # A pass through the fp32 model comes first: about half a step.
         if done < len(batches):
             expected, tuned = answers(self.graph, self.seen), self.parameters.tuned()
+            weights = self._weights(expected)
             for step, batch in enumerate(batches[done:], start=done + 1):
-                self._step(tuned, expected, batch, step=step, total=len(batches))
+                self._step(tuned, expected, weights, batch, step=step, total=len(batches))
                 progress(step, len(batches))
             self._save(len(batches))
 
-    def _step(self, tuned: Graph, expected: Answers, batch: Sequence[int], *, step: int, total: int) -> None:
-        found = self.parameters.zeros()
-        windows = [self.seen[i] for i in batch]
-        gradients(self.graph, tuned, windows, expected.of(batch), found, folder=self.path, threads=self.threads)
+    def _weights(self, expected: Answers) -> list[Tensor]:
+        """How much each position counts, so that kinds count alike: 1 over what their positions lose before."""
+        losses_P = divergences(self.graph, expected, self.quantized, forward(self.quantized, self.seen))
+        kinds_P, weights_P = np.concatenate(list(self.kinds)), torch.zeros(len(losses_P))
+        for kind in np.unique(kinds_P).tolist():
+            places = torch.from_numpy(kinds_P == kind)
+            weights_P[places] = 1 / max(float(losses_P[places].mean()), LEAST_LOSS)
+        return list(torch.split(weights_P, [len(tokens_T) for tokens_T in self.seen]))
+
+    def _step(
+        self,
+        tuned: Graph,
+        expected: Answers,
+        weights: Sequence[Tensor],
+        batch: Sequence[int],
+        *,
+        step: int,
+        total: int,
+    ) -> None:
+        found, windows = self.parameters.zeros(), [self.seen[i] for i in batch]
+        weights_P = torch.cat([weights[i] for i in batch])
+        gradients(
+            self.graph,
+            tuned,
+            windows,
+            expected.of(batch),
+            weights_P / len(weights_P),
+            found,
+            folder=self.path,
+            threads=self.threads,
+        )
         # From the full rate down to nothing, along half a cosine.
         rate = self.settings.rate * (1 + math.cos(math.pi * (step - 1) / total)) / 2
         self.parameters.move(found, rate=rate, step=step)
@@ -239,62 +235,47 @@ def _folder(work_dir: Path, graph: Graph, solved: Mapping[str, str], text: Tunin
     return path
 
 
-def _compared(graph: Graph, before: Graph, after: Graph, text: TuningText) -> Tuned:
-    """Both graphs against the fp32 model on what was held back."""
-    windows = _tensors(text.held_back)
+def _compared(graph: Graph, before: Graph, parameters: Parameters, text: TuningText) -> Tuned:
+    """Both graphs against the fp32 model on what was held back; the furthest part of the way by which no kind loses."""
+    windows, kinds_P = _tensors(text.held_back), np.concatenate(list(text.kinds))
     expected = answers(graph, windows)
-    before_P, after_P = (divergences(graph, expected, side, forward(side, windows)) for side in (before, after))
-    kinds_P = np.concatenate(list(text.kinds))
+
+    def losses_of(side: Graph) -> Tensor:
+        return divergences(graph, expected, side, forward(side, windows))
+
+    before_P, found = losses_of(before), list[Tuned]()
+    for fraction in FRACTIONS:
+        after = parameters.tuned(fraction)
+        after_P = losses_of(after)
+        found.append(
+            Tuned(
+                graph=after,
+                num_tokens=text.num_tokens,
+                fraction=fraction,
+                measured_before=float(before_P.mean()),
+                measured=float(after_P.mean()),
+                losses=_by_kind(before_P, after_P, kinds_P),
+                keeps_solved=False,
+            )
+        )
+        if gains_everywhere(found[-1]):
+            return found[-1]
+    return replace(found[0], graph=before, keeps_solved=True)
+
+
+def _by_kind(before_P: Tensor, after_P: Tensor, kinds_P: NDArray[np.int8]) -> dict[str, tuple[float, float]]:
+    """Mean losses of kinds that have positions enough."""
     losses = {}
     for number, kind in enumerate(KINDS):
         places = torch.from_numpy(kinds_P == number)
         if int(places.sum()) >= LEAST_POSITIONS:
             losses[kind] = float(before_P[places].mean()), float(after_P[places].mean())
-    means = float(before_P.mean()), float(after_P.mean())
-    gains = gains_everywhere(means, losses)
-    return Tuned(
-        graph=after if gains else before,
-        num_tokens=text.num_tokens,
-        measured_before=means[0],
-        measured=means[1],
-        losses=losses,
-        keeps_solved=not gains,
-    )
+    return losses
 
 
-class _Piece(NamedTuple):
-    """Some tokens, and the kind of each."""
-
-    tokens_T: NDArray[np.int64]
-    kinds_T: NDArray[np.int8]
-
-
-def gains_everywhere(means: tuple[float, float], losses: Mapping[str, tuple[float, float]]) -> bool:
-    """Whether the mean falls, and no kind of text loses more; pairs are before and after."""
-    return means[1] < means[0] and all(after <= before for before, after in losses.values())
-
-
-def _parts(windows: Windows, markers: Markers, length: int) -> tuple[list[_Piece], list[_Piece]]:
-    """Pieces to tune on, and pieces that are held back, evenly spaced."""
-    pieces = []
-    for window_T in windows:
-        kinds_T = kinds_of(window_T, markers)
-        for first in range(0, len(window_T) - length + 1, length):
-            part = slice(first, first + length)
-            pieces.append(_Piece(window_T[part], kinds_T[part]))
-    if len(pieces) < 2:
-        raise CalibrationError(
-            f"{sum(map(len, windows))} tokens in {len(windows)} windows are too few to tune on and to compare on; give "
-            "more text, or shorter windows"
-        )
-    count = min(len(pieces), max(2, TOKENS // length))
-    chosen = [pieces[i] for i in np.linspace(0, len(pieces) - 1, count).round().astype(int).tolist()]
-    every = min(HELD_BACK, count)
-    return [piece for i, piece in enumerate(chosen) if i % every != every - 1], chosen[every - 1 :: every]
-
-
-def _count(pieces: Sequence[_Piece], kind: str) -> int:
-    return sum(int((piece.kinds_T == KINDS.index(kind)).sum()) for piece in pieces)
+def gains_everywhere(found: Tuned) -> bool:
+    """Whether the mean falls, and no kind of text loses more."""
+    return found.measured < found.measured_before and all(after <= before for before, after in found.losses.values())
 
 
 def _tensors(windows: Windows) -> list[Tensor]:

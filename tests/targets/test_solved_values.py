@@ -11,6 +11,7 @@ from models import write_model
 from qwen3_export import api
 from qwen3_export.calibration.provenance import read_digests_record
 from qwen3_export.calibration.tuning import run as tuning
+from qwen3_export.calibration.tuning import text as tuning_text
 from qwen3_export.calibration.tuning.run import TuneSettings
 from qwen3_export.checkpoint.model import Model, load
 from qwen3_export.quantizers.weights.digests import value_digests
@@ -85,8 +86,8 @@ def test_tuned_values_are_recorded_and_pass(
         pytest.skip("a mixture of experts is tried once for each target that has them")
     # Two steps, and what they give is kept whatever it loses.
     monkeypatch.setattr(tuning, "TuneSettings", lambda: TuneSettings(batch_tokens=128, epochs=2, rate=2e-3))
-    monkeypatch.setattr(tuning, "DIALOGUE_WINDOWS", 1)
-    monkeypatch.setattr(tuning, "TOKENS", 160)
+    monkeypatch.setattr(tuning_text, "DIALOGUE_WINDOWS", 1)
+    monkeypatch.setattr(tuning_text, "TOKENS", 160)
     monkeypatch.setattr(tuning, "gains_everywhere", lambda *_: True)
     plan = api.plan(
         model, target, recipe, out=tmp_path / ("m.gguf" if target == "gguf" else "m"), method="gptq", tune=True

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from models import DEMO, write_model
+from numpy.typing import NDArray
 from tokens import routing_margin
 from torch import Tensor
 
@@ -21,11 +22,13 @@ from qwen3_export.calibration.tuning import run as module
 from qwen3_export.calibration.tuning.divergence import answers, divergences, head_gradient
 from qwen3_export.calibration.tuning.forecast import tuning_forecast
 from qwen3_export.calibration.tuning.gradients import gradients
+from qwen3_export.calibration.tuning.kinds import KINDS
 from qwen3_export.calibration.tuning.parameters import Parameters
-from qwen3_export.calibration.tuning.run import TuneSettings, TuningText, tune_graph, tuning_text
+from qwen3_export.calibration.tuning.run import TuneSettings, tune_graph
+from qwen3_export.calibration.tuning.text import TuningText, tuning_text
 from qwen3_export.checkpoint.model import Model, load
 from qwen3_export.errors import CalibrationError, OptionError
-from qwen3_export.graph import ALL_ROWS, DerivedWeight, Graph, Kind, Weight
+from qwen3_export.graph import ALL_ROWS, DerivedWeight, Graph, Kind, Role, Weight
 from qwen3_export.quantizers.affine import AffineFormat
 from qwen3_export.quantizers.formats import Codes, NumberFormat, Values
 from qwen3_export.quantizers.palette import PaletteFormat
@@ -71,7 +74,13 @@ def pieces(graph: Graph, count: int) -> TuningText:
     """Random tokens, of which a quarter is held back."""
     found = [tokens_T.numpy() for tokens_T in windows(graph, count)]
     held = found[: count // 4]
-    return TuningText(seen=found[count // 4 :], held_back=held, kinds=[np.zeros(len(part), np.int8) for part in held])
+    seen = found[count // 4 :]
+    return TuningText(seen=seen, held_back=held, seen_kinds=as_text(seen), kinds=as_text(held))
+
+
+def as_text(found: list[Any]) -> list[NDArray[np.int8]]:
+    """The kind of each token."""
+    return [np.zeros(len(part), np.int8) for part in found]
 
 
 def quantized(graph: Graph, number_format: NumberFormat) -> tuple[Graph, dict[str, str]]:
@@ -116,11 +125,12 @@ def test_the_gradient_of_the_head(model_graph: Callable[[str], Graph]) -> None:
     def see(rows: slice, gradient_RD: Tensor) -> None:
         by_head_VD[rows] += gradient_RD
 
-    found = torch.cat(head_gradient(graph, answers(graph, windows(graph)), other, final, see))
+    weights_P = torch.rand(48, generator=torch.Generator().manual_seed(1))
+    found = torch.cat(head_gradient(graph, answers(graph, windows(graph)), other, final, weights_P, see))
     with torch.enable_grad():
         hidden, head = torch.cat(final).requires_grad_(), head_VD.clone().requires_grad_()
         p = torch.cat([logits(graph, tokens).clone() for tokens in windows(graph)]).softmax(-1)
-        loss = -(p * (hidden @ head.T).log_softmax(-1)).sum(-1).mean()
+        loss = -(weights_P * (p * (hidden @ head.T).log_softmax(-1)).sum(-1)).sum()
         wanted, by_head = torch.autograd.grad(loss, [hidden, head])
     torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-7)
     torch.testing.assert_close(by_head_VD, by_head, rtol=1e-3, atol=1e-7)
@@ -136,7 +146,8 @@ def test_derivatives_by_all_that_is_tuned(
     found, tuned = parameters.zeros(), parameters.tuned()
     texts = settled_windows(other) if variant == "moe" else windows(graph)
     expected = answers(graph, texts)
-    gradients(graph, tuned, texts, expected, found, folder=tmp_path, threads=2)
+    count = sum(map(len, texts))
+    gradients(graph, tuned, texts, expected, torch.full((count,), 1 / count), found, folder=tmp_path, threads=2)
     assert set(found) == {weight.name for weight in graph if weight.role.is_norm or weight.name in solved}
     checked, step = 0, 5e-4 if variant == "moe" else 2e-3
     for name, gradient in found.items():
@@ -208,31 +219,49 @@ def test_an_interrupted_run_goes_on(
     assert len(list((tmp_path / "part").iterdir())) == 1
 
 
-def test_values_stay_where_a_kind_of_text_loses(
-    model_graph: Callable[[str], Graph], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("losing", "fraction"), [(0, 1.0), (1, 0.5), (2, 0.25), (3, None)])
+def test_it_goes_as_far_as_no_kind_of_text_loses(
+    losing: int,
+    fraction: float | None,
+    model_graph: Callable[[str], Graph],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     graph = model_graph("tied")
     other, solved = quantized(graph, AFFINE)
-    text, kinds = pieces(graph, 16), np.zeros(24, np.int8)
-    kinds[:20] = 1
-    text = TuningText(seen=text.seen, held_back=text.held_back, kinds=[kinds] * len(text.held_back))
-    settings = TuneSettings(batch_tokens=96, epochs=2, rate=3e-3)
+    kinds, text = np.zeros(24, np.int8), pieces(graph, 16)
+    kinds[:8] = KINDS.index("thinking")
+    text = replace(text, kinds=[kinds] * len(text.held_back))
+    settings = TuneSettings(batch_tokens=288, epochs=1, rate=3e-3)
+    tried: list[Graph] = []
 
-    def thinking_loses(graph_: Graph, expected: object, side: Graph, final: object) -> Tensor:
-        losses_P = torch.full((96,), 1.0 if side is other else 0.5, dtype=torch.float64)
-        losses_P[torch.from_numpy(np.tile(kinds, 4)) == 0] = 1.0 if side is other else 1.01
-        return losses_P
+    def losses(_graph: Graph, _expected: object, side: Graph, final: list[Tensor]) -> Tensor:
+        """All gain but 32 positions, which lose as often as they shall."""
+        found_P = torch.ones(24 * len(final), dtype=torch.float64)
+        if side is other:
+            return found_P
+        tried.append(side)
+        found_P[...] = 0.5
+        found_P[torch.from_numpy(np.tile(kinds, len(final)) != 0)] = 1.01 if len(tried) <= losing else 0.99
+        return found_P
 
-    monkeypatch.setattr(module, "divergences", thinking_loses)
-    kept = tune_graph(graph, other, solved, text, work_dir=tmp_path / "a", settings=settings)
-    # Sixteen positions of other text are too few to tell.
-    assert not kept.keeps_solved
-    monkeypatch.setattr(module, "LEAST_POSITIONS", 16)
-    kept = tune_graph(graph, other, solved, text, work_dir=tmp_path / "a", settings=settings)
-    assert kept.keeps_solved
-    assert kept.graph is other
-    assert kept.measured < kept.measured_before
-    assert set(kept.losses) == {"text", "thinking"}
+    monkeypatch.setattr(module, "divergences", losses)
+    found = tune_graph(graph, other, solved, text, work_dir=tmp_path, settings=settings)
+    # They are too few to tell.
+    assert (found.keeps_solved, found.fraction) == (False, 1.0)
+    monkeypatch.setattr(module, "LEAST_POSITIONS", 32)
+    tried.clear()
+    found = tune_graph(graph, other, solved, text, work_dir=tmp_path, settings=settings)
+    assert found.measured < found.measured_before
+    assert set(found.losses) == {"text", "thinking"}
+    assert found.keeps_solved == (fraction is None)
+    if fraction is None:
+        assert found.graph is other
+        return
+    assert found.fraction == fraction
+    name = graph[Role(Kind.NORM)].name
+    whole, part, before = (side.weights[name].read() for side in (tried[0], found.graph, other))
+    np.testing.assert_allclose(part - before, fraction * (whole - before), rtol=1e-2, atol=1e-6)
 
 
 def test_a_norm_changes_by_a_part_of_itself(model_graph: Callable[[str], Graph]) -> None:
