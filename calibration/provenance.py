@@ -18,6 +18,7 @@ from qwen3_export.quantizers.transforms import Fold, parse_place, place_text
 
 if TYPE_CHECKING:
     from qwen3_export.calibration.solving import Solution
+    from qwen3_export.graph import Graph
 
 __all__ = [
     "PREFIX",
@@ -27,11 +28,15 @@ __all__ = [
     "read_calibration_record",
     "read_digests_record",
     "read_scales_record",
+    "record_bytes",
     "recorded",
     "tuning_or_none",
 ]
 
 PREFIX = "qwen3_export."
+
+# What the record of a solver and of tuning takes at most, and that of each weight beside its name twice.
+RECORD_BYTES, BYTES_A_WEIGHT = 4096, 64
 
 
 def describe(
@@ -58,6 +63,11 @@ def describe(
     if allocation is not None:
         found["allocation"] = json.dumps(dict(allocation))
     return {PREFIX + key: value for key, value in found.items()}
+
+
+def record_bytes(graph: Graph) -> int:
+    """The most bytes that ``describe`` adds for a solver: an error and a digest for each weight, and its text."""
+    return RECORD_BYTES + sum(2 * len(weight.name) + BYTES_A_WEIGHT for weight in graph)
 
 
 def read_calibration_record(metadata: Mapping[str, str]) -> dict[str, Any] | None:

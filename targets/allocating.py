@@ -130,6 +130,14 @@ class AllocatingPlan(Plan, Protocol):
         """What a format can be chosen for; a format that the user asked for stays, and has no slot."""
         ...
 
+    @property
+    def beside_bytes(self) -> int:
+        """What the artifact holds beside ``num_bytes``, at most: a program, records of how values were chosen.
+
+        The tokenizer of a folder does not count.
+        """
+        ...
+
     def with_allocation(self, allocation: Allocation) -> AllocatingPlan:
         """The plan in these formats."""
         ...
@@ -226,7 +234,9 @@ def check_request(plan: AllocatingPlan) -> None:
     if not slots:
         raise OptionError(f"{plan.recipe.name}: no tensor is left whose format could be chosen; leave `allocate` out")
     limit = _limit(plan, options)
-    low, high = (_bytes_with(plan, slots, pick) for pick in (min, max))
+    beside = 0 if options.size is None else plan.beside_bytes
+    low, high = (_bytes_with(plan, slots, pick) + beside for pick in (min, max))
+    limit += beside
     what = (
         f"`size` {options.size}" if options.bits_per_weight is None else f"`bits_per_weight` {options.bits_per_weight}"
     )
@@ -334,10 +344,10 @@ def _within(
     raise QuantizationError(f"no choice of formats was found within {limit:,} bytes; allow more")
 
 
-def _limit(plan: Plan, options: AllocatingOptions) -> int:
-    """The most bytes of the artifact."""
+def _limit(plan: AllocatingPlan, options: AllocatingOptions) -> int:
+    """The most ``num_bytes`` of a plan."""
     if options.size is not None:
-        return parse_size(options.size, parameter="size")
+        return parse_size(options.size, parameter="size") - plan.beside_bytes
     if options.bits_per_weight is not None:
         parameters = plan.model.graph.num_parameters
         stored = plan.bits_per_weight * parameters / 8

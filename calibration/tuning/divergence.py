@@ -21,7 +21,8 @@ from qwen3_export.reference.weights import read_tensor
 
 __all__ = ["Answers", "answers", "divergences", "head_gradient"]
 
-HEAD_ROWS_PER_BLOCK = 8192
+# Logits of one model held at once: 64 MB.
+LOGITS_HELD = 1 << 24
 
 # Called with the rows, and the derivative [R, D] by their values.
 VisitRows = Callable[[slice, Tensor], None]
@@ -56,7 +57,7 @@ def divergences(graph: Graph, expected: Answers, tuned: Graph, final: Sequence[T
     found_PD, exact_PD = torch.cat(list(final)), torch.cat(list(expected.hidden))
     exact_P, found_P = torch.cat(list(expected.normalizers)), _normalizers(tuned, found_PD)
     sums_P = torch.zeros(len(found_PD), dtype=torch.float64)
-    for _, exact_RD, found_RD in _both_heads(graph, tuned):
+    for _, exact_RD, found_RD in _both_heads(graph, tuned, positions=len(found_PD)):
         log_p_PR = exact_PD @ exact_RD.T - exact_P[:, None]
         log_q_PR = found_PD @ found_RD.T - found_P[:, None]
         sums_P += (log_p_PR.exp() * (log_p_PR - log_q_PR)).sum(dim=1, dtype=torch.float64)
@@ -73,7 +74,7 @@ def head_gradient(
     found_PD, exact_PD = torch.cat(list(final)), torch.cat(list(expected.hidden))
     exact_P, found_P = torch.cat(list(expected.normalizers)), _normalizers(tuned, found_PD)
     gradient_PD = torch.zeros_like(found_PD)
-    for rows, exact_RD, found_RD in _both_heads(graph, tuned):
+    for rows, exact_RD, found_RD in _both_heads(graph, tuned, positions=len(found_PD)):
         difference_PR = (found_PD @ found_RD.T).sub_(found_P[:, None]).exp_()
         difference_PR -= (exact_PD @ exact_RD.T).sub_(exact_P[:, None]).exp_()
         difference_PR *= weights_P[:, None]
@@ -82,26 +83,26 @@ def head_gradient(
     return list(torch.split(gradient_PD, [len(part) for part in final]))
 
 
-def _both_heads(graph: Graph, tuned: Graph) -> Iterator[tuple[slice, Tensor, Tensor]]:
+def _both_heads(graph: Graph, tuned: Graph, *, positions: int) -> Iterator[tuple[slice, Tensor, Tensor]]:
     """Rows of the head: which, and their values in both models."""
-    for rows in _row_blocks(tuned):
+    for rows in _row_blocks(tuned, positions):
         yield rows, read_tensor(graph.head, rows), read_tensor(tuned.head, rows)
 
 
 def _normalizers(graph: Graph, hidden_PD: Tensor) -> Tensor:
     """log Σ exp of the logits at each position, [P]."""
     sums_P = torch.full((len(hidden_PD),), float("-inf"))
-    for rows in _row_blocks(graph):
+    for rows in _row_blocks(graph, len(hidden_PD)):
         block_P = torch.logsumexp(hidden_PD @ read_tensor(graph.head, rows).T, dim=1)
         sums_P = torch.logaddexp(sums_P, block_P)
     return sums_P
 
 
-def _row_blocks(graph: Graph) -> Iterator[slice]:
-    """Blocks of rows of the head, whole tables where it has some."""
+def _row_blocks(graph: Graph, positions: int) -> Iterator[slice]:
+    """Blocks of rows of the head, the fewer the more positions; whole tables where it has some."""
     head = graph.head
     count, number_format = head.shape[0], code_format(head)
     together = 1 if number_format is None else number_format.rows_together or count
-    step = max(1, HEAD_ROWS_PER_BLOCK // together) * together
+    step = max(1, LOGITS_HELD // positions // together) * together
     for first in range(0, count, step):
         yield slice(first, min(first + step, count))

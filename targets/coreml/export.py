@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qwen3_export.calibration.provenance import describe
+from qwen3_export.calibration.provenance import describe, record_bytes
 from qwen3_export.checkpoint.model import Model
 from qwen3_export.config import Qwen3Config
 from qwen3_export.errors import OptionError, UnsupportedModelError
@@ -122,6 +122,11 @@ class CoremlExport:
     def slots(self) -> tuple[Slot, ...]:
         """What a format can be chosen for."""
         return slots_of(self.graph, self.formats, tuple(self.plan.matrices.values()), has_blocks=self.has_blocks)
+
+    @property
+    def beside_bytes(self) -> int:
+        """The program, and records of a solver and of tuning."""
+        return len(program_bytes(self)) + record_bytes(self.graph) + RECORD_BYTES
 
     def with_allocation(self, allocation: Allocation) -> CoremlExport:
         """The plan in formats that were chosen for each weight."""

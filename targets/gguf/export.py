@@ -36,6 +36,9 @@ from qwen3_export.targets.gguf.target import GGUF, GgufOptions
 from qwen3_export.targets.target import Written
 from qwen3_export.units import human_size, parse_size
 
+# What a solver's record takes at most, beside an error and a digest of each tensor.
+RECORD_BYTES, BYTES_A_TENSOR = 2048, 28
+
 Scales = Mapping[Fold, NDArray[np.float32]]
 
 __all__ = ["GgufExport", "default_path", "overrides_of", "prepare", "refuse_imatrix", "with_solution"]
@@ -107,6 +110,11 @@ class GgufExport:
     def slots(self) -> tuple[Slot, ...]:
         """What a format can be chosen for."""
         return slots_of(self.tensors, self.formats, overrides=overrides_of(self.options))
+
+    @property
+    def beside_bytes(self) -> int:
+        """Records of a solver and of tuning."""
+        return RECORD_BYTES + BYTES_A_TENSOR * len(self.tensors) if self.is_calibrated else 0
 
     def with_allocation(self, allocation: Allocation) -> GgufExport:
         """The plan in formats that were chosen for each tensor."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qwen3_export.calibration.provenance import describe
+from qwen3_export.calibration.provenance import describe, record_bytes
 from qwen3_export.checkpoint.model import Model
 from qwen3_export.config import Qwen3Config
 from qwen3_export.errors import MissingExtraError, OptionError, QuantizationError
@@ -117,6 +117,11 @@ class OnnxExport:
         """
         layers = self.graph.config.num_hidden_layers
         return self.plan.num_bytes + (0 if self.allocation is None else RECORD_BYTES + BYTES_A_LAYER * layers)
+
+    @property
+    def beside_bytes(self) -> int:
+        """The graph, and records of a solver and of tuning."""
+        return len(graph_bytes(self)) + record_bytes(self.graph)
 
     @property
     def num_weights(self) -> int:

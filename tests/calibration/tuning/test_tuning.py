@@ -106,7 +106,7 @@ def mean(graph: Graph, other: Graph) -> float:
 def test_divergences_are_those_of_whole_logits(
     variant: str, model_graph: Callable[[str], Graph], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("qwen3_export.calibration.tuning.divergence.HEAD_ROWS_PER_BLOCK", 1000)
+    monkeypatch.setattr("qwen3_export.calibration.tuning.divergence.LOGITS_HELD", 48 * 1000)
     graph = model_graph(variant)
     other, _ = quantized(graph, AFFINE)
     final = forward(other, windows(graph))
