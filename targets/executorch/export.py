@@ -108,8 +108,10 @@ class ExecutorchExport:
 
     @property
     def beside_bytes(self) -> int:
-        """The program beside its weights, about: 20 kB a layer were measured on all models."""
-        return PROGRAM_BYTES + BYTES_A_LAYER * self.graph.config.num_hidden_layers
+        """The program beside its weights, with some room: 20 kB in a dense layer, and 7 kB an expert's matrix."""
+        matrices = [weight.role for weight in self.graph if len(weight.shape) > 1]
+        experts = sum(role.expert is not None for role in matrices)
+        return PROGRAM_BYTES + BYTES_A_MATRIX * (len(matrices) - experts) + BYTES_AN_EXPERT_S * experts
 
     def with_allocation(self, allocation: Allocation) -> ExecutorchExport:
         """The plan in formats that were chosen for each weight."""
@@ -142,7 +144,7 @@ class ExecutorchExport:
 
 
 # Of a program without weights, with some room.
-PROGRAM_BYTES, BYTES_A_LAYER = 16_384, 24_576
+PROGRAM_BYTES, BYTES_A_MATRIX, BYTES_AN_EXPERT_S = 16_384, 3_500, 8_192
 # Python, torch, ExecuTorch and their graphs.
 BASE_BYTES = 1_200_000_000
 # Of the packed weights, while ExecuTorch puts a program together: 3.3 GB in all were measured at 0.6B's shapes.

@@ -75,6 +75,7 @@ def test_a_mixture_of_formats_computes_what_it_should(tmp_path: Path, variant: s
         assert {kind.name for kind in plan.formats.values()} >= offered
     report = checked("executorch", plan.out, model.graph, model.tokenizer, full=full)
     assert report.verdict == "pass", report.reasons
+    assert plan.num_bytes < program_bytes(plan.out) <= plan.num_bytes + plan.beside_bytes
     assert report.conversion.mean_kld is not None
     if full:
         assert report.conversion.mean_kld < 1e-10
