@@ -154,10 +154,11 @@ def _export(
 ) -> None:
     from qwen3_export.files.atomic import check_output
     from qwen3_export.files.recognise import is_report
-    from qwen3_export.targets.exporting import check_text, export, forecast, needs_text
+    from qwen3_export.targets.exporting import check_text, check_tune, export, forecast, needs_text
 
     chosen = make_options(target.options, target.title, own)
     check_text(calibration, method, chosen)
+    check_tune(method, chosen)
     opened = _open(model, revision=revision, offline=offline)
     plan = target.doors.plan(opened, quant, out=out, options=chosen, method=method)
     say(_summary(plan))

@@ -81,3 +81,28 @@ def test_refused_in_one_sentence(arguments: list[str], words: str, run, tmp_path
     assert outcome.code == 1
     assert words in outcome.err.splitlines()[-1]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["empty.txt", "same.txt"]
+
+
+def test_tuning_is_told_recorded_and_kept_for_a_second_time(run, text: Path, tmp_path: Path, tmp_path_factory) -> None:
+    model = tiny(tmp_path_factory.mktemp("model"))
+    options = ("--method", "gptq", "--tune", "--calibration", text, "--sequence-length", "64", "--samples", "8")
+    common = ("gguf", "--model", model, *options, "--work-dir", "work", "--no-check")
+    planned = run(*common, "--dry-run")
+    assert "forecast: " in planned.err
+    first = run(*common, "--out", "a.gguf")
+    assert first.code == 0, first.err
+    assert "norms and scales: " in first.err
+    reader = gguf.GGUFReader("a.gguf")
+    record = json.loads(reader.fields["qwen3_export.tuning"].contents())
+    assert set(record["by_kind"]) == {"text", "thinking", "non-thinking"}
+    assert "qwen3_export.tuning" in run("inspect", "a.gguf").out
+    state = next((tmp_path / "work").glob("tuning-*/state.safetensors"))
+    stamp = state.stat().st_mtime_ns
+    again = run(*common, "--out", "b.gguf")
+    assert again.code == 0, again.err
+    assert state.stat().st_mtime_ns == stamp
+    assert (tmp_path / "a.gguf").read_bytes() == (tmp_path / "b.gguf").read_bytes()
+    for method in ((), ("--method", "awq", "--dry-run")):
+        refused = run("gguf", "--model", model, "--tune", *method)
+        assert (refused.code, refused.out) == (1, "")
+        assert "--tune goes on from codes that a solver has chosen: it is for --method gptq" in refused.err
