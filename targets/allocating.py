@@ -3,7 +3,8 @@
 A part of the calibration text is held back. On the other part the loss of every weight in every format is estimated
 (``calibration.sensitivity``), and the best choice within the bytes is taken (``quantizers.allocation``). Then recipe
 and choice are compared on the text that was held back, by the KL divergence of the whole model with its values rounded
-to nearest. Where the choice does not lose less, the recipe is kept.
+to nearest, times the share that a solver is expected to leave of it: GPTQ leaves less where inputs are alike, and a
+choice for it counts on that. Where the choice does not lose less, the recipe is kept.
 
 A target takes part with an ``AllocatingPlan``, and with the door of ``AllocatingDoors``.
 """
@@ -91,7 +92,8 @@ class Allocation:
 
     Losses are in nats a position: ``expected`` and ``expected_by_recipe`` are the estimates, ``measured`` and
     ``measured_by_recipe`` were measured on text that the choice did not see, with values rounded to nearest; None where
-    there was nothing to compare with. ``keeps_recipe`` says that the recipe's formats won.
+    there was nothing to compare with. ``left`` and ``left_by_recipe`` are the shares of these that the method is
+    expected to leave. ``keeps_recipe`` says that the recipe's formats won.
     """
 
     target: str
@@ -105,6 +107,8 @@ class Allocation:
     expected_by_recipe: float | None = None
     measured: float | None = None
     measured_by_recipe: float | None = None
+    left: float = 1.0
+    left_by_recipe: float = 1.0
     keeps_recipe: bool = False
 
     def as_dict(self) -> dict[str, Any]:
@@ -221,6 +225,8 @@ def read_allocation(path: Path, *, target: str, slots: Sequence[Slot]) -> Alloca
         expected_by_recipe=fields.number("expected_by_recipe"),
         measured=fields.number("measured"),
         measured_by_recipe=fields.number("measured_by_recipe"),
+        left=fields.number("left") or 1.0,
+        left_by_recipe=fields.number("left_by_recipe") or 1.0,
         keeps_recipe=bool(fields.boolean("keeps_recipe")),
     )
 
@@ -290,7 +296,7 @@ def allocated(
             threads=threads,
             progress=percent(advance),
         )
-    is_solved = method == "gptq"
+    is_solved, planned = method == "gptq", {slot.name: slot.planned for slot in slots}
 
     def choice(budget: int) -> Allocation:
         chosen = allocate(_choices(slots, sensitivity, is_solved=is_solved), budget)
@@ -300,7 +306,7 @@ def allocated(
             formats={name: found.format for name, found in chosen.items()},
             shapes={slot.name: list(slot.shape) for slot in slots},
             expected=total_loss(chosen),
-            expected_by_recipe=None if base is None else _planned_loss(slots, sensitivity, is_solved=is_solved),
+            expected_by_recipe=None if base is None else _loss(slots, sensitivity, planned, is_solved=is_solved),
             dataset=text.source,
             sha256=text.digest,
             num_tokens=sensitivity.num_tokens,
@@ -310,10 +316,19 @@ def allocated(
     progress.say("comparing recipe and choice on text that the choice has not seen")
     measured = mean_kld(plan.model.graph, found.graph, held_back)
     by_recipe = None if base is None else mean_kld(plan.model.graph, base.graph, held_back)
-    keeps = base is not None and by_recipe is not None and not measured < by_recipe
-    allocation = replace(allocation, measured=measured, measured_by_recipe=by_recipe, keeps_recipe=keeps)
+    left, left_by_recipe = 1.0, 1.0
+    if is_solved:
+        left, left_by_recipe = (_left(slots, sensitivity, formats) for formats in (allocation.formats, planned))
+    keeps = by_recipe is not None and not left * measured < left_by_recipe * by_recipe
+    allocation = replace(
+        allocation,
+        measured=measured,
+        measured_by_recipe=by_recipe,
+        left=left,
+        left_by_recipe=left_by_recipe,
+        keeps_recipe=keeps,
+    )
     if keeps:
-        planned = {slot.name: slot.planned for slot in slots}
         allocation = replace(allocation, formats=planned)
     progress.say(_told(allocation, start))
     if options.save_allocation is not None:
@@ -379,8 +394,17 @@ def _choices(slots: Sequence[Slot], sensitivity: Sensitivity, *, is_solved: bool
     }
 
 
-def _planned_loss(slots: Sequence[Slot], sensitivity: Sensitivity, *, is_solved: bool) -> float:
-    return sum(sensitivity.loss(weight, slot.planned, is_solved=is_solved) for slot in slots for weight in slot.weights)
+def _loss(slots: Sequence[Slot], sensitivity: Sensitivity, formats: Mapping[str, str], *, is_solved: bool) -> float:
+    """The expected loss of all slots in these formats."""
+    return sum(
+        sensitivity.loss(weight, formats[slot.name], is_solved=is_solved) for slot in slots for weight in slot.weights
+    )
+
+
+def _left(slots: Sequence[Slot], sensitivity: Sensitivity, formats: Mapping[str, str]) -> float:
+    """The share of what rounding loses in these formats that a solver is expected to leave."""
+    solved, rounded = (_loss(slots, sensitivity, formats, is_solved=is_solved) for is_solved in (True, False))
+    return solved / rounded if rounded > 0 else 1.0
 
 
 def _parts(windows: Windows) -> tuple[Windows, Windows]:
@@ -414,6 +438,9 @@ def _told(allocation: Allocation, start: Plan) -> str:
     if allocation.measured_by_recipe is None:
         return f"the chosen formats lose {allocation.measured:.2e} nats; no recipe is small enough to compare with"
     both = f"{allocation.measured:.2e} nats instead of {allocation.measured_by_recipe:.2e} by {start.recipe.name}"
+    both += ", rounded to nearest"
+    if allocation.left < 1:
+        both += f"; a solver is expected to leave {allocation.left:.0%} instead of {allocation.left_by_recipe:.0%}"
     if allocation.keeps_recipe:
-        return f"note: the chosen formats lose {both}, so the recipe's are kept"
-    return f"the chosen formats lose {both}, rounded to nearest"
+        return f"note: the chosen formats lose {both}: the recipe's are kept"
+    return f"the chosen formats lose {both}"

@@ -91,6 +91,9 @@ def _allocation_line(allocation: Mapping[str, Any] | None) -> list[str]:
     if not isinstance(by_recipe, float):
         return [f"formats: chosen by what they cost ({measured:.2e} nats, rounded to nearest, on held-back text)"]
     both = f"{measured:.2e} nats against {by_recipe:.2e} by the recipe, rounded to nearest, on held-back text"
+    left, left_by_recipe = (allocation.get(key) for key in ("left", "left_by_recipe"))
+    if isinstance(left, float) and isinstance(left_by_recipe, float) and left < 1:
+        both += f"; a solver was expected to leave {left:.0%} and {left_by_recipe:.0%} of that"
     if allocation.get("keeps_recipe") is True:
         return [f"formats: the recipe's, because chosen ones lose no less ({both})"]
     return [f"formats: chosen by what they cost ({both})"]

@@ -239,6 +239,23 @@ def test_a_recipe_that_is_better_is_kept(
     assert record["measured"] >= record["measured_by_recipe"]
 
 
+@pytest.mark.parametrize("method", ["rtn", "gptq"])
+def test_what_a_solver_leaves_counts_in_the_comparison(
+    model: Model, words: Calibration, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: Any
+) -> None:
+    """A choice that loses more, rounded to nearest, is good for a solver that leaves less of it."""
+    measured = iter([1.2, 1.0])
+    monkeypatch.setattr(allocating, "mean_kld", lambda *_: next(measured))
+    shares = iter([0.5, 0.9])
+    monkeypatch.setattr(allocating, "_left", lambda *_: next(shares))
+    plan = api.plan(model, "gguf", "q4_k_m", out=tmp_path / "m.gguf", method=method, allocate=True)
+    record = allocation_or_none(open_gguf(api.export(plan, method=method, text=words)).metadata)
+    assert record is not None
+    assert (record["measured"], record["measured_by_recipe"]) == (1.2, 1.0)
+    assert record["keeps_recipe"] == (method == "rtn")
+    assert (record["left"], record["left_by_recipe"]) == ((1.0, 1.0) if method == "rtn" else (0.5, 0.9))
+
+
 def test_an_interrupted_measurement_goes_on(
     written: Callable[..., GgufFile], model: Model, words: Calibration, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -137,6 +137,10 @@ def test_notes_are_told_and_decide_nothing(report: Report) -> None:
             {"measured": 0.003, "measured_by_recipe": 0.002, "keeps_recipe": True},
             "formats: the recipe's, because chosen ones lose no less (3.00e-03 nats against 2.00e-03",
         ),
+        (
+            {"measured": 0.003, "measured_by_recipe": 0.002, "left": 0.4, "left_by_recipe": 0.8},
+            "on held-back text; a solver was expected to leave 40% and 80% of that)",
+        ),
         ({"measured": 0.003, "measured_by_recipe": None}, "formats: chosen by what they cost (3.00e-03 nats"),
         ({"measured": "much"}, "formats: chosen by what they cost"),
     ],
@@ -148,6 +152,30 @@ def test_how_formats_were_chosen(report: Report, record: dict[str, object] | Non
         assert ("formats: " in text) == (told is not None)
         assert told is None or told in text
     assert found.to_dict()["allocation"] == record
+
+
+@pytest.mark.parametrize(
+    ("record", "told"),
+    [
+        (None, None),
+        (
+            {"measured": 0.002, "measured_before": 0.003, "keeps_solved": False},
+            "norms and scales: tuned (2.00e-03 nats against 3.00e-03 before, on held-back text)",
+        ),
+        (
+            {"measured": 0.002, "measured_before": 0.003, "keeps_solved": True},
+            "norms and scales: not changed, because tuned ones gained nothing for some text",
+        ),
+        ({"measured": "much"}, "norms and scales: tuned"),
+    ],
+)
+def test_how_norms_and_scales_were_tuned(report: Report, record: dict[str, object] | None, told: str | None) -> None:
+    found = replace(report, tuning=record)
+    assert found.verdict == report.verdict
+    for text in (to_text(found), unescape(to_html(found))):
+        assert ("norms and scales: " in text) == (told is not None)
+        assert told is None or told in text
+    assert found.to_dict()["tuning"] == record
 
 
 def test_rich_shows_the_same(report: Report) -> None:
