@@ -65,6 +65,9 @@ HELD_BACK = 4
 # A choice is made again if metadata makes the file too long.
 ATTEMPTS = 4
 
+# What tuning records at most, and of each norm: its name and a digest.
+TUNING_BYTES, BYTES_A_NORM = 512, 96
+
 KIND, VERSION = "qwen3-export allocation", 1
 
 Windows = Sequence[NDArray[np.int64]]
@@ -367,7 +370,9 @@ def _limit(plan: AllocatingPlan, options: AllocatingOptions) -> int:
         parameters = plan.model.graph.num_parameters
         stored = plan.bits_per_weight * parameters / 8
         return int(plan.num_bytes - stored + options.bits_per_weight * parameters / 8)
-    return plan.num_bytes
+    # A recipe's export has the record of a solver too, but none of tuning.
+    norms = sum(weight.role.is_norm for weight in plan.graph)
+    return plan.num_bytes - (TUNING_BYTES + BYTES_A_NORM * norms if options.tune else 0)
 
 
 def _bytes_with(plan: Plan, slots: Sequence[Slot], pick: Callable[..., int]) -> int:

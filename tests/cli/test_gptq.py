@@ -102,6 +102,10 @@ def test_tuning_is_told_recorded_and_kept_for_a_second_time(run, text: Path, tmp
     assert again.code == 0, again.err
     assert state.stat().st_mtime_ns == stamp
     assert (tmp_path / "a.gguf").read_bytes() == (tmp_path / "b.gguf").read_bytes()
+    run("gguf", "--model", model, *options[:2], *options[3:], "--no-check", "--out", "recipe.gguf")
+    chosen = run("gguf", "--model", model, *options, "--allocate", "--no-check", "--out", "chosen.gguf")
+    assert chosen.code == 0, chosen.err
+    assert (tmp_path / "chosen.gguf").stat().st_size <= (tmp_path / "recipe.gguf").stat().st_size
     for method in ((), ("--method", "awq", "--dry-run")):
         refused = run("gguf", "--model", model, "--tune", *method)
         assert (refused.code, refused.out) == (1, "")
