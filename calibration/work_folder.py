@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from qwen3_export.calibration.digests import checkpoint_digest, file_stamps, text_digest, token_digest
 from qwen3_export.calibration.hidden_file import HiddenFile
-from qwen3_export.errors import OutputError
+from qwen3_export.files.unfinished import make_run_folder
 from qwen3_export.graph import Graph
 
 __all__ = ["WorkFolder", "open_work_folder"]
@@ -60,12 +60,7 @@ class WorkFolder:
 
     def create(self) -> None:
         """Make the folder; OutputError if that is not possible."""
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise OutputError(
-                f"{self.path}: cannot be created ({error.strerror}); choose another `work_dir`"
-            ) from error
+        make_run_folder(self.path)
 
     def remove(self) -> None:
         """Remove the folder, and the one that contains it if that is empty then."""

@@ -23,9 +23,10 @@ from torch import Tensor
 
 from qwen3_export.calibration.awq.search import ALPHAS, search_layer
 from qwen3_export.calibration.digests import run_key
-from qwen3_export.errors import OutputError, QuantizationError
+from qwen3_export.errors import QuantizationError
 from qwen3_export.files.atomic import partial_file
 from qwen3_export.files.recognise import is_work_file
+from qwen3_export.files.unfinished import make_run_folder
 from qwen3_export.graph import Graph, Kind, Role, Weight
 from qwen3_export.quantizers.formats import NumberFormat
 from qwen3_export.quantizers.transforms import Fold, Pair, fold
@@ -199,10 +200,7 @@ def _open_folder(
     settings = {"alphas": list(search.alphas), "raw": search.is_judged_raw, "search_tokens": SEARCH_TOKENS}
     key = run_key(f"awq {VERSION}", graph, windows=windows, formats=names, settings=settings)
     folder = root / f"awq-{key}"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"{folder}: cannot be created ({error.strerror}); choose another `work_dir`") from error
+    make_run_folder(folder)
     return folder
 
 

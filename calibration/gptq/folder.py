@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 
 from qwen3_export.calibration.digests import run_key
 from qwen3_export.calibration.gptq.report import WeightReport
-from qwen3_export.errors import OutputError
 from qwen3_export.files.atomic import write_text
 from qwen3_export.files.recognise import is_work_file
+from qwen3_export.files.unfinished import make_run_folder
 from qwen3_export.graph import Graph, Weight
 from qwen3_export.quantizers.formats import NumberFormat
 from qwen3_export.quantizers.gptq.solver import GptqResult
@@ -44,12 +44,7 @@ class GptqFolder:
 
     def create(self) -> None:
         """Make the folder; OutputError if that is not possible."""
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise OutputError(
-                f"{self.path}: cannot be created ({error.strerror}); choose another `work_dir`"
-            ) from error
+        make_run_folder(self.path)
 
     def load(self, weight: Weight, number_format: NumberFormat) -> tuple[Weight, WeightReport] | None:
         """The stored result for a weight, or None if there is none yet."""

@@ -23,9 +23,10 @@ from torch import Tensor
 from qwen3_export.calibration.digests import run_key
 from qwen3_export.calibration.sensitivity.backward import Passed, backward
 from qwen3_export.calibration.sensitivity.losses import head_losses, left_by_solver, looked_up_losses, weight_losses
-from qwen3_export.errors import CheckpointError, OutputError
+from qwen3_export.errors import CheckpointError
 from qwen3_export.files.atomic import write_text
 from qwen3_export.files.recognise import is_work_file
+from qwen3_export.files.unfinished import make_run_folder
 from qwen3_export.graph import Graph, Kind, Role, Weight, module_name
 from qwen3_export.parallel import default_threads
 from qwen3_export.quantizers.formats import NumberFormat
@@ -75,10 +76,7 @@ def measure_sensitivity(
         work_dir
         / f"sensitivity-{run_key(f'sensitivity {VERSION}', graph, windows=windows, formats=names, settings={})}"
     )
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be created ({error.strerror}); choose another `work_dir`") from error
+    make_run_folder(path)
     run = _Run(
         graph=graph,
         candidates=candidates,

@@ -34,9 +34,9 @@ from qwen3_export.calibration.tuning.gradients import gradients
 from qwen3_export.calibration.tuning.kinds import KINDS
 from qwen3_export.calibration.tuning.parameters import Parameters
 from qwen3_export.calibration.tuning.text import LEAST_POSITIONS, Kinds, TuningText, Windows
-from qwen3_export.errors import OutputError
 from qwen3_export.files.atomic import partial_file, write_all
 from qwen3_export.files.recognise import is_work_file
+from qwen3_export.files.unfinished import make_run_folder
 from qwen3_export.graph import Graph
 from qwen3_export.parallel import default_threads
 from qwen3_export.reference.model import forward
@@ -228,10 +228,7 @@ def _folder(work_dir: Path, graph: Graph, solved: Mapping[str, str], text: Tunin
     windows = [*text.seen, *text.held_back]
     key = run_key(f"tuning {VERSION}", graph, windows=windows, formats=solved, settings=asdict(settings))
     path = work_dir / f"tuning-{key}"
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be created ({error.strerror}); choose another `work_dir`") from error
+    make_run_folder(path)
     return path
 
 

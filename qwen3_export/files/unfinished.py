@@ -1,4 +1,4 @@
-"""Removing the folders in which runs keep unfinished work, and nothing that lies beside them.
+"""The folders in which runs keep unfinished work: made, and removed with nothing that lies beside them.
 
 A run's folder is named by its kind and a digest (``gptq-1f0c…``, 16 hexadecimal digits). A user may name any folder for
 unfinished work, so other files and folders in it are theirs.
@@ -12,9 +12,19 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-__all__ = ["RUN_KINDS", "remove_runs"]
+from qwen3_export.errors import OutputError
+
+__all__ = ["RUN_KINDS", "make_run_folder", "remove_runs"]
 
 RUN_KINDS = ("statistics", "gptq", "awq", "sensitivity", "tuning")
+
+
+def make_run_folder(path: Path) -> None:
+    """Create the folder of a run, if it is not there yet. Raises OutputError where that is not possible."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be created ({error.strerror}); choose another `work_dir`") from error
 
 
 def remove_runs(folder: Path, kinds: Sequence[str] = RUN_KINDS) -> None:
