@@ -2,8 +2,9 @@
 
 Replies with a thought, replies without one, and other text count alike: each kind's divergence is divided by what it
 was on average before. Some pieces of the text are held back. At the end the model before and after is compared on them.
-Where the mean does not fall, or one of the kinds loses more than before, a half and a quarter of the way are tried; and
-where these are no better, the values stay as the solver left them.
+Where the mean does not fall, or one of the kinds loses more than before (by more than a standard error, taken over
+pieces), a half and a quarter of the way are tried; and where these are no better, the values stay as the solver left
+them.
 
 Each step passes some windows forwards and back through the quantized model (``gradients``). What is tuned is kept from
 time to time, so that an interrupted run goes on:
@@ -20,7 +21,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import safetensors.numpy
@@ -65,9 +66,17 @@ class TuneSettings:
     rate: float = 3e-4
 
 
+class Losses(NamedTuple):
+    """Mean KL divergences in nats, and the standard error of their difference."""
+
+    before: float
+    after: float
+    error: float
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tuned:
-    """The result; ``losses`` are mean KL divergences in nats on what was held back, before and after, by kind.
+    """The result; ``losses`` are those on what was held back, by kind of text.
 
     ``measured_before`` and ``measured`` are those of all positions, ``fraction`` is the part of the way that was gone.
     ``keeps_solved`` says that the values stay as they were; ``graph`` has them then.
@@ -78,7 +87,7 @@ class Tuned:
     fraction: float
     measured_before: float
     measured: float
-    losses: Mapping[str, tuple[float, float]]
+    losses: Mapping[str, Losses]
     keeps_solved: bool
 
     def record(self) -> dict[str, Any]:
@@ -88,7 +97,7 @@ class Tuned:
             "fraction": self.fraction,
             "measured": self.measured,
             "measured_before": self.measured_before,
-            "by_kind": {kind: list(pair) for kind, pair in self.losses.items()},
+            "by_kind": {kind: losses._asdict() for kind, losses in self.losses.items()},
             "keeps_solved": self.keeps_solved,
         }
 
@@ -234,7 +243,7 @@ def _folder(work_dir: Path, graph: Graph, solved: Mapping[str, str], text: Tunin
 
 def _compared(graph: Graph, before: Graph, parameters: Parameters, text: TuningText) -> Tuned:
     """Both graphs against the fp32 model on what was held back; the furthest part of the way by which no kind loses."""
-    windows, kinds_P = _tensors(text.held_back), np.concatenate(list(text.kinds))
+    windows = _tensors(text.held_back)
     expected = answers(graph, windows)
 
     def losses_of(side: Graph) -> Tensor:
@@ -251,7 +260,7 @@ def _compared(graph: Graph, before: Graph, parameters: Parameters, text: TuningT
                 fraction=fraction,
                 measured_before=float(before_P.mean()),
                 measured=float(after_P.mean()),
-                losses=_by_kind(before_P, after_P, kinds_P),
+                losses=_by_kind(before_P, after_P, text.kinds),
                 keeps_solved=False,
             )
         )
@@ -260,19 +269,32 @@ def _compared(graph: Graph, before: Graph, parameters: Parameters, text: TuningT
     return replace(found[0], graph=before, keeps_solved=True)
 
 
-def _by_kind(before_P: Tensor, after_P: Tensor, kinds_P: NDArray[np.int8]) -> dict[str, tuple[float, float]]:
-    """Mean losses of kinds that have positions enough."""
+def _by_kind(before_P: Tensor, after_P: Tensor, kinds: Kinds) -> dict[str, Losses]:
+    """The losses of kinds that have positions enough."""
+    pieces_P = np.repeat(np.arange(len(kinds)), [len(kinds_T) for kinds_T in kinds])
+    kinds_P = np.concatenate(list(kinds))
     losses = {}
     for number, kind in enumerate(KINDS):
-        places = torch.from_numpy(kinds_P == number)
-        if int(places.sum()) >= LEAST_POSITIONS:
-            losses[kind] = float(before_P[places].mean()), float(after_P[places].mean())
+        places = kinds_P == number
+        if places.sum() >= LEAST_POSITIONS:
+            before, after = before_P.numpy()[places], after_P.numpy()[places]
+            error = _standard_error(after - before, pieces_P[places])
+            losses[kind] = Losses(before=float(before.mean()), after=float(after.mean()), error=error)
     return losses
 
 
+def _standard_error(differences_P: NDArray[np.float64], pieces_P: NDArray[np.int64]) -> float:
+    """Of the mean of differences that are alike within a piece; 0 where there is one piece."""
+    _, places_P = np.unique(pieces_P, return_inverse=True)
+    sums = np.bincount(places_P, weights=differences_P - differences_P.mean())
+    count = len(sums)
+    return float(np.sqrt(np.square(sums).sum() * count / max(count - 1, 1)) / len(differences_P)) if count > 1 else 0.0
+
+
 def gains_everywhere(found: Tuned) -> bool:
-    """Whether the mean falls, and no kind of text loses more."""
-    return found.measured < found.measured_before and all(after <= before for before, after in found.losses.values())
+    """Whether the mean falls, and no kind of text loses more by more than a standard error."""
+    kinds = found.losses.values()
+    return found.measured < found.measured_before and all(kind.after <= kind.before + kind.error for kind in kinds)
 
 
 def _tensors(windows: Windows) -> list[Tensor]:

@@ -179,7 +179,9 @@ def test_the_loss_falls_and_runs_are_alike(model_graph: Callable[[str], Graph], 
     assert not first.keeps_solved
     assert first.measured < 0.985 * first.measured_before
     assert seen == [(step, 9) for step in range(1, 10)]
-    assert first.record()["by_kind"] == {"text": [first.measured_before, first.measured]}
+    (of_text,) = first.record()["by_kind"].values()
+    assert (of_text["before"], of_text["after"]) == pytest.approx((first.measured_before, first.measured))
+    assert 0 < of_text["error"] < of_text["before"] - of_text["after"]
     assert first.num_tokens == 12 * 24
     second = tune_graph(graph, other, solved, text, work_dir=tmp_path / "b", settings=settings)
     for weight in first.graph:
@@ -242,6 +244,7 @@ def test_it_goes_as_far_as_no_kind_of_text_loses(
             return found_P
         tried.append(side)
         found_P[...] = 0.5
+        # The same in all pieces: there is no chance in it.
         found_P[torch.from_numpy(np.tile(kinds, len(final)) != 0)] = 1.01 if len(tried) <= losing else 0.99
         return found_P
 
@@ -262,6 +265,14 @@ def test_it_goes_as_far_as_no_kind_of_text_loses(
     name = graph[Role(Kind.NORM)].name
     whole, part, before = (side.weights[name].read() for side in (tried[0], found.graph, other))
     np.testing.assert_allclose(part - before, fraction * (whole - before), rtol=1e-2, atol=1e-6)
+
+
+def test_a_standard_error_is_taken_over_pieces() -> None:
+    """Against the textbook's, where all positions of a piece are the same and pieces have equally many."""
+    means = np.random.default_rng(0).normal(size=12)
+    found = module._standard_error(np.repeat(means, 5), np.repeat(np.arange(12), 5))
+    assert found == pytest.approx(means.std(ddof=1) / np.sqrt(12))
+    assert module._standard_error(means, np.zeros(12, np.int64)) == 0.0
 
 
 def test_a_norm_changes_by_a_part_of_itself(model_graph: Callable[[str], Graph]) -> None:
