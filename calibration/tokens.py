@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,13 +21,16 @@ from numpy.typing import NDArray
 from qwen3_export.calibration.digests import token_digest
 from qwen3_export.errors import CalibrationError, UnsupportedModelError
 
-__all__ = ["Calibration", "TextEncoder", "read_calibration", "sample_path"]
+__all__ = ["Calibration", "TextEncoder", "evenly", "read_calibration", "sample_path"]
 
 DEFAULT_SAMPLES, DEFAULT_LENGTH = 128, 512
 GOOD_TOKENS = DEFAULT_SAMPLES * DEFAULT_LENGTH
 
 # Fewer tokens are too few for any model, and text with fewer different tokens is no text.
 MIN_TOKENS, MIN_DISTINCT_TOKENS = 1024, 16
+
+
+Piece = TypeVar("Piece")
 
 
 class TextEncoder(Protocol):
@@ -90,6 +93,12 @@ def read_calibration(
     return Calibration(
         windows=tuple(_cut(row_T, count=num_samples, length=length, seed=seed)), source=source.name, seed=seed
     )
+
+
+def evenly(pieces: Sequence[Piece], count: int) -> list[Piece]:
+    """At most ``count`` of these pieces, evenly spaced, the first and the last among them; all where there are less."""
+    places = np.linspace(0, len(pieces) - 1, min(len(pieces), count)).round().astype(int)
+    return [pieces[i] for i in places.tolist()]
 
 
 def _cut(row_T: NDArray[np.int64], *, count: int, length: int, seed: int) -> list[NDArray[np.int64]]:

@@ -26,7 +26,7 @@ from qwen3_export.calibration.forecast import Forecast
 from qwen3_export.calibration.sensitivity.forecast import sensitivity_forecast
 from qwen3_export.calibration.sensitivity.run import Sensitivity, measure_sensitivity
 from qwen3_export.calibration.solving import Method
-from qwen3_export.calibration.tokens import Calibration
+from qwen3_export.calibration.tokens import Calibration, evenly
 from qwen3_export.errors import CalibrationError, OptionError, QuantizationError
 from qwen3_export.files.atomic import write_text
 from qwen3_export.files.json_file import Fields, read_json
@@ -242,10 +242,9 @@ def check_request(plan: AllocatingPlan) -> None:
     slots = plan.slots
     if not slots:
         raise OptionError(f"{plan.recipe.name}: no tensor is left whose format could be chosen; leave `allocate` out")
-    limit = _limit(plan, options)
     beside = 0 if options.size is None else plan.beside_bytes
+    limit = _limit(plan, options, beside) + beside
     low, high = (_bytes_with(plan, slots, pick) + beside for pick in (min, max))
-    limit += beside
     what = (
         f"`size` {options.size}" if options.bits_per_weight is None else f"`bits_per_weight` {options.bits_per_weight}"
     )
@@ -285,7 +284,7 @@ def allocated(
     less. What was measured is kept in ``work_dir`` until the export is written.
     """
     options = cast("AllocatingOptions", plan.options)
-    limit = _limit(plan, options)
+    limit = _limit(plan, options, 0 if options.size is None else plan.beside_bytes)
     base = plan if options.allocate else doors.fitting(plan, limit)
     start = base or plan
     slots = start.slots
@@ -362,10 +361,10 @@ def _within(
     raise QuantizationError(f"no choice of formats was found within {limit:,} bytes; allow more")
 
 
-def _limit(plan: AllocatingPlan, options: AllocatingOptions) -> int:
-    """The most ``num_bytes`` of a plan."""
+def _limit(plan: AllocatingPlan, options: AllocatingOptions, beside: int) -> int:
+    """The most ``num_bytes`` of a plan, where ``beside`` come on top in a size that was asked for."""
     if options.size is not None:
-        return parse_size(options.size, parameter="size") - plan.beside_bytes
+        return parse_size(options.size, parameter="size") - beside
     if options.bits_per_weight is not None:
         parameters = plan.model.graph.num_parameters
         stored = plan.bits_per_weight * parameters / 8
@@ -434,8 +433,7 @@ def _pieces(windows: Windows) -> list[NDArray[np.int64]]:
 
 def _spread(pieces: Windows, tokens: int) -> Windows:
     """About so many tokens of pieces, evenly spaced."""
-    count = min(len(pieces), max(1, tokens // PIECE))
-    return [pieces[i] for i in np.linspace(0, len(pieces) - 1, count).round().astype(int).tolist()]
+    return evenly(pieces, max(1, tokens // PIECE))
 
 
 def _told(allocation: Allocation, start: Plan) -> str:

@@ -12,7 +12,7 @@ from qwen3_export.calibration.forecast import Forecast, check_disk
 from qwen3_export.calibration.solving import Method, Solution, forecast_solving, solve, tune
 from qwen3_export.calibration.tokens import Calibration, read_calibration
 from qwen3_export.calibration.tuning.forecast import tuning_forecast
-from qwen3_export.calibration.tuning.text import tuning_text
+from qwen3_export.calibration.tuning.text import TuningText, tuning_text
 from qwen3_export.errors import OptionError
 from qwen3_export.files.atomic import check_output
 from qwen3_export.files.recognise import is_allocation
@@ -78,21 +78,24 @@ def forecast(plan: Plan, method: Method, text: Calibration, *, threads: int | No
     if _chooses_formats(plan):
         parts.append(forecast_measuring(cast("AllocatingPlan", plan), text, threads=threads))
     if method != ROUNDING:
-        parts.append(_forecast_solving(plan, method, text, threads=threads))
-    if plan.options.tune:
-        parts.append(_forecast_tuning(plan, text, threads=threads))
+        parts.append(_forecast_values(plan, method, text, _pieces(plan, text), threads=threads))
     return reduce(Forecast.then, parts, Forecast(seconds=0.0, memory_bytes=0, disk_bytes=0))
 
 
-def _forecast_solving(plan: Plan, method: Method, text: Calibration, *, threads: int | None) -> Forecast:
-    return forecast_solving(
-        method, plan.model.graph, plan.weight_formats, text, ties_outputs=_ties_outputs(plan), threads=threads
-    )
+def _forecast_values(
+    plan: Plan, method: Method, text: Calibration, pieces: TuningText | None, *, threads: int | None
+) -> Forecast:
+    """The estimate for a solver, and for tuning on ``pieces`` after it."""
+    graph, formats = plan.model.graph, plan.weight_formats
+    solving = forecast_solving(method, graph, formats, text, ties_outputs=_ties_outputs(plan), threads=threads)
+    if pieces is None:
+        return solving
+    return solving.then(tuning_forecast(graph, formats, pieces, threads=threads or default_threads()))
 
 
-def _forecast_tuning(plan: Plan, text: Calibration, *, threads: int | None) -> Forecast:
-    pieces = tuning_text(text, plan.model.tokenizer)
-    return tuning_forecast(plan.model.graph, plan.weight_formats, pieces, threads=threads or default_threads())
+def _pieces(plan: Plan, text: Calibration) -> TuningText | None:
+    """What is tuned on; None where nothing is."""
+    return tuning_text(text, plan.model.tokenizer) if plan.options.tune else None
 
 
 def _chooses_formats(plan: Plan) -> bool:
@@ -179,15 +182,16 @@ def _solved(
         yield plan
         return
     progress.say(f"if it is interrupted, the same command goes on where it ended, from {folder}")
-    expected = _forecast_solving(plan, method, text, threads=threads)
-    if plan.options.tune:
-        expected = expected.then(_forecast_tuning(plan, text, threads=threads))
+    pieces = _pieces(plan, text)
+    expected = _forecast_values(plan, method, text, pieces, threads=threads)
     progress.say(f"forecast: {expected}")
     if not folder.exists():
         check_disk(expected.disk_bytes + plan.num_bytes, folder)
     solution = _solve(plan, method, text, folder, resume=resume, threads=threads, progress=progress)
-    if plan.options.tune:
-        solution = _tune(plan, solution, text, folder, resume=resume, threads=threads, progress=progress)
+    if pieces is not None:
+        if not resume:
+            remove_runs(folder, ["tuning"])
+        solution = _tune(plan, solution, pieces, folder, threads=threads, progress=progress)
     yield doors.with_solution(plan, solution)
 
 
@@ -219,27 +223,11 @@ def _solve(
 
 
 def _tune(
-    plan: Plan,
-    solution: Solution,
-    text: Calibration,
-    folder: Path,
-    *,
-    resume: bool,
-    threads: int | None,
-    progress: Progress,
+    plan: Plan, solution: Solution, pieces: TuningText, folder: Path, *, threads: int | None, progress: Progress
 ) -> Solution:
     """The solution with its norms and scales tuned."""
-    if not resume:
-        remove_runs(folder, ["tuning"])
     with progress.bar("tuning", 100) as advance:
-        tuned = tune(
-            plan.model.graph,
-            solution,
-            tuning_text(text, plan.model.tokenizer),
-            work_dir=folder,
-            threads=threads,
-            progress=percent(advance),
-        )
+        tuned = tune(plan.model.graph, solution, pieces, work_dir=folder, threads=threads, progress=percent(advance))
     for line in tuning_lines(tuned.tuning):
         progress.say(line)
     return tuned

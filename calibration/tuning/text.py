@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from qwen3_export.calibration.tokens import Calibration, TextEncoder, read_calibration
+from qwen3_export.calibration.tokens import Calibration, TextEncoder, evenly, read_calibration
 from qwen3_export.calibration.tuning.kinds import DIALOGUES, KINDS, Markers, kinds_of, read_markers
 from qwen3_export.errors import CalibrationError
 
@@ -88,9 +88,8 @@ def _parts(windows: Windows, markers: Markers, length: int) -> tuple[list[_Piece
             f"{sum(map(len, windows))} tokens in {len(windows)} windows are too few to tune on and to compare on; give "
             "more text, or shorter windows"
         )
-    count = min(len(pieces), max(2, TOKENS // length))
-    chosen = [pieces[i] for i in np.linspace(0, len(pieces) - 1, count).round().astype(int).tolist()]
-    every = min(HELD_BACK, count)
+    chosen = evenly(pieces, max(2, TOKENS // length))
+    every = min(HELD_BACK, len(chosen))
     return [piece for i, piece in enumerate(chosen) if i % every != every - 1], chosen[every - 1 :: every]
 
 
