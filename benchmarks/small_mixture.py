@@ -14,21 +14,15 @@ Shapes: W windows, T tokens, P tokens of a batch, E experts, L layers
 
 from __future__ import annotations
 
-import argparse
 import json
-from pathlib import Path
+from typing import Any
 
 import torch
+from distilling import distil, read_arguments, read_windows, save, source_folder
 from torch import Tensor
-from torch.nn import functional
 from transformers import GenerationConfig, Qwen3ForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
-from qwen3_export.calibration.tokens import read_calibration
-from qwen3_export.checkpoint.hub import demo_folder
-from qwen3_export.checkpoint.model import load
-
 EXPERTS, ACTIVE, NOISE, BALANCE = 8, 2, 1.0, 0.01
-WINDOW, BATCH, LEARNING_RATE = 256, 4, 1e-3
 MIXTURE = {
     "model_type": "qwen3_moe", "architectures": ["Qwen3MoeForCausalLM"], "num_experts": EXPERTS,
     "num_experts_per_tok": ACTIVE, "norm_topk_prob": True, "decoder_sparse_step": 1, "mlp_only_layers": [],
@@ -36,20 +30,24 @@ MIXTURE = {
 
 
 def main() -> None:
-    arguments = _arguments()
-    source = demo_folder() if arguments.model == "demo" else Path(arguments.model)
-    tokenizer = load(str(source)).tokenizer
-    windows = read_calibration(arguments.text, tokenizer, num_samples=10_000, sequence_length=WINDOW).windows
-    tokens_WT = torch.stack([torch.from_numpy(window_T) for window_T in windows if len(window_T) == WINDOW])
+    arguments = read_arguments(__doc__, steps=300)
+    source = source_folder(arguments.model)
+    tokens_WT = read_windows(source, arguments.text)
     generator = torch.Generator().manual_seed(0)
     teacher = Qwen3ForCausalLM.from_pretrained(source, dtype=torch.float32).eval()
     student = mixture_of(teacher, json.loads((source / "config.json").read_text()), generator)
-    train(student, teacher, tokens_WT, steps=arguments.steps, generator=generator)
-    student.to(torch.bfloat16).save_pretrained(arguments.folder)
-    GenerationConfig.from_pretrained(source).save_pretrained(arguments.folder)
-    for path in source.iterdir():
-        if not (arguments.folder / path.name).exists() and path.suffix == ".json":
-            (arguments.folder / path.name).write_bytes(path.read_bytes())
+    distil(
+        student,
+        teacher,
+        list(student.parameters()),
+        tokens_WT,
+        steps=arguments.steps,
+        generator=generator,
+        beside=_balance,
+        output_router_logits=True,
+    )
+    student.generation_config = GenerationConfig.from_pretrained(source)
+    save(student, source, arguments.folder)
     for layer, counts_E in enumerate(tokens_by_expert(student, tokens_WT).tolist()):
         print(f"layer {layer}: {' '.join(map(str, counts_E))} tokens by expert, of {tokens_WT.numel()}")
 
@@ -69,35 +67,6 @@ def mixture_of(dense: Qwen3ForCausalLM, document: dict[str, object], generator: 
     return mixture
 
 
-def train(
-    student: Qwen3MoeForCausalLM,
-    teacher: Qwen3ForCausalLM,
-    tokens_WT: Tensor,
-    *,
-    steps: int,
-    generator: torch.Generator,
-) -> None:
-    """Train the student, in place, to give the teacher's distribution."""
-    parameters = list(student.parameters())
-    optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE, weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps)
-    for step in range(steps):
-        chosen = torch.randint(len(tokens_WT), (BATCH,), generator=generator)
-        with torch.no_grad():
-            expected = torch.log_softmax(teacher(tokens_WT[chosen]).logits, dim=-1)
-        out = student(tokens_WT[chosen], output_router_logits=True)
-        found = torch.log_softmax(out.logits, dim=-1)
-        loss = functional.kl_div(found, expected, reduction="none", log_target=True).sum(-1).mean()
-        balance = torch.stack([_imbalance(logits_PE) for logits_PE in out.router_logits]).mean()
-        optimizer.zero_grad()
-        (loss + BALANCE * balance).backward()
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        schedule.step()
-        if step % 50 == 0 or step == steps - 1:
-            print(f"step {step}: KL divergence {loss.item():.3f}, imbalance {balance.item():.2f}", flush=True)
-
-
 @torch.no_grad()
 def tokens_by_expert(mixture: Qwen3MoeForCausalLM, tokens_WT: Tensor) -> Tensor:
     """How many tokens each expert of each layer gets, [L, E]."""
@@ -113,6 +82,12 @@ def _noisy_copies(weight: Tensor, generator: torch.Generator) -> Tensor:
     return weight + NOISE * weight.std() * noise
 
 
+def _balance(out: Any) -> tuple[Tensor, str]:
+    """What uneven use of experts adds to the loss."""
+    imbalance = torch.stack([_imbalance(logits_PE) for logits_PE in out.router_logits]).mean()
+    return BALANCE * imbalance, f", imbalance {imbalance.item():.2f}"
+
+
 def _imbalance(logits_PE: Tensor) -> Tensor:
     """1 where experts get equally many tokens, and more otherwise (the Switch Transformer's loss, arXiv 2101.03961)."""
     share_E = _chosen(logits_PE).float().mean(dim=0) / ACTIVE
@@ -122,15 +97,6 @@ def _imbalance(logits_PE: Tensor) -> Tensor:
 def _chosen(logits_PE: Tensor) -> Tensor:
     """1 for the experts that a token is sent to, 0 for others."""
     return torch.zeros_like(logits_PE, dtype=torch.int64).scatter(1, logits_PE.topk(ACTIVE).indices, 1)
-
-
-def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--model", default="demo")
-    parser.add_argument("--text", type=Path)
-    parser.add_argument("--steps", type=int, default=300)
-    return parser.parse_args()
 
 
 if __name__ == "__main__":
